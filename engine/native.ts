@@ -1,0 +1,208 @@
+/**
+ * The addon's types: everything TypeScript may know of the native side. The addon validates only what
+ * guards memory (bounds of files, tables and token ids); everything else is validated before it is called.
+ * Errors it throws are `NativeError`s; promises reject with the same.
+ */
+
+/** A rung of the ladder: the width that a model's matrices are kept in. */
+export type Precision = 'fp16' | 'int8' | 'int4'
+
+/** `code` is stable: invalid_file, unsupported, out_of_memory, invalid_argument, device_failed, io_error. */
+export interface NativeError extends Error {
+  code: string
+}
+
+/** One device that the native side can run on. */
+export interface NativeDeviceInfo {
+  kind: 'cpu' | 'cuda'
+  index: number
+  /** Marketing name, e.g. "AMD EPYC 9354". */
+  name: string
+  /** Physical memory, bytes. */
+  memoryBytes: number
+  /** Instruction sets in use ("avx2", "avx512-vnni") or compute capability ("sm_90"). */
+  features: string[]
+}
+
+/** One tensor of a checkpoint file. `shape` is row-major, outermost first ([N, K] for a matrix). */
+export interface TensorInfo {
+  name: string
+  /** Element or block type in lower case: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0. */
+  type: string
+  shape: number[]
+  /** Absolute byte offset in the file; checked to lie inside it. */
+  offset: number
+  bytes: number
+}
+
+/** A parsed GGUF header. 64-bit integers above 2^53 are refused as invalid_file. */
+export interface GgufFile {
+  version: number
+  metadata: Record<string, GgufValue>
+  tensors: TensorInfo[]
+}
+
+/** Numeric arrays come as typed arrays or number[], string arrays as string[]. */
+export type GgufValue = number | boolean | string | readonly string[] | ArrayLike<number> | GgufValue[]
+
+/** Hyperparameters of a decoder-only transformer. Every family is a setting of these fields. */
+export interface ModelSpec {
+  vocabSize: number
+  hiddenSize: number
+  numLayers: number
+  numHeads: number
+  numKvHeads: number
+  headDim: number
+  intermediateSize: number
+  rmsNormEps: number
+  /** Inverse frequencies, length rotary_dim / 2, rope scaling already applied. */
+  ropeInvFreq: Float32Array
+  /** Multiplies cos and sin (yarn, longrope); 1 otherwise. */
+  ropeScale: number
+  /** true: pairs are (2i, 2i+1) as in llama.cpp's llama files; false: (i, i + rotary_dim/2) as in Hugging Face. */
+  ropeInterleaved: boolean
+  /** Softmax scale, usually 1/sqrt(headDim). */
+  attentionScale: number
+  /** Sliding window per layer in tokens, 0 = full attention; length numLayers. */
+  windows: Int32Array
+}
+
+/** Where a logical weight's bytes are. */
+export interface WeightSource {
+  /**
+   * Logical name: embed, final_norm, head (absent = tied to embed), and per layer i
+   * "layers.i." + attn_norm, q, k, v, o, q_bias, k_bias, v_bias, q_norm, k_norm, ffn_norm, gate, up, down.
+   */
+  slot: string
+  /** Index into LoadRequest.files. */
+  file: number
+  offset: number
+  bytes: number
+  type: string
+  shape: number[]
+}
+
+/** Everything a device needs to make one variant resident. */
+export interface LoadRequest {
+  spec: ModelSpec
+  files: string[]
+  weights: WeightSource[]
+  precision: Precision
+  /** Slots the step functions may use, i.e. the largest number of concurrent sequences. */
+  maxSlots: number
+  /** Largest number of tokens of one step; sizes the workspace. */
+  maxBatchTokens: number
+  /** Tokens per KV block. */
+  blockSize: number
+}
+
+/** How a device is opened. */
+export interface DeviceOptions {
+  kind: 'cpu' | 'cuda'
+  index: number
+  /** CPU worker threads; ignored for CUDA. */
+  threads: number
+  /** Bytes of the KV arena, reserved once. Offsets in block tables are in units of `KV_UNIT_BYTES` in it. */
+  kvArenaBytes: number
+}
+
+/** Granularity of block table entries in bytes: entry e addresses arena byte e * KV_UNIT_BYTES. */
+export const KV_UNIT_BYTES = 256
+
+/** The addon's module object. */
+export interface NativeAddon {
+  version(): string
+  devices(): NativeDeviceInfo[]
+  /** Maps and parses a GGUF header; throws invalid_file with the place and the reason. */
+  readGguf(path: string): GgufFile
+  /** Throws out_of_memory when the arena cannot be reserved. */
+  openDevice(options: DeviceOptions): NativeDevice
+}
+
+/** An open device: owns the arena and a worker thread; calls run in order, off the event loop. */
+export interface NativeDevice {
+  /** A transaction: on rejection every byte taken is given back. */
+  loadModel(request: LoadRequest): Promise<NativeModel>
+  /** Frees the arena and stops the threads. All models must be unloaded first. */
+  close(): Promise<void>
+}
+
+/** One resident variant. */
+export interface NativeModel {
+  readonly weightBytes: number
+  readonly workspaceBytes: number
+  /** Bytes of one KV block (all layers, keys and values), a multiple of KV_UNIT_BYTES. */
+  readonly blockBytes: number
+  /**
+   * Starts a sequence in a slot: sampling state from its parameters and the tokens so far.
+   * Must be called before the first step with that slot; calling it again replaces the state (preemption, replay).
+   */
+  setSlot(slot: number, state: SlotState): void
+  /** Runs one batch. May be called again before it resolves; steps run in order. */
+  step(batch: StepBatch): Promise<StepResult>
+  unload(): Promise<void>
+}
+
+/** Sampling state of one sequence; neutral values as in SamplingParams of engine.proto. */
+export interface SlotState {
+  temperature: number
+  topK: number
+  topP: number
+  minP: number
+  repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  /** Unsigned 53-bit. Draws depend only on (seed, absolute position, token). */
+  seed: number
+  biasTokens: Int32Array
+  biasValues: Float32Array
+  /** Masked (never sampled) while fewer than minTokens output tokens exist. */
+  stopTokens: Int32Array
+  minTokens: number
+  /** Prompt, then output so far. */
+  tokens: Int32Array
+  promptLength: number
+}
+
+/**
+ * One step over S sequences with T tokens in all, flattened; R rows get logits.
+ * A sequence's tokens are consecutive and occupy positions firstPosition .. firstPosition + count - 1;
+ * the KV of everything before firstPosition is already in its blocks.
+ */
+export interface StepBatch {
+  /** [T] token ids; -1 = the token last sampled for the sequence's slot (the previous step need not have resolved). */
+  tokens: Int32Array
+  /** [S + 1] prefix sums of each sequence's token count. */
+  seqStarts: Int32Array
+  /** [S] position of each sequence's first token of this step. */
+  firstPositions: Int32Array
+  /** [S] slot of each sequence. */
+  slots: Int32Array
+  /** [S + 1] prefix sums into `blocks`. */
+  blockStarts: Int32Array
+  /** Block table entries of every sequence, covering position 0 to the last position of this step. */
+  blocks: Uint32Array
+  /** [R] index into `tokens`: whose logits the row is. */
+  rowTokens: Int32Array
+  /** [R] index into the sequences: whose slot samples or scores the row. */
+  rowSeqs: Int32Array
+  /** [R] token to score (prompt log probabilities), or -1 = sample and append to the slot's state. */
+  rowTargets: Int32Array
+  /** [R] alternatives to report, 0..20; -1 = no log probabilities at all. */
+  rowTop: Int32Array
+}
+
+/** Results by row, in the order of the batch's rows. Log probabilities are natural, of the raw model distribution. */
+export interface StepResult {
+  /** [R] sampled token, or the target. */
+  tokens: Int32Array
+  /** [R], or empty when no row asked. */
+  logprobs: Float32Array
+  /** [R] 1-based rank of the token, or empty. */
+  ranks: Int32Array
+  /** [R * maxTop], maxTop = the largest rowTop; unused places hold -1. */
+  topTokens: Int32Array
+  topLogprobs: Float32Array
+  /** Time the device spent on this step, microseconds. */
+  deviceMicros: number
+}

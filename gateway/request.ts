@@ -1,0 +1,104 @@
+/**
+ * The one internal request type and the one internal event type. Protocol adapters decode into the first and
+ * encode the second; they hold no other logic.
+ */
+import type { GatewayError } from './errors.js'
+
+/** One chat message as the template sees it. */
+export interface ChatMessage {
+  role: 'system' | 'user' | 'assistant' | 'tool'
+  content: string
+  name?: string
+}
+
+/** What the model is to continue. */
+export type GenerateInput =
+  | { kind: 'chat'; messages: ChatMessage[] }
+  | { kind: 'text'; text: string }
+  | { kind: 'tokens'; tokens: number[] }
+
+/** Sampling fields after defaults; neutral values are those of SamplingParams in engine.proto. */
+export interface Sampling {
+  temperature: number
+  topK: number
+  topP: number
+  minP: number
+  repetitionPenalty: number
+  presencePenalty: number
+  frequencyPenalty: number
+  /** Absent: drawn by the gateway, so that every request can be replayed. */
+  seed?: number
+  logitBias: Map<number, number>
+  minTokens: number
+  ignoreEos: boolean
+  stopTokenIds: number[]
+}
+
+/** A decoded, validated generation request, independent of its protocol. */
+export interface GenerateRequest {
+  /** Ours, unique; a client's own id is only logged. */
+  id: string
+  /** As the client named it: id, id:rung or tag. */
+  model: string
+  input: GenerateInput
+  sampling: Sampling
+  /** Stop strings: end the choice; they are not part of its text. */
+  stop: string[]
+  /** Absent: as much as the context allows. */
+  maxTokens?: number
+  /** Number of alternatives per token; absent = no log probabilities. */
+  topLogprobs?: number
+  /** The prompt is part of the answer (with its log probabilities when topLogprobs is set). */
+  echo: boolean
+  /** Choices; choice i samples with seed + i. */
+  n: number
+  /** Lower is served first. */
+  priority: number
+  /** Milliseconds from arrival; 0 = none. */
+  deadlineMs: number
+  /** Fairness and prefix-cache salt. */
+  tenant: string
+  traceparent?: string
+}
+
+/** One token's log probability as clients see it. */
+export interface TokenLogprob {
+  id: number
+  /** Text of the token on its own (may hold U+FFFD for a part of a character). */
+  token: string
+  /** Natural log; null where undefined (the first prompt token). */
+  logprob: number | null
+  top: { id: number; token: string; logprob: number }[]
+}
+
+/** Token counts of a whole request, all choices. */
+export interface Usage {
+  promptTokens: number
+  completionTokens: number
+  cachedTokens: number
+}
+
+/** Events of one request, in order: started, then per choice text* finished, then usage. An error ends it instead. */
+export type GenerateEvent =
+  | { type: 'started'; variant: string; reason: string }
+  | { type: 'text'; index: number; text: string; tokens: number[]; logprobs?: TokenLogprob[] }
+  | { type: 'finished'; index: number; reason: 'stop' | 'length' }
+  | { type: 'usage'; usage: Usage }
+  | { type: 'error'; error: GatewayError }
+
+/** Receives a request's events synchronously as they happen; must not throw. Nothing follows usage or error. */
+export type GenerateSink = (event: GenerateEvent) => void
+
+/** A running request. Every method may be called at any time, also after the end. */
+export interface GenerateHandle {
+  /** Stops the work within one engine step; the sink gets an error event `cancelled` unless it had its end. */
+  cancel(): void
+  /** Back pressure: while paused the engine does not schedule the request's sequences. */
+  pause(): void
+  resume(): void
+}
+
+/** The pipeline behind every protocol: text, routing, engine. Errors come through the sink, never thrown. */
+export interface Generator {
+  generate(request: GenerateRequest, sink: GenerateSink): GenerateHandle
+}

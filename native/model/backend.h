@@ -1,0 +1,69 @@
+// The seam between the addon (or a C++ program) and a backend: a device, its models, one call per step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/status.h"
+#include "model/spec.h"
+#include "ops/sample.h"
+
+namespace edgeshift {
+
+// Where one logical weight's bytes are: mapped file memory, valid during the load. Slots are named in engine/native.ts.
+struct WeightSource {
+  std::string slot;
+  std::string type;  // f32, f16, bf16, q4_0, ...
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+  size_t bytes = 0;
+};
+
+struct LoadOptions {
+  Precision precision = Precision::fp16;
+  int max_slots = 0;
+  int max_batch_tokens = 0;
+  int block_size = 0;
+};
+
+// One step, host arrays; fields as StepBatch in engine/native.ts.
+struct StepBatch {
+  std::vector<int32_t> tokens, seq_starts, first_positions, slots, block_starts, row_tokens, row_seqs, row_targets, row_top;
+  std::vector<uint32_t> blocks;
+};
+
+struct StepResult {
+  std::vector<SampleRow> rows;
+  int64_t device_micros = 0;
+};
+
+// A resident variant. Not thread-safe: its device's worker thread makes all calls.
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual size_t weight_bytes() const = 0;
+  virtual size_t workspace_bytes() const = 0;
+  virtual size_t block_bytes() const = 0;
+  // Starts or replaces a slot's sampling state.
+  virtual Status set_slot(int slot, SamplingState state) = 0;
+  // Checks every index against its bounds, then runs the batch. On error the cache of the batch's own tokens is undefined.
+  virtual Status step(const StepBatch& batch, StepResult& result) = 0;
+};
+
+// An open device; owns the KV arena.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  // A transaction: on error every byte taken is given back.
+  virtual Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& weights,
+                                              const LoadOptions& options) = 0;
+};
+
+// Opens the CPU with `threads` workers and an arena of `kv_bytes`; out_of_memory when it cannot be reserved.
+Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes);
+
+}  // namespace edgeshift

@@ -1,0 +1,19 @@
+// Matrix product with a packed weight.
+#pragma once
+
+#include "ops/packed_matrix.h"
+
+namespace edgeshift {
+
+// y[t, n] = x[t, k] * W^T + bias. A row of y depends on its own row of x alone, bit for bit, whatever t is
+// (CPU; CUDA within tolerance). Backends may quantize x to int8 per group of 32 inputs for int8 and int4 weights.
+template <class Act>
+struct MatmulArgs {
+  const Act* x = nullptr;  // [t, k]
+  const PackedMatrix* weight = nullptr;
+  const float* bias = nullptr;  // [n] or null
+  Act* y = nullptr;             // [t, n]
+  int t = 0;
+};
+
+}  // namespace edgeshift

@@ -1,0 +1,21 @@
+// Bundles the TypeScript sources into dist/: one file per process or worker. Packages stay in node_modules.
+import { build } from 'esbuild'
+import { chmodSync, rmSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..')
+rmSync(join(root, 'dist'), { recursive: true, force: true })
+await build({
+  absWorkingDir: root,
+  entryPoints: { cli: 'gateway/cli/main.ts', engine: 'engine/main.ts' },
+  outdir: 'dist',
+  bundle: true,
+  platform: 'node',
+  target: 'node20',
+  format: 'esm',
+  packages: 'external',
+  sourcemap: true,
+  logLevel: 'warning',
+})
+chmodSync(join(root, 'dist', 'cli.js'), 0o755)

@@ -13,6 +13,7 @@ const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).
 const missing = [
   ['cmake', ['cmake'], 'CMake 3.20 or newer (Debian and Ubuntu: apt install cmake; macOS: brew install cmake)'],
   ['a C++20 compiler', [process.env.CXX ?? 'c++', 'g++', 'clang++'], 'a C++20 compiler (Debian and Ubuntu: apt install g++)'],
+  ['make or ninja', ['ninja', 'make', 'gmake'], 'make or Ninja (Debian and Ubuntu: apt install make)'],
 ].filter(([, commands]) => !commands.some(has))
 if (missing.length > 0) {
   console.error(`edgeshift needs ${missing.map(([, , hint]) => hint).join(' and ')} to build its native part.`)

@@ -45,6 +45,8 @@ export interface HealthReport {
 export interface Limits {
   maxBodyBytes: number
   maxPromptTokens: number
+  /** Prompts of one completions request (`prompt` as an array). */
+  maxPrompts: number
   maxStopStrings: number
   maxStopLength: number
   maxChoices: number

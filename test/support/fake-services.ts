@@ -2,7 +2,14 @@
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import { GatewayError } from '../../gateway/errors.js'
-import type { GenerateEvent, GenerateHandle, GenerateRequest, GenerateSink, Generator } from '../../gateway/request.js'
+import type {
+  GenerateEvent,
+  GenerateHandle,
+  GenerateRequest,
+  GenerateSink,
+  Generator,
+  TokenLogprob,
+} from '../../gateway/request.js'
 import type { HealthReport, Limits, ModelDirectory, ModelEntry, Services } from '../../gateway/services.js'
 
 /** One request as the fake generator sees it; the test or its script drives it. */
@@ -35,8 +42,8 @@ export class FakeRun {
     this.emit({ type: 'started', variant: 'fake:int4', reason: 'only rung' })
   }
 
-  text(text: string, index = 0, tokens: number[] = [text.length]): void {
-    this.emit({ type: 'text', index, text, tokens })
+  text(text: string, index = 0, tokens: number[] = [text.length], logprobs?: TokenLogprob[]): void {
+    this.emit({ type: 'text', index, text, tokens, ...(logprobs && { logprobs }) })
   }
 
   /** Finishes every choice and reports usage. */
@@ -178,6 +185,7 @@ async function settle<T>(work: () => T): Promise<T> {
 export const TEST_LIMITS: Limits = {
   maxBodyBytes: 64 * 1024,
   maxPromptTokens: 4096,
+  maxPrompts: 8,
   maxStopStrings: 4,
   maxStopLength: 64,
   maxChoices: 4,

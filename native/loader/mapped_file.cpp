@@ -1,0 +1,67 @@
+#include "loader/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "core/text.h"
+
+namespace edgeshift {
+
+namespace {
+
+Status io_error(const std::string& path, const char* what) {
+  return error(Code::io_error, path, ": ", what, ": ", std::strerror(errno));
+}
+
+struct Descriptor {
+  int fd;
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+}  // namespace
+
+Result<MappedFile> MappedFile::open(const std::string& path) {
+  if (path.find('\0') != std::string::npos) return error(Code::invalid_argument, "the path has a NUL byte");
+  // O_NONBLOCK: opening a FIFO must not wait for a writer before fstat can refuse it.
+  Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (file.fd < 0) return io_error(path, "cannot open");
+  struct stat info;
+  if (::fstat(file.fd, &info) != 0) return io_error(path, "cannot stat");
+  if (!S_ISREG(info.st_mode)) return error(Code::invalid_file, path, ": not a regular file");
+  if (info.st_size == 0) return error(Code::invalid_file, path, ": the file is empty");
+  MappedFile mapped;
+  mapped.size_ = static_cast<size_t>(info.st_size);
+  void* address = ::mmap(nullptr, mapped.size_, PROT_READ, MAP_SHARED, file.fd, 0);
+  if (address == MAP_FAILED) return io_error(path, "cannot map");
+  mapped.data_ = static_cast<const uint8_t*>(address);
+  return mapped;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), size_);
+}
+
+void MappedFile::swap(MappedFile& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+}
+
+void MappedFile::will_read(size_t offset, size_t bytes) const {
+  if (offset >= size_) return;
+  const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t start = offset / page * page;
+  const size_t length = bytes < size_ - offset ? bytes + (offset - start) : size_ - start;
+  auto address = const_cast<uint8_t*>(data_ + start);
+  ::madvise(address, length, MADV_SEQUENTIAL);
+  ::madvise(address, length, MADV_WILLNEED);
+}
+
+}  // namespace edgeshift

@@ -9,8 +9,11 @@ namespace edgeshift {
 // Bytes per unit of a block table entry.
 inline constexpr size_t kKvUnitBytes = 256;
 
-// Block b of a model lies at arena + table entry * kKvUnitBytes and holds, for every layer, keys then values:
-//   [layers][2][kv_heads][block_size][head_dim] elements of fp16.
+// Block b of a model lies at arena + table entry * kKvUnitBytes and holds, for every layer, fp16 elements
+//   keys   [kv_heads][head_dim][block_size]
+//   values [kv_heads][block_size][head_dim]
+// Keys are transposed so that the scores of neighbouring positions are computed in the lanes of one vector register,
+// with no sum across lanes. (The CPU's layout; another backend may order a block differently within the same bytes.)
 // Any model's blocks may lie anywhere in the arena: models share it page by page.
 struct KvLayout {
   int layers = 0;
@@ -19,6 +22,9 @@ struct KvLayout {
   int block_size = 0;  // tokens
 
   size_t head_elements() const { return size_t(block_size) * head_dim; }
+  // Elements from a layer's start to a head's keys or values.
+  size_t key_offset(int head) const { return size_t(head) * head_elements(); }
+  size_t value_offset(int head) const { return size_t(kv_heads + head) * head_elements(); }
   size_t layer_elements() const { return 2 * size_t(kv_heads) * head_elements(); }
   // Rounded up to whole units.
   size_t block_bytes() const {

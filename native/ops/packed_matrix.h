@@ -13,8 +13,11 @@ struct PackedMatrix {
   Precision precision = Precision::fp16;
   int n = 0;  // output features
   int k = 0;  // input features
-  // Inputs that share one (scale, minimum): 32, 64, 128 or k. Unused for fp16.
+  // Inputs that share one (scale, minimum): a multiple of 32. Unused for fp16.
   int group = 0;
+  bool has_minimums = false;  // always for int4
+  // Input feature of each position along k, [k] in the backend's memory; null = identity.
+  const int32_t* permutation = nullptr;
   void* data = nullptr;
   size_t bytes = 0;
 };
@@ -22,10 +25,12 @@ struct PackedMatrix {
 // One logical weight before packing, canonical form (w = q * scale + minimum), all arrays in host or device memory
 // as the backend's pack function says.
 //   fp16: values  f16 [n, k]
-//   int8: codes   int8 [n, k], scales f16 [n, k / group]; minimums f16 [n, k / group] or null (symmetric)
-//   int4: codes   uint8 [n, k / 2], element 2i in the low nibble, unsigned 0..15; scales, minimums f16 [n, k / group]
-// k is a multiple of group; group is a multiple of 32.
+//   int8: codes   int8 [n, kp], scales f16 [n, kp / group]; minimums f16 [n, kp / group] or null (symmetric)
+//   int4: codes   uint8 [n, kp / 2], element 2i in the low nibble, unsigned 0..15; scales, minimums f16 [n, kp / group]
+// group is a multiple of 32; kp is k rounded up to whole groups, the codes past k are zero.
 struct CanonicalMatrix {
+  int padded_k() const { return group ? (k + group - 1) / group * group : k; }
+
   Precision precision = Precision::fp16;
   int n = 0;
   int k = 0;

@@ -1,0 +1,77 @@
+// Fork-join workers for the CPU kernels.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "core/status.h"
+#include "cpu/buffer.h"
+#include "cpu/isa.h"
+
+namespace edgeshift::cpu {
+
+// `threads` workers, the calling thread among them. One thread at a time may call; jobs never nest and never throw.
+// Workers spin for some microseconds after a job, so that the next op of a step finds them awake, then park: an idle
+// pool uses no CPU. A job allocates nothing.
+class ThreadPool {
+ public:
+  // `isa` is the instruction set of every op that runs on this pool (tests force lower ones).
+  explicit ThreadPool(int threads, Isa isa = default_isa());
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return threads_; }
+  Isa isa() const { return isa_; }
+
+  // Calls body(begin, end, worker) over disjoint ranges that cover [0, count), each of at most `chunk` indices.
+  // Every worker starts on its own contiguous share, for streaming, and helps the others when it is through.
+  // Runs on the caller alone when one chunk is enough. Returns when all is done.
+  template <class Body>
+  void for_ranges(int64_t count, int64_t chunk, const Body& body) {
+    if (count <= 0) return;
+    if (threads_ == 1 || count <= chunk) {
+      body(int64_t(0), count, 0);
+      return;
+    }
+    run(count, chunk, [](const void* context, int64_t begin, int64_t end, int worker) {
+      (*static_cast<const Body*>(context))(begin, end, worker);
+    }, &body);
+  }
+
+  // Memory for intermediate results of one op, kept until the next call asks for more. The content does not survive
+  // the op. Ops call it; the owner may call it once with the *_scratch_bytes of its largest shapes, so that later
+  // steps allocate nothing. out_of_memory when it cannot grow.
+  Result<void*> scratch(size_t bytes);
+
+ private:
+  using Function = void (*)(const void* context, int64_t begin, int64_t end, int worker);
+  // A worker's share of the job; others advance `next` too when they help.
+  struct alignas(128) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  void run(int64_t count, int64_t chunk, Function function, const void* context);
+  void work(int worker);
+  void worker_main(int worker);
+  uint32_t wait_for_job(uint32_t seen);
+
+  const int threads_;
+  const Isa isa_;
+  std::unique_ptr<Share[]> shares_;
+  int64_t chunk_ = 0;
+  Function function_ = nullptr;
+  const void* context_ = nullptr;
+  alignas(128) std::atomic<uint32_t> generation_{0};
+  std::atomic<bool> stop_{false};
+  alignas(128) std::atomic<int> parked_{0};
+  alignas(128) std::atomic<int> running_{0};
+  Buffer scratch_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace edgeshift::cpu

@@ -1,0 +1,29 @@
+// Decoding of the weight types that GGUF files hold (ggml-common.h block layouts; FORMATS: "GGUF").
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "core/status.h"
+
+namespace edgeshift {
+
+enum class BlockType { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0 };
+
+// Weights per block: 32 for the quantized types, 1 for the others.
+int block_weights(BlockType type);
+// Bytes per block.
+int block_bytes(BlockType type);
+inline size_t row_bytes(BlockType type, int64_t k) {
+  return size_t(k / block_weights(type)) * size_t(block_bytes(type));
+}
+
+// From the lower-case name, e.g. "q4_1"; unsupported for any other.
+Result<BlockType> parse_block_type(std::string_view name);
+
+// out[rows, k] in float, exactly. `data` holds `rows` whole rows, row-major, unaligned.
+// invalid_argument when k is not a whole number of blocks.
+Status dequantize_rows(BlockType type, const void* data, int64_t rows, int64_t k, float* out);
+
+}  // namespace edgeshift

@@ -1,0 +1,142 @@
+import { type Finding, type KeyPath } from './problem.js'
+import { LADDER, type ParsedConfig } from './schema.js'
+import { isLoopback } from './values.js'
+import { nearest } from './nearest.js'
+
+type Model = ParsedConfig['models'][number]
+
+/** The rules between fields: what the schema cannot say of one value alone. */
+export function checkConfig(config: ParsedConfig): Finding[] {
+  const deviceIds = config.devices.map((device) => device.id)
+  return [
+    ...checkServer(config.server),
+    ...duplicates(deviceIds, (index) => ['devices', index, 'id'], 'device id'),
+    ...checkNames(config.models),
+    ...config.models.flatMap((model, index) => checkModel(model, ['models', index], deviceIds)),
+    ...checkScheduler(config.scheduler),
+  ]
+}
+
+function checkServer(server: ParsedConfig['server']): Finding[] {
+  const findings: Finding[] = []
+  if (server.api_keys_file !== undefined) {
+    findings.push({
+      path: ['server', 'api_keys_file'],
+      message: 'API keys are not checked yet; remove this line and listen on a loopback address',
+    })
+  }
+  for (const key of ['http', 'grpc'] as const) {
+    const { host } = server[key]
+    if (isLoopback(host)) continue
+    findings.push({
+      path: ['server', key],
+      message: `${host} is not a loopback address; off loopback API keys are required, and they are not supported yet`,
+    })
+  }
+  const { http, grpc } = server
+  if (http.port !== 0 && http.port === grpc.port && http.host === grpc.host) {
+    findings.push({ path: ['server', 'grpc'], message: 'the same address as server.http' })
+  }
+  return findings
+}
+
+function checkScheduler(scheduler: ParsedConfig['scheduler']): Finding[] {
+  if (scheduler.max_num_batched_tokens >= scheduler.max_num_seqs) return []
+  const message = `${scheduler.max_num_batched_tokens} is less than max_num_seqs (${scheduler.max_num_seqs}): each running sequence needs one token a step`
+  return [{ path: ['scheduler', 'max_num_batched_tokens'], message }]
+}
+
+function duplicates(names: readonly string[], path: (index: number) => KeyPath, what: string): Finding[] {
+  return names.flatMap((name, index) =>
+    names.indexOf(name) === index ? [] : [{ path: path(index), message: `${what} "${name}" is used twice` }],
+  )
+}
+
+/** Ids and tags are one namespace: clients name either. */
+function checkNames(models: readonly Model[]): Finding[] {
+  const findings = duplicates(
+    models.map((model) => model.id),
+    (index) => ['models', index, 'id'],
+    'model id',
+  )
+  const ids = new Set(models.map((model) => model.id))
+  const owners = new Map<string, string>()
+  for (const [index, { id, tags }] of models.entries()) {
+    if (id === 'auto')
+      findings.push({ path: ['models', index, 'id'], message: '"auto" is reserved: it lets the router choose' })
+    for (const [place, tag] of tags.entries()) {
+      const path = ['models', index, 'tags', place]
+      const owner = owners.get(tag)
+      if (tag === 'auto') findings.push({ path, message: '"auto" is reserved: it lets the router choose' })
+      else if (ids.has(tag)) findings.push({ path, message: `tag "${tag}" is the id of a model` })
+      else if (owner !== undefined) findings.push({ path, message: `tag "${tag}" already belongs to model "${owner}"` })
+      else owners.set(tag, id)
+    }
+  }
+  return findings
+}
+
+function checkModel(model: Model, path: KeyPath, deviceIds: readonly string[]): Finding[] {
+  return [...checkLadder(model, path), ...checkPlacement(model, path, deviceIds), ...checkPolicy(model, path)]
+}
+
+function checkPlacement(model: Model, path: KeyPath, deviceIds: readonly string[]): Finding[] {
+  const devices = model.placement.devices ?? []
+  const place = (index: number) => [...path, 'placement', 'devices', index]
+  const unknown = devices.flatMap((id, index) => {
+    if (deviceIds.includes(id)) return []
+    const near = nearest(id, deviceIds)
+    return [
+      {
+        path: place(index),
+        message: `no device "${id}"; ${near === undefined ? `devices: ${deviceIds.join(', ')}` : `did you mean "${near}"?`}`,
+      },
+    ]
+  })
+  return [...unknown, ...duplicates(devices, place, 'device')]
+}
+
+function checkPolicy(model: Model, path: KeyPath): Finding[] {
+  const lowest = model.policy.min_precision
+  const findings = duplicates(model.policy.degrade_on, (index) => [...path, 'policy', 'degrade_on', index], 'cause')
+  if (lowest !== undefined && !model.variants.some((variant) => variant.precision === lowest)) {
+    findings.push({ path: [...path, 'policy', 'min_precision'], message: `the ladder has no ${lowest} rung` })
+  }
+  return findings
+}
+
+function checkLadder(model: Model, path: KeyPath): Finding[] {
+  const findings: Finding[] = []
+  const rank = (index: number) => LADDER.indexOf(model.variants[index]?.precision ?? 'fp16')
+  for (const [index, variant] of model.variants.entries()) {
+    const here = [...path, 'variants', index]
+    const first = model.variants.findIndex((other) => other.precision === variant.precision)
+    if (first < index) findings.push({ path: [...here, 'precision'], message: `${variant.precision} is listed twice` })
+    else if (index > 0 && rank(index) < rank(index - 1))
+      findings.push({
+        path: [...here, 'precision'],
+        message: `${variant.precision} stands below a worse rung; the best precision comes first`,
+      })
+    const source = sourceFinding(model, index)
+    if (source !== undefined) findings.push({ ...source, path: [...here, ...source.path] })
+  }
+  return findings
+}
+
+function sourceFinding(model: Model, index: number): Finding | undefined {
+  const variant = model.variants[index]
+  if (variant === undefined) return undefined
+  if (variant.path !== undefined && variant.from !== undefined)
+    return { path: ['from'], key: true, message: 'a rung has either path or from, not both' }
+  if (variant.from === undefined)
+    return variant.path === undefined
+      ? { path: [], message: 'a rung needs a path, or from: the rung it is derived from' }
+      : undefined
+  const source = model.variants.find((other) => other.precision === variant.from)
+  if (source === undefined) return { path: ['from'], message: `the ladder has no ${variant.from} rung` }
+  if (LADDER.indexOf(variant.from) >= LADDER.indexOf(variant.precision))
+    return { path: ['from'], message: `${variant.from} is not better than ${variant.precision}` }
+  if (source.path === undefined)
+    return { path: ['from'], message: `the ${variant.from} rung has no file of its own; name one that has a path` }
+  return undefined
+}

@@ -1,0 +1,159 @@
+/**
+ * The one schema of models.yaml. Keys are spelled as in the file, also in the parsed value. Every field has a
+ * description: the JSON Schema and docs/configuration.md are generated from it.
+ */
+import { z } from 'zod'
+import { address, duration, gigabytes, threads } from './values.js'
+
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*$/
+const NOT_YET = 'Accepted and checked, without effect yet.'
+
+/** Names in URLs, headers and "model:rung": letters, digits, '.', '_', '-'. */
+const name = () =>
+  z.string().regex(NAME, 'expected letters, digits, ".", "_" or "-", starting with a letter or digit').max(64)
+
+const PRECISIONS = ['fp16', 'int8', 'int4'] as const
+const precision = () => z.enum(PRECISIONS)
+
+/** Rungs from best to worst. */
+export const LADDER: readonly Precision[] = PRECISIONS
+
+/** A rung's name. */
+export type Precision = (typeof PRECISIONS)[number]
+
+const server = z.strictObject({
+  http: address()
+    .prefault('127.0.0.1:8080')
+    .describe('Address of HTTP and of the WebSocket chat (/v1/chat/ws). Port 0: any free port.'),
+  grpc: address().prefault('127.0.0.1:8081').describe('Address of the public gRPC service. Port 0: any free port.'),
+  api_keys_file: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'File of hashed API keys. Refused for now: keys are not checked yet, so only loopback addresses may be listened on.',
+    ),
+})
+
+const cpuDevice = z.strictObject({
+  id: name().describe('Name of the device in this file and in metrics.'),
+  kind: z.literal('cpu').describe('cpu or cuda.'),
+  memory_gb: gigabytes()
+    .default(4)
+    .describe('Memory for weights, KV cache and workspace together, in GB (10^9 bytes).'),
+  threads: threads().prefault('auto').describe('Worker threads; auto: one for each core this process may use.'),
+})
+
+const cudaDevice = z.strictObject({
+  id: name().describe('Name of the device in this file and in metrics.'),
+  kind: z.literal('cuda').describe('cpu or cuda. This build has no CUDA backend yet: the device fails to open.'),
+  index: z.int().min(0).max(63).default(0).describe('Index of the GPU as the driver counts them.'),
+  memory_utilization: z.number().gt(0).max(1).default(0.92).describe("Share of the GPU's memory that may be used."),
+  memory_gb: gigabytes().optional().describe('Cap in GB beside memory_utilization; the smaller one holds.'),
+  host_cache_gb: gigabytes()
+    .default(0)
+    .describe(`Pinned host memory that keeps weights ready for a switch. ${NOT_YET}`),
+  swap_gb: gigabytes().default(0).describe(`Pinned host memory for preempted sequences. ${NOT_YET}`),
+})
+
+const variant = z.strictObject({
+  precision: precision().describe('The rung: fp16, int8 or int4. At most once in a ladder.'),
+  path: z.string().min(1).optional().describe('A .gguf file, relative to this file. A rung has either path or from.'),
+  from: precision().optional().describe('Derive this rung at load from the file of a better rung that has a path.'),
+})
+
+const placement = z.strictObject({
+  devices: z
+    .array(name())
+    .min(1)
+    .optional()
+    .describe('Ids of the devices to use, in order of preference; all when absent.'),
+  pin: z.boolean().default(false).describe(`Never unload it. ${NOT_YET}`),
+  keep_alive: duration().prefault('10m').describe(`Unload after this time without requests. ${NOT_YET}`),
+})
+
+const policy = z.strictObject({
+  prefer: z
+    .enum(['highest_that_fits'])
+    .default('highest_that_fits')
+    .describe(`Which rung is served when a request names none. ${NOT_YET}`),
+  min_precision: precision()
+    .optional()
+    .describe(`The worst rung to degrade to; the last of the ladder when absent. ${NOT_YET}`),
+  degrade_on: z
+    .array(z.enum(['oom', 'failure', 'pressure']))
+    .default(['oom', 'failure', 'pressure'])
+    .describe(`What moves a model down its ladder. ${NOT_YET}`),
+  max_failures: z.int().min(1).max(1000).default(3).describe(`Failures after which a rung is left. ${NOT_YET}`),
+  recover_after: duration().prefault('60s').describe(`Time of health before a move up. ${NOT_YET}`),
+  min_dwell: duration().prefault('120s').describe(`Shortest time between two moves. ${NOT_YET}`),
+})
+
+const model = z.strictObject({
+  id: name().describe('Name clients use: "id" or "id:rung". Not "auto".'),
+  tags: z.array(name()).default([]).describe('Other names for it; a tag belongs to one model.'),
+  max_model_len: z
+    .int()
+    .min(1)
+    .max(16_777_216)
+    .optional()
+    .describe("Longest prompt plus answer in tokens; the file's own limit when absent, and never above it."),
+  variants: z.array(variant).min(1).max(LADDER.length).describe('The ladder, best precision first.'),
+  placement: placement.prefault({}).describe('Where it may run.'),
+  policy: policy.prefault({}).describe('How it moves on its ladder.'),
+})
+
+const scheduler = z.strictObject({
+  block_size: z.int().min(8).max(256).multipleOf(8).default(16).describe('Tokens per KV block, a multiple of 8.'),
+  max_num_seqs: z.int().min(1).max(4096).default(64).describe('Sequences that run at the same time, per loaded rung.'),
+  max_num_batched_tokens: z
+    .int()
+    .min(1)
+    .max(65_536)
+    .default(512)
+    .describe('Token budget of one step; longer prompts are prefilled in chunks. At least max_num_seqs.'),
+  max_waiting: z.int().min(0).max(100_000).default(256).describe('Requests that may wait; more get 429.'),
+  enable_prefix_caching: z
+    .boolean()
+    .default(true)
+    .describe('Keep the KV blocks of finished prompts and reuse them where a prompt starts the same way.'),
+  kv_cache_dtype: z
+    .enum(['auto', 'fp16'])
+    .default('auto')
+    .describe('Element type of the KV cache; auto is fp16, the only one so far.'),
+})
+
+/** The file's schema: strict, with defaults. Cross-field rules are in check.ts. */
+export const configSchema = z.strictObject({
+  server: server.prefault({}).describe('Where clients connect.'),
+  devices: z
+    .array(z.discriminatedUnion('kind', [cpuDevice, cudaDevice]))
+    .min(1)
+    .max(64)
+    .prefault([{ id: 'cpu0', kind: 'cpu' }])
+    .describe('What models may run on.'),
+  models: z.array(model).min(1).max(256).describe('What is served.'),
+  scheduler: scheduler.prefault({}).describe('How requests share a device. Names and meanings as in vLLM.'),
+})
+
+/** models.yaml, parsed and with its defaults. */
+export type ParsedConfig = z.output<typeof configSchema>
+
+/** A device of the file. */
+export type DeviceConfig = ParsedConfig['devices'][number]
+
+/** The scheduler section. */
+export type SchedulerConfig = ParsedConfig['scheduler']
+
+/** A rung whose file is known: `path` is absolute; `from` names the rung it is derived from, if any. */
+export interface VariantConfig {
+  precision: Precision
+  path: string
+  from?: Precision
+}
+
+/** A model of the file with its rungs' files resolved. */
+export type ModelConfig = Omit<ParsedConfig['models'][number], 'variants'> & { variants: VariantConfig[] }
+
+/** What the program works with. */
+export type Config = Omit<ParsedConfig, 'models'> & { models: ModelConfig[] }

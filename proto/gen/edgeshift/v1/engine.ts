@@ -64,7 +64,10 @@ export interface Submit {
   /** Variant name "model:rung", as listed by Describe. */
   variant: string;
   prompt: number[];
-  sampling?: SamplingParams | undefined;
+  sampling?:
+    | SamplingParams
+    | undefined;
+  /** New tokens beside the replayed ones; 0 = none, only the prompt's log probabilities. */
   maxTokens: number;
   /** Lower runs first; equal priorities share fairly by key. */
   priority: number;
@@ -200,6 +203,10 @@ export interface VariantStatus {
   /** why FAILED */
   error: string;
   vocabSize: number;
+  running: number;
+  waiting: number;
+  /** one KV block, all layers */
+  blockBytes: number;
 }
 
 export interface DeviceStatus {
@@ -210,6 +217,7 @@ export interface DeviceStatus {
   name: string;
   budgetBytes: number;
   ledger: LedgerEntry[];
+  /** Sums over the pools of the device's variants, whose blocks differ in size; free + cached + used = total. */
   blocksTotal: number;
   blocksUsed: number;
   blocksCached: number;
@@ -220,6 +228,13 @@ export interface DeviceStatus {
   prefixHits: number;
   preemptions: number;
   steps: number;
+  /** Sums over all steps; divided by `steps` they give the mean batch. */
+  stepTokens: number;
+  stepSequences: number;
+  stepDeviceUs: number;
+  /** Of the KV arena: all of it, and what no variant's pool holds. */
+  kvBytes: number;
+  kvUnassignedBytes: number;
 }
 
 export interface LedgerEntry {
@@ -1760,6 +1775,9 @@ function createBaseVariantStatus(): VariantStatus {
     maxModelLen: 0,
     error: "",
     vocabSize: 0,
+    running: 0,
+    waiting: 0,
+    blockBytes: 0,
   };
 }
 
@@ -1791,6 +1809,15 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     }
     if (message.vocabSize !== 0) {
       writer.uint32(72).uint32(message.vocabSize);
+    }
+    if (message.running !== 0) {
+      writer.uint32(80).uint32(message.running);
+    }
+    if (message.waiting !== 0) {
+      writer.uint32(88).uint32(message.waiting);
+    }
+    if (message.blockBytes !== 0) {
+      writer.uint32(96).uint64(message.blockBytes);
     }
     return writer;
   },
@@ -1880,6 +1907,30 @@ export const VariantStatus: MessageFns<VariantStatus> = {
             message.vocabSize = reader.uint32();
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.running = reader.uint32();
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.waiting = reader.uint32();
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.blockBytes = longToNumber(reader.uint64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1906,6 +1957,9 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     message.maxModelLen = object.maxModelLen ?? 0;
     message.error = object.error ?? "";
     message.vocabSize = object.vocabSize ?? 0;
+    message.running = object.running ?? 0;
+    message.waiting = object.waiting ?? 0;
+    message.blockBytes = object.blockBytes ?? 0;
     return message;
   },
 };
@@ -1925,6 +1979,11 @@ function createBaseDeviceStatus(): DeviceStatus {
     prefixHits: 0,
     preemptions: 0,
     steps: 0,
+    stepTokens: 0,
+    stepSequences: 0,
+    stepDeviceUs: 0,
+    kvBytes: 0,
+    kvUnassignedBytes: 0,
   };
 }
 
@@ -1968,6 +2027,21 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     }
     if (message.steps !== 0) {
       writer.uint32(104).uint64(message.steps);
+    }
+    if (message.stepTokens !== 0) {
+      writer.uint32(112).uint64(message.stepTokens);
+    }
+    if (message.stepSequences !== 0) {
+      writer.uint32(120).uint64(message.stepSequences);
+    }
+    if (message.stepDeviceUs !== 0) {
+      writer.uint32(128).uint64(message.stepDeviceUs);
+    }
+    if (message.kvBytes !== 0) {
+      writer.uint32(136).uint64(message.kvBytes);
+    }
+    if (message.kvUnassignedBytes !== 0) {
+      writer.uint32(144).uint64(message.kvUnassignedBytes);
     }
     return writer;
   },
@@ -2089,6 +2163,46 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
             message.steps = longToNumber(reader.uint64());
             continue;
           }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.stepTokens = longToNumber(reader.uint64());
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.stepSequences = longToNumber(reader.uint64());
+            continue;
+          }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.stepDeviceUs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 17: {
+            if (tag !== 136) {
+              break;
+            }
+
+            message.kvBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 18: {
+            if (tag !== 144) {
+              break;
+            }
+
+            message.kvUnassignedBytes = longToNumber(reader.uint64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2119,6 +2233,11 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     message.prefixHits = object.prefixHits ?? 0;
     message.preemptions = object.preemptions ?? 0;
     message.steps = object.steps ?? 0;
+    message.stepTokens = object.stepTokens ?? 0;
+    message.stepSequences = object.stepSequences ?? 0;
+    message.stepDeviceUs = object.stepDeviceUs ?? 0;
+    message.kvBytes = object.kvBytes ?? 0;
+    message.kvUnassignedBytes = object.kvUnassignedBytes ?? 0;
     return message;
   },
 };

@@ -1,0 +1,80 @@
+import type { Logger } from 'pino'
+import { BlockPool } from './kv/block-pool.js'
+import type { KvArena } from './kv/arena.js'
+import type { MemoryLedger } from './residency/ledger.js'
+import { FairShare } from './scheduler/fair-share.js'
+import { Scheduler, type SchedulerLimits } from './scheduler/scheduler.js'
+import type { Sequence } from './scheduler/sequence.js'
+import type { StepExecutor } from './step/executor.js'
+import { VariantRunner } from './step/runner.js'
+import { StepLoop, type StepLoopEvents } from './step/step-loop.js'
+
+/** What a device is, without its state. */
+export interface DeviceDescription {
+  id: string
+  kind: 'cpu' | 'cuda'
+  /** Marketing name. */
+  name: string
+}
+
+/** Dependencies of a device. */
+export interface DeviceOptions {
+  clock: () => number
+  log: Logger
+  events: StepLoopEvents & { sequenceFinished(sequence: Sequence, now: number): void }
+  /** Steps issued at once: 1, or 2 to overlap the host's work with the device's. */
+  depth: number
+}
+
+/** A variant whose weights are on a device. */
+export interface ResidentVariant {
+  readonly device: EngineDevice
+  readonly scheduler: Scheduler
+  readonly runner: VariantRunner
+  readonly blockBytes: number
+}
+
+/** One device at work: its KV arena, its ledger and the loop that steps the variants on it. */
+export class EngineDevice {
+  readonly residents: ResidentVariant[] = []
+  readonly loop: StepLoop
+  private readonly share = new FairShare()
+
+  constructor(
+    readonly description: DeviceDescription,
+    readonly ledger: MemoryLedger,
+    readonly arena: KvArena,
+    private readonly options: DeviceOptions,
+  ) {
+    this.loop = new StepLoop(options.clock, options.log, options.events, options.depth)
+  }
+
+  get running(): number {
+    return this.residents.reduce((sum, { scheduler }) => sum + scheduler.running.length, 0)
+  }
+
+  get waiting(): number {
+    return this.residents.reduce((sum, { scheduler }) => sum + scheduler.waiting.size, 0)
+  }
+
+  /** Starts to schedule a loaded variant. Throws RangeError when its blocks don't fit the arena's slabs. */
+  addVariant(executor: StepExecutor, blockBytes: number, limits: SchedulerLimits): ResidentVariant {
+    const pool = new BlockPool(this.arena, blockBytes)
+    const { sequenceFinished } = this.options.events
+    const scheduler = new Scheduler(limits, this.arena, pool, this.share, sequenceFinished)
+    const runner = new VariantRunner(scheduler, executor)
+    const resident: ResidentVariant = { device: this, scheduler, runner, blockBytes }
+    this.residents.push(resident)
+    this.loop.add(runner)
+    return resident
+  }
+
+  /** Throws when a pool's counts disagree with its blocks, or when an idle device still has blocks in use. */
+  checkInvariants(): void {
+    for (const { scheduler } of this.residents) {
+      scheduler.pool.checkInvariant()
+      const { used } = scheduler.pool.stats()
+      if (scheduler.size === 0 && used > 0) throw new Error(`${used} KV blocks in use without a sequence`)
+    }
+  }
+}

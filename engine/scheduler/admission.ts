@@ -1,0 +1,84 @@
+import type { SamplingParams, SequenceError, Submit } from '../../proto/gen/edgeshift/v1/engine.js'
+import { compareSequences, type Sequence } from './sequence.js'
+
+/** What a request is checked against. */
+export interface AdmissionLimits {
+  maxModelLen: number
+  vocabSize: number
+}
+
+const MAX_TENANT_LENGTH = 256
+const MAX_TOP_LOGPROBS = 20
+const MAX_STOP_TOKENS = 1024
+const MAX_BIASES = 4096
+const MAX_MAGNITUDE = 1e6
+
+/** Why a request cannot be run at all; undefined when it can. */
+export function checkSubmit(submit: Submit, limits: AdmissionLimits): SequenceError | undefined {
+  const fault = promptFault(submit, limits) ?? samplingFault(submit.sampling, limits)
+  if (fault) return { code: 'invalid_request', message: fault, retryAfterMs: 0 }
+  const room = limits.maxModelLen - submit.prompt.length
+  if (room > 0 || (room === 0 && (submit.maxTokens === 0 || submit.replayedTokens > 0))) return undefined
+  const message = `the prompt has ${submit.prompt.length} tokens; prompt and answer together may have ${limits.maxModelLen}`
+  return { code: 'context_length_exceeded', message, retryAfterMs: 0 }
+}
+
+function promptFault(submit: Submit, { vocabSize }: AdmissionLimits): string | undefined {
+  if (submit.prompt.length === 0) return 'the prompt is empty'
+  const bad = submit.prompt.findIndex((token) => token >= vocabSize)
+  if (bad >= 0) return `prompt[${bad}] is ${submit.prompt[bad]}; the vocabulary has ${vocabSize} tokens`
+  if (submit.replayedTokens >= submit.prompt.length) return 'replayed_tokens leaves no prompt'
+  if (submit.tenant.length > MAX_TENANT_LENGTH) return `tenant is longer than ${MAX_TENANT_LENGTH}`
+  return undefined
+}
+
+function samplingFault(sampling: SamplingParams | undefined, { vocabSize }: AdmissionLimits): string | undefined {
+  if (!sampling) return 'sampling is missing'
+  const inRange = (name: string, value: number, low: number, high: number): string | undefined =>
+    value >= low && value <= high ? undefined : `${name} is ${value}; it must be in ${low}..${high}`
+  const known = (name: string, tokens: Iterable<number>): string | undefined => {
+    for (const token of tokens) if (token >= vocabSize) return `${name}: ${token} is not below ${vocabSize}`
+    return undefined
+  }
+  return (
+    inRange('temperature', sampling.temperature, 0, MAX_MAGNITUDE) ??
+    inRange('top_p', sampling.topP, 0, 1) ??
+    inRange('min_p', sampling.minP, 0, 1) ??
+    inRange('repetition_penalty', sampling.repetitionPenalty, 1 / MAX_MAGNITUDE, MAX_MAGNITUDE) ??
+    inRange('presence_penalty', sampling.presencePenalty, -MAX_MAGNITUDE, MAX_MAGNITUDE) ??
+    inRange('frequency_penalty', sampling.frequencyPenalty, -MAX_MAGNITUDE, MAX_MAGNITUDE) ??
+    inRange('top_logprobs', sampling.topLogprobs ?? 0, 0, MAX_TOP_LOGPROBS) ??
+    inRange('top_k', sampling.topK, 0, 2 ** 31 - 1) ??
+    inRange('min_tokens', sampling.minTokens, 0, 2 ** 31 - 1) ??
+    inRange('stop_token_ids', sampling.stopTokenIds.length, 0, MAX_STOP_TOKENS) ??
+    inRange('logit_bias', sampling.logitBias.size, 0, MAX_BIASES) ??
+    known('stop_token_ids', sampling.stopTokenIds) ??
+    known('logit_bias', sampling.logitBias.keys()) ??
+    [...sampling.logitBias.values()].reduce<string | undefined>(
+      (fault, bias) => fault ?? inRange('logit_bias', bias, -MAX_MAGNITUDE, MAX_MAGNITUDE),
+      undefined,
+    )
+  )
+}
+
+/**
+ * Who leaves a full queue in favour of a newcomer: the newest of those with a worse priority, else the newest of
+ * the tenant that holds clearly more of it. Undefined: the newcomer itself. Only sequences that never ran are shed.
+ */
+export function chooseShed(waiting: Iterable<Sequence>, priority: number, tenant: string): Sequence | undefined {
+  const held = new Map<string, number>()
+  const newest = new Map<string, Sequence>()
+  let worst: Sequence | undefined
+  for (const sequence of waiting) {
+    const owner = sequence.submit.tenant
+    held.set(owner, (held.get(owner) ?? 0) + 1)
+    if (sequence.firstScheduledAt !== undefined || sequence.submit.priority < priority) continue
+    if (!worst || compareSequences(sequence, worst) > 0) worst = sequence
+    const last = newest.get(owner)
+    if (!last || compareSequences(sequence, last) > 0) newest.set(owner, sequence)
+  }
+  if (worst && worst.submit.priority > priority) return worst
+  const [largest] = [...newest.keys()].sort((a, b) => (held.get(b) ?? 0) - (held.get(a) ?? 0))
+  if (largest === undefined || (held.get(largest) ?? 0) <= (held.get(tenant) ?? 0) + 1) return undefined
+  return newest.get(largest)
+}

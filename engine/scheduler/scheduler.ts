@@ -1,0 +1,328 @@
+import { FinishReason, type SequenceError } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { KvArena } from '../kv/arena.js'
+import { chainHash } from '../kv/block-hash.js'
+import type { BlockPool } from '../kv/block-pool.js'
+import type { StepResult } from '../native.js'
+import type { FairShare } from './fair-share.js'
+import { planEntry, type PlanEntry, type StepPlan } from './plan.js'
+import { absorbRows } from './postprocess.js'
+import { compareSequences, type Sequence } from './sequence.js'
+import { SlotPool } from './slot-pool.js'
+import { WaitingQueue } from './waiting-queue.js'
+
+/** Bounds of one variant's batches. */
+export interface SchedulerLimits {
+  /** Largest number of running sequences; slots of the executor. */
+  maxNumSeqs: number
+  /** Token budget of one step, at least maxNumSeqs. */
+  maxBatchTokens: number
+  /** Tokens per KV block. */
+  blockSize: number
+  maxModelLen: number
+  prefixCaching: boolean
+}
+
+/** Counters since the start. */
+export interface SchedulerCounters {
+  steps: number
+  /** Tokens and sequences of all steps; divided by `steps` they give the mean batch. */
+  stepTokens: number
+  stepSequences: number
+  preemptions: number
+  /** Tokens looked up in the prefix cache, and of those found. */
+  prefixQueries: number
+  prefixHits: number
+}
+
+/** A held sequence keeps its slot and blocks this long when others need them, milliseconds. */
+const HOLD_GRACE_MS = 1000
+/** A held sequence is ended after this long, milliseconds. */
+const HOLD_LIMIT_MS = 60_000
+/** Share of the blocks left free when a sequence is admitted beside running ones, so that they can grow. */
+const WATERMARK = 0.01
+
+/**
+ * Continuous batching for one variant. `plan` decides a step and takes its blocks, `complete` applies its results;
+ * several plans may be open at once if their steps run in order. No effects beside `owner.deliver`.
+ */
+export class Scheduler {
+  readonly counters: SchedulerCounters = {
+    steps: 0,
+    stepTokens: 0,
+    stepSequences: 0,
+    preemptions: 0,
+    prefixQueries: 0,
+    prefixHits: 0,
+  }
+  readonly waiting: WaitingQueue
+  /** Ordered by compareSequences: the last is preempted first. */
+  readonly running: Sequence[] = []
+  private readonly slots: SlotPool
+  private readonly watermark: number
+
+  constructor(
+    readonly limits: SchedulerLimits,
+    private readonly arena: KvArena,
+    readonly pool: BlockPool,
+    private readonly share: FairShare,
+    private readonly onFinish: (sequence: Sequence, now: number) => void = () => {},
+  ) {
+    this.waiting = new WaitingQueue(share)
+    this.slots = new SlotPool(limits.maxNumSeqs)
+    this.watermark = Math.ceil(pool.capacity * WATERMARK)
+  }
+
+  /** Sequences not finished. */
+  get size(): number {
+    return this.running.length + this.waiting.size
+  }
+
+  /** Takes a validated sequence into the queue. */
+  add(sequence: Sequence): void {
+    this.share.enter(sequence.submit.tenant)
+    this.waiting.push(sequence)
+  }
+
+  /** The next step, its blocks taken; undefined when nothing can run now. Decodes come first, then prefills, then admissions. */
+  plan(now: number): StepPlan | undefined {
+    const plan: StepPlan = { entries: [], admitted: [], tokens: 0 }
+    const preempted = this.counters.preemptions
+    const runnable = this.running.filter((s) => s.heldSince === undefined && canStep(s))
+    for (const sequence of runnable) if (isDecode(sequence)) this.extend(plan, sequence)
+    for (const sequence of runnable) if (!isDecode(sequence)) this.extend(plan, sequence)
+    // Freed blocks belong to those still running; newcomers wait for a step without preemption.
+    if (this.counters.preemptions === preempted) this.admitAll(plan, now)
+    for (const { sequence, count } of plan.entries) this.share.charge(sequence.submit.tenant, count)
+    if (plan.entries.length === 0) return undefined
+    this.slots.issue()
+    this.counters.steps++
+    this.counters.stepTokens += plan.tokens
+    this.counters.stepSequences += plan.entries.length
+    return plan
+  }
+
+  /** Applies the results of the oldest open plan. */
+  complete(plan: StepPlan, result: StepResult, now: number): void {
+    this.slots.settle()
+    let row = 0
+    for (const entry of plan.entries) {
+      const { sequence } = entry
+      const rows = entry.scoreTo - entry.scoreFrom + (entry.sample ? 1 : 0)
+      if (sequence.epoch === entry.epoch && sequence.state === 'running') {
+        this.publish(sequence, entry.first + entry.count)
+        const reason = absorbRows(entry, result, row)
+        if (reason !== FinishReason.UNSPECIFIED) this.remove(sequence, now)
+      }
+      row += rows
+    }
+  }
+
+  /** The step of the oldest open plan failed: its sequences end with the error and no cached block is trusted. */
+  fail(plan: StepPlan, error: SequenceError, now: number): void {
+    this.slots.settle()
+    for (const { sequence, epoch } of plan.entries) {
+      if (sequence.epoch === epoch) this.end(sequence, FinishReason.ERROR, now, error)
+    }
+    this.pool.clearCache()
+  }
+
+  /** Ends a sequence outside of a step; no effect on a finished one. */
+  end(sequence: Sequence, reason: FinishReason, now: number, error?: SequenceError): void {
+    if (sequence.state === 'finished') return
+    this.remove(sequence, now)
+    sequence.owner.deliver({
+      sequenceId: sequence.id,
+      tokens: [],
+      logprobs: [],
+      promptLogprobs: [],
+      finishReason: reason,
+      error,
+    })
+  }
+
+  /** Ends what is past its deadline or was held too long. */
+  sweep(now: number): void {
+    for (const sequence of [...this.running, ...this.waiting]) {
+      if (now >= sequence.deadlineAt) this.end(sequence, FinishReason.DEADLINE, now)
+      else if (heldFor(sequence, now) >= HOLD_LIMIT_MS) this.end(sequence, FinishReason.CANCELLED, now)
+    }
+  }
+
+  /** Ends everything, e.g. because the engine stops. */
+  endAll(reason: FinishReason, now: number, error?: SequenceError): void {
+    for (const sequence of [...this.running, ...this.waiting]) this.end(sequence, reason, now, error)
+  }
+
+  private blocksFor(tokens: number): number {
+    return Math.ceil(tokens / this.limits.blockSize)
+  }
+
+  /** Adds a running sequence's next tokens to the plan, preempting worse ones or itself when blocks run out. */
+  private extend(plan: StepPlan, sequence: Sequence): void {
+    const budget = this.limits.maxBatchTokens - plan.tokens
+    if (budget === 0 || sequence.state !== 'running') return
+    const entry = planEntry(sequence, budget)
+    while (!this.reserve(sequence, entry.first + entry.count)) {
+      const victim = this.victim(plan)
+      this.preempt(victim ?? sequence)
+      if (!victim || victim === sequence) return
+    }
+    commit(plan, entry)
+  }
+
+  /** Gives the sequence blocks for its first `tokens` tokens; false when there are none (those taken stay with it). */
+  private reserve(sequence: Sequence, tokens: number): boolean {
+    const wanted = this.blocksFor(tokens)
+    while (sequence.blocks.length < wanted) {
+      const block = this.pool.allocate()
+      if (!block) return false
+      sequence.addBlock(block)
+    }
+    return true
+  }
+
+  /** Whom to preempt: a held sequence, else the last in order that the plan does not hold yet. */
+  private victim(plan: StepPlan): Sequence | undefined {
+    const held = this.running.findLast((s) => s.heldSince !== undefined)
+    return held ?? this.running.findLast((s) => !plan.entries.some((e) => e.sequence === s))
+  }
+
+  /** Back to the queue; its full blocks stay cached, so the recomputation is usually short. */
+  private preempt(sequence: Sequence): void {
+    this.counters.preemptions++
+    this.leaveRunning(sequence)
+    sequence.state = 'waiting'
+    sequence.pending = 0
+    sequence.epoch++
+    this.waiting.push(sequence)
+  }
+
+  private admitAll(plan: StepPlan, now: number): void {
+    let blocked = false
+    while (plan.tokens < this.limits.maxBatchTokens) {
+      const sequence = this.waiting.peek()
+      if (!sequence) break
+      blocked = !this.admit(plan, sequence, now)
+      if (blocked) break
+    }
+    this.arena.setStarving(this.pool, blocked && this.running.length === 0)
+    if (blocked || !this.arena.mayAdmit(this.pool)) this.preemptHeld(now)
+  }
+
+  /** Moves a waiting sequence, with blocks for all its tokens, into the plan; false when slots or blocks are short. */
+  private admit(plan: StepPlan, sequence: Sequence, now: number): boolean {
+    if (!this.slots.available || !this.arena.mayAdmit(this.pool)) return false
+    this.attachCached(sequence)
+    const reserve = this.running.length > 0 ? this.watermark : 0
+    const enough = this.pool.available() >= this.blocksFor(sequence.length) - sequence.blocks.length + reserve
+    if (!enough || !this.reserve(sequence, sequence.length)) {
+      this.detachBlocks(sequence)
+      return false
+    }
+    this.waiting.remove(sequence)
+    this.enterRunning(sequence, now)
+    plan.admitted.push(sequence)
+    commit(plan, planEntry(sequence, this.limits.maxBatchTokens - plan.tokens))
+    return true
+  }
+
+  /** Starts the sequence on the cached blocks of its prefix; the last token is always computed. */
+  private attachCached(sequence: Sequence): void {
+    if (!this.limits.prefixCaching || sequence.submit.promptLogprobs) return
+    const { blockSize } = this.limits
+    const full = Math.floor((sequence.length - 1) / blockSize)
+    for (let i = 0; i < full; i++) {
+      const block = this.pool.acquireCached(this.hash(sequence, i))
+      if (!block) break
+      sequence.addBlock(block)
+    }
+    sequence.published = sequence.blocks.length
+    sequence.computed = sequence.blocks.length * blockSize
+  }
+
+  /** Offers the full blocks among the first `computed` tokens to the prefix cache. */
+  private publish(sequence: Sequence, computed: number): void {
+    if (!this.limits.prefixCaching) return
+    const full = Math.floor(computed / this.limits.blockSize)
+    for (; sequence.published < full; sequence.published++) {
+      const block = sequence.blocks[sequence.published]
+      if (block) this.pool.publish(block, this.hash(sequence, sequence.published))
+    }
+  }
+
+  private hash(sequence: Sequence, index: number): string {
+    const { hashes } = sequence
+    const { blockSize } = this.limits
+    for (let i = hashes.length; i <= index; i++) {
+      const parent = hashes[i - 1] ?? sequence.rootHash()
+      hashes.push(chainHash(parent, sequence.tokens.subarray(i * blockSize, (i + 1) * blockSize)))
+    }
+    return hashes[index] ?? ''
+  }
+
+  private enterRunning(sequence: Sequence, now: number): void {
+    sequence.state = 'running'
+    sequence.slot = this.slots.take()
+    const after = this.running.findIndex((other) => compareSequences(other, sequence) > 0)
+    this.running.splice(after < 0 ? this.running.length : after, 0, sequence)
+    if (sequence.firstScheduledAt !== undefined) return
+    sequence.firstScheduledAt = now
+    sequence.cachedTokens = sequence.computed
+    if (this.limits.prefixCaching && !sequence.submit.promptLogprobs) {
+      this.counters.prefixQueries += sequence.length
+      this.counters.prefixHits += sequence.cachedTokens
+    }
+  }
+
+  private leaveRunning(sequence: Sequence): void {
+    this.running.splice(this.running.indexOf(sequence), 1)
+    this.slots.give(sequence.slot)
+    sequence.slot = -1
+    this.detachBlocks(sequence)
+  }
+
+  /** Tail first: the ends of prefixes are evicted before their beginnings. */
+  private detachBlocks(sequence: Sequence): void {
+    for (let i = sequence.blocks.length - 1; i >= 0; i--) {
+      const block = sequence.blocks[i]
+      if (block) this.pool.release(block)
+    }
+    sequence.blocks = []
+    sequence.computed = 0
+    sequence.published = 0
+  }
+
+  private preemptHeld(now: number): void {
+    for (const sequence of this.running.filter((s) => heldFor(s, now) >= HOLD_GRACE_MS)) this.preempt(sequence)
+  }
+
+  private remove(sequence: Sequence, now: number): void {
+    if (sequence.state === 'running') this.leaveRunning(sequence)
+    else this.waiting.remove(sequence)
+    sequence.state = 'finished'
+    this.share.leave(sequence.submit.tenant)
+    this.onFinish(sequence, now)
+  }
+}
+
+function commit(plan: StepPlan, entry: PlanEntry): void {
+  const { sequence } = entry
+  sequence.computed = entry.first + entry.count
+  if (entry.sample) sequence.pending++
+  plan.entries.push(entry)
+  plan.tokens += entry.count
+}
+
+/** True unless all that is left is to read results of issued steps. */
+function canStep(sequence: Sequence): boolean {
+  if (sequence.computed >= sequence.extent) return false
+  return sequence.pending === 0 || sequence.extent < sequence.maxLength
+}
+
+function isDecode(sequence: Sequence): boolean {
+  return sequence.computed === sequence.extent - 1
+}
+
+function heldFor(sequence: Sequence, now: number): number {
+  return sequence.heldSince === undefined ? 0 : now - sequence.heldSince
+}

@@ -1,0 +1,100 @@
+import type { Logger } from 'pino'
+import type { StepPlan } from '../scheduler/plan.js'
+import type { IssuedStep, VariantRunner } from './runner.js'
+
+/** Told of things only the process can act on. */
+export interface StepLoopEvents {
+  /** The device is lost; nothing on it can go on. */
+  deviceFailed(error: unknown): void
+}
+
+/**
+ * Runs one device: a step of each variant in turn while it has work. With depth 2 the next step is issued before the
+ * last one's tokens are read, so that the device never waits for the host.
+ */
+export class StepLoop {
+  private readonly runners: VariantRunner[] = []
+  private readonly issued: (IssuedStep & { runner: VariantRunner })[] = []
+  private turn = 0
+  private stopping = false
+  private wakeIdle: (() => void) | undefined
+  private readonly finished: Promise<void>
+
+  constructor(
+    private readonly clock: () => number,
+    private readonly log: Logger,
+    private readonly events: StepLoopEvents,
+    private readonly depth: number,
+  ) {
+    this.finished = this.run()
+  }
+
+  add(runner: VariantRunner): void {
+    this.runners.push(runner)
+    this.wake()
+  }
+
+  /** Looks for work again: something was submitted, resumed or freed. */
+  wake(): void {
+    this.wakeIdle?.()
+    this.wakeIdle = undefined
+  }
+
+  /** Resolves when no step is under way any more. Sequences that are left stay where they are. */
+  stop(): Promise<void> {
+    this.stopping = true
+    this.wake()
+    return this.finished
+  }
+
+  private async run(): Promise<void> {
+    while (!this.stopping || this.issued.length > 0) {
+      const issued = !this.stopping && this.issueNext()
+      if (issued && this.issued.length < this.depth) continue
+      const oldest = this.issued.shift()
+      if (oldest) await this.settle(oldest)
+      else await this.idle()
+    }
+  }
+
+  private idle(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.stopping) resolve()
+      else this.wakeIdle = resolve
+    })
+  }
+
+  /** Issues a step of the next variant in turn that can run one. */
+  private issueNext(): boolean {
+    const now = this.clock()
+    for (let i = 0; i < this.runners.length; i++) {
+      const runner = this.runners[this.turn++ % this.runners.length]
+      const step = runner?.scheduler.size === 0 ? undefined : runner?.issue(now)
+      if (!runner || !step) continue
+      // A failure before its turn to be awaited must not count as unhandled.
+      step.result.catch(() => {})
+      this.issued.push({ ...step, runner })
+      return true
+    }
+    return false
+  }
+
+  private async settle({ runner, plan, result }: IssuedStep & { runner: VariantRunner }): Promise<void> {
+    const outcome = await result.then(
+      (value) => ({ value }),
+      (error: unknown) => ({ error }),
+    )
+    if ('value' in outcome) runner.complete(plan, outcome.value, this.clock())
+    else this.failStep(runner, plan, outcome.error)
+  }
+
+  private failStep(runner: VariantRunner, plan: StepPlan, error: unknown): void {
+    this.log.error({ err: error, sequences: plan.entries.length }, 'step failed')
+    runner.fail(plan, { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 }, this.clock())
+    if (isDeviceLost(error)) this.events.deviceFailed(error)
+  }
+}
+
+function isDeviceLost(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'device_failed'
+}

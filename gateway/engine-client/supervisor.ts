@@ -1,0 +1,248 @@
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import type { DescribeResponse, EngineClient, EngineStatus } from '../../proto/gen/edgeshift/v1/engine.js'
+import { describe, openClient, waitForReady } from './connect.js'
+import { EngineProcess, type EngineCommand, type ExitInfo } from './process.js'
+import { decideRestart, type RestartPolicy } from './restart-policy.js'
+import { EngineSession } from './session.js'
+
+/** What the supervisor needs to run one engine. */
+export interface SupervisorOptions {
+  command: EngineCommand
+  configFile: string
+  /** A private folder for the engine's sockets. */
+  socketDir: string
+  restart: RestartPolicy
+  /** From the process's start until it takes connections and has given its assets. */
+  startTimeoutMs: number
+  /** Pause between two health checks. */
+  heartbeatMs: number
+  /** An engine that does not answer a health check for this long is killed. */
+  hangAfterMs: number
+  /** From SIGTERM to SIGKILL. */
+  stopGraceMs: number
+}
+
+/** Hears of the engine's life. `onConnected` runs before the session is offered; rejecting counts as a crash. */
+export interface SupervisorListener {
+  onConnected(client: EngineClient): Promise<void>
+  /** One step of the engine with the number of sequences that advanced. */
+  onStep(batchSize: number): void
+  onRestart(): void
+}
+
+/** Where the engine is: `crash_loop` = it keeps dying and is retried slowly. */
+export type EngineState = 'starting' | 'up' | 'crash_loop' | 'stopped'
+
+/** A process that ended before or while it served. */
+interface RunResult {
+  servedMs: number
+  exit: ExitInfo
+}
+
+/** Runs one engine process, restarts it when it dies, and holds the session to it. Owns process, client, session. */
+export class EngineSupervisor {
+  readonly #options: SupervisorOptions
+  readonly #listener: SupervisorListener
+  readonly #log: Logger
+  readonly #stop = new AbortController()
+  readonly #waiters = new Set<() => void>()
+  #client: EngineClient | undefined
+  #session: EngineSession | undefined
+  #status: EngineStatus | undefined
+  #state: EngineState = 'starting'
+  #exit: ExitInfo | undefined
+  #pid: number | undefined
+  #starts = 0
+  #running: Promise<void> | undefined
+
+  constructor(options: SupervisorOptions, listener: SupervisorListener, log: Logger) {
+    this.#options = options
+    this.#listener = listener
+    this.#log = log
+  }
+
+  /** Starts the engine and keeps it running until `stop`. Returns at once. */
+  start(): void {
+    this.#running ??= this.#run()
+  }
+
+  /** Ends session and process; resolves when the process is gone. */
+  async stop(): Promise<void> {
+    this.#stop.abort()
+    this.#session?.close('the gateway is shutting down')
+    await this.#running
+    this.#change('stopped')
+  }
+
+  get state(): EngineState {
+    return this.#state
+  }
+
+  /** The open session, or undefined while there is none. */
+  get session(): EngineSession | undefined {
+    return this.#session
+  }
+
+  /** Last known status of the running engine, undefined while there is none. */
+  get status(): EngineStatus | undefined {
+    return this.#session && this.#status
+  }
+
+  /** Process id of the running engine. */
+  get pid(): number | undefined {
+    return this.#pid
+  }
+
+  /** How the engine last ended. */
+  get lastExit(): ExitInfo | undefined {
+    return this.#exit
+  }
+
+  /** Asks the engine for fresh figures; keeps the last ones when it does not answer. */
+  async refresh(): Promise<void> {
+    if (this.#client === undefined || this.#session === undefined) return
+    try {
+      this.#take(await describe(this.#client, 1000))
+    } catch {
+      // The heartbeat decides whether that is a failure.
+    }
+  }
+
+  /**
+   * Resolves with the first defined value of `probe`, which is tried now and after every change of engine or
+   * variants; with undefined after `timeoutMs` or when `signal` aborts.
+   */
+  waitFor<T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal): Promise<T | undefined> {
+    const now = probe()
+    if (now !== undefined || timeoutMs <= 0 || signal?.aborted) return Promise.resolve(now)
+    return new Promise((resolve) => {
+      const settle = (value: T | undefined): void => {
+        clearTimeout(timer)
+        this.#waiters.delete(check)
+        signal?.removeEventListener('abort', giveUp)
+        resolve(value)
+      }
+      const check = (): void => {
+        const value = probe()
+        if (value !== undefined) settle(value)
+      }
+      const giveUp = (): void => settle(undefined)
+      const timer = setTimeout(giveUp, timeoutMs)
+      this.#waiters.add(check)
+      signal?.addEventListener('abort', giveUp)
+    })
+  }
+
+  /** Requests that wait in `waitFor`. */
+  get waiting(): number {
+    return this.#waiters.size
+  }
+
+  async #run(): Promise<void> {
+    let crashes = 0
+    while (!this.#stop.signal.aborted) {
+      const { servedMs, exit } = await this.#runOnce()
+      if (this.#stop.signal.aborted) return
+      const next = decideRestart(this.#options.restart, crashes, servedMs)
+      crashes = next.crashes
+      this.#exit = exit
+      this.#listener.onRestart()
+      const { code, signal } = exit
+      this.#log.error({ code, signal, crashes, delayMs: next.delayMs }, 'the engine ended; it is restarted')
+      this.#change(next.crashLoop ? 'crash_loop' : 'starting')
+      await delay(next.delayMs, undefined, { signal: this.#stop.signal }).catch(() => undefined)
+    }
+  }
+
+  async #runOnce(): Promise<RunResult> {
+    const socket = join(this.#options.socketDir, `engine-${++this.#starts}.sock`)
+    const args = ['--config', this.#options.configFile, '--socket', socket]
+    const child = new EngineProcess(this.#options.command, args, this.#log)
+    const client = openClient(socket)
+    this.#pid = child.pid
+    let servedSince = 0
+    try {
+      await this.#connect(client, child)
+      servedSince = Date.now()
+      await Promise.race([this.#serve(client), child.exited])
+    } catch (error) {
+      if (!this.#stop.signal.aborted) this.#log.error({ err: error }, 'the engine could not be reached')
+    } finally {
+      this.#session?.close('its process ended')
+      this.#session = undefined
+      this.#client = undefined
+      client.close()
+      await child.stop(this.#options.stopGraceMs)
+      this.#pid = undefined
+      rmSync(socket, { force: true })
+    }
+    return { servedMs: servedSince === 0 ? 0 : Date.now() - servedSince, exit: await child.exited }
+  }
+
+  /** Resolves when the engine takes connections and the listener is done with it. */
+  async #connect(client: EngineClient, child: EngineProcess): Promise<void> {
+    const stopped = new Promise<never>((_, reject) => {
+      this.#stop.signal.addEventListener('abort', () => reject(new Error('stopped')), { once: true })
+    })
+    const died = child.exited.then(() => Promise.reject(new Error('its process ended')))
+    const connected = waitForReady(client, this.#options.startTimeoutMs).then(() => this.#listener.onConnected(client))
+    // Whichever loses the race may reject later.
+    for (const promise of [stopped, died, connected]) promise.catch(() => undefined)
+    await Promise.race([connected, died, stopped])
+  }
+
+  /** Opens the session and offers it; resolves when it ended. */
+  async #serve(client: EngineClient): Promise<void> {
+    this.#take(await describe(client, this.#options.hangAfterMs))
+    const ended = new AbortController()
+    const session = new EngineSession(client.session(), {
+      onStatus: (status) => {
+        this.#status = status
+        this.#notify()
+      },
+      onStep: (batchSize) => this.#listener.onStep(batchSize),
+      onEnd: (reason) => {
+        this.#log.debug({ reason }, 'engine session ended')
+        this.#session = undefined
+        ended.abort()
+      },
+    })
+    this.#client = client
+    this.#session = session
+    this.#change('up')
+    await this.#watch(client, session, ended.signal)
+  }
+
+  /** Health: asks again and again until the session ends; a silent engine's session is closed. */
+  async #watch(client: EngineClient, session: EngineSession, ended: AbortSignal): Promise<void> {
+    while (!ended.aborted) {
+      await delay(this.#options.heartbeatMs, undefined, { signal: ended }).catch(() => undefined)
+      if (ended.aborted) return
+      try {
+        this.#take(await describe(client, this.#options.hangAfterMs))
+      } catch (error) {
+        if (session.open) this.#log.error({ err: error }, 'the engine does not answer')
+        session.close('it does not answer')
+      }
+    }
+  }
+
+  #take(response: DescribeResponse): void {
+    if (response.status === undefined) return
+    const devices = response.devices.length > 0 ? response.devices : response.status.devices
+    this.#status = { ...response.status, devices }
+    this.#notify()
+  }
+
+  #change(state: EngineState): void {
+    this.#state = state
+    this.#notify()
+  }
+
+  #notify(): void {
+    for (const check of this.#waiters) check()
+  }
+}

@@ -1,0 +1,65 @@
+import { existsSync, statSync, unlinkSync } from 'node:fs'
+import { connect } from 'node:net'
+import { Server, ServerCredentials } from '@grpc/grpc-js'
+import { EngineService as definition, type EngineServer } from '../../proto/gen/edgeshift/v1/engine.js'
+
+/** A prompt of a million tokens fits; anything larger is not a request. */
+const MAX_MESSAGE_BYTES = 8 * 2 ** 20
+
+/** A listening server. */
+export interface Listener {
+  /** Stops listening, ends every call and removes the socket file. */
+  close(): void
+}
+
+/**
+ * Serves on a unix socket that only this user can open. A socket file without a listener is replaced; rejects when
+ * another process answers on it or the path cannot be used.
+ */
+export async function listen(socketPath: string, handlers: EngineServer): Promise<Listener> {
+  await removeStale(socketPath)
+  const server = new Server({ 'grpc.max_receive_message_length': MAX_MESSAGE_BYTES })
+  server.addService(definition, handlers)
+  const umask = process.umask(0o077)
+  try {
+    await bind(server, `unix:${socketPath}`)
+  } finally {
+    process.umask(umask)
+  }
+  return {
+    close: () => {
+      server.forceShutdown()
+      if (existsSync(socketPath)) unlinkSync(socketPath)
+    },
+  }
+}
+
+function bind(server: Server, address: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.bindAsync(address, ServerCredentials.createInsecure(), (error) => {
+      if (error) reject(error)
+      else resolve()
+    })
+  })
+}
+
+async function removeStale(socketPath: string): Promise<void> {
+  if (!existsSync(socketPath)) return
+  if (!statSync(socketPath).isSocket()) throw new Error(`${socketPath} exists and is not a socket`)
+  if (await answers(socketPath)) throw new Error(`another process serves on ${socketPath}`)
+  unlinkSync(socketPath)
+}
+
+function answers(socketPath: string): Promise<boolean> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(socketPath)
+    socket.once('connect', () => {
+      socket.destroy()
+      resolve(true)
+    })
+    socket.once('error', (error: NodeJS.ErrnoException) => {
+      if (error.code === 'ECONNREFUSED' || error.code === 'ENOENT') resolve(false)
+      else reject(error)
+    })
+  })
+}

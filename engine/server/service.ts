@@ -1,0 +1,93 @@
+import { status as grpcStatus, type ServerWritableStream } from '@grpc/grpc-js'
+import type { Logger } from 'pino'
+import type { EngineServer, GetModelAssetsRequest, ModelAsset } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { Engine } from '../engine.js'
+import { Session } from './session.js'
+import { engineStatus } from './status.js'
+
+/** A file that the gateway's text layer needs. */
+export interface Asset {
+  name: string
+  data: Uint8Array
+}
+
+/** The assets of a model; undefined for a model that is not served. */
+export type AssetSource = (model: string) => Promise<readonly Asset[] | undefined>
+
+const CHUNK_BYTES = 2 ** 20
+const STATUS_INTERVAL_MS = 250
+
+/** The engine's gRPC service over its core, without a transport. */
+export class EngineService {
+  private readonly sessions = new Set<Session>()
+  private readonly removeListener: () => void
+  private statusTimer: NodeJS.Timeout | undefined
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly assets: AssetSource,
+    private readonly log: Logger,
+  ) {
+    this.removeListener = engine.onChange(() => this.scheduleStatus())
+  }
+
+  /** The handlers to register. */
+  readonly handlers: EngineServer = {
+    session: (call) => {
+      const session: Session = new Session(call, this.engine, this.log, () => this.sessions.delete(session))
+      this.sessions.add(session)
+      session.sendStatus(engineStatus(this.engine))
+    },
+    describe: (_call, reply) => {
+      const status = engineStatus(this.engine)
+      reply(null, { status, devices: status.devices })
+    },
+    getModelAssets: (call) => {
+      this.sendAssets(call).catch((error: unknown) => {
+        this.log.error({ err: error, model: call.request.model }, 'assets failed')
+        call.emit('error', { code: grpcStatus.INTERNAL, details: 'the assets could not be read' })
+      })
+    },
+  }
+
+  /** Writes what is pending and ends every session. */
+  close(): void {
+    this.removeListener()
+    clearTimeout(this.statusTimer)
+    for (const session of this.sessions) {
+      session.flush()
+      session.close()
+    }
+  }
+
+  /** At most one status each interval, the last one after the last change. */
+  private scheduleStatus(): void {
+    this.statusTimer ??= setTimeout(() => {
+      this.statusTimer = undefined
+      const status = engineStatus(this.engine)
+      for (const session of this.sessions) session.sendStatus(status)
+    }, STATUS_INTERVAL_MS)
+  }
+
+  private async sendAssets(call: ServerWritableStream<GetModelAssetsRequest, ModelAsset>): Promise<void> {
+    const assets = await this.assets(call.request.model)
+    if (!assets) {
+      call.emit('error', { code: grpcStatus.NOT_FOUND, details: `unknown model ${call.request.model.slice(0, 200)}` })
+      return
+    }
+    for (const { name, data } of assets) {
+      for (let at = 0; at === 0 || at < data.length; at += CHUNK_BYTES) {
+        if (call.cancelled) return
+        if (!call.write({ name, data: Buffer.from(data.subarray(at, at + CHUNK_BYTES)) })) await drained(call)
+      }
+    }
+    call.end()
+  }
+}
+
+/** Resolves when the reader has caught up or is gone. */
+function drained(call: ServerWritableStream<GetModelAssetsRequest, ModelAsset>): Promise<void> {
+  return new Promise((resolve) => {
+    for (const event of ['drain', 'cancelled', 'close']) call.once(event, resolve)
+  })
+}

@@ -1,0 +1,133 @@
+import type { SlotState, StepBatch, StepResult } from '../../engine/native.js'
+import type { StepExecutor } from '../../engine/step/executor.js'
+
+/** KV memory of a fake device: which token's KV is at each place of each block. */
+export type FakeMemory = Map<number, Int32Array>
+
+/** What a fake model answers after a context: any function of the tokens alone. */
+export function fakeNextToken(context: ArrayLike<number>, seed: number, vocabSize: number): number {
+  let hash = 2166136261 ^ seed
+  for (let i = 0; i < context.length; i++) hash = Math.imul(hash ^ (context[i] ?? 0), 16777619)
+  return (hash >>> 0) % vocabSize
+}
+
+/** A whole answer of the fake model. */
+export function fakeAnswer(prompt: readonly number[], count: number, seed: number, vocabSize: number): number[] {
+  const context = [...prompt]
+  for (let i = 0; i < count; i++) context.push(fakeNextToken(context, seed, vocabSize))
+  return context.slice(prompt.length)
+}
+
+interface FakeSlot {
+  tokens: number[]
+  seed: number
+}
+
+/**
+ * A model that samples from what it finds in the blocks, so that a wrong block table, a lost write or a shared
+ * block shows as wrong text; it also throws where slots and blocks disagree. Results come in the order of the calls.
+ */
+export class FakeExecutor implements StepExecutor {
+  steps = 0
+  /** Set to make the next step fail with this error. */
+  failWith: Error | undefined
+  private readonly slots = new Map<number, FakeSlot>()
+
+  constructor(
+    private readonly memory: FakeMemory,
+    private readonly blockSize: number,
+    private readonly vocabSize: number,
+  ) {}
+
+  setSlot(slot: number, state: SlotState): void {
+    this.slots.set(slot, { tokens: [...state.tokens], seed: state.seed })
+  }
+
+  step(batch: StepBatch): Promise<StepResult> {
+    this.steps++
+    const failure = this.failWith
+    this.failWith = undefined
+    // Computed at the call, as steps run in order; delivered later, as a device would.
+    const result = failure ?? this.run(batch)
+    return new Promise((resolve, reject) => {
+      setImmediate(() => (result instanceof Error ? reject(result) : resolve(result)))
+    })
+  }
+
+  run(batch: StepBatch): StepResult {
+    const at = (array: Int32Array | Uint32Array, index: number): number => {
+      const value = array[index]
+      if (value === undefined) throw new Error(`index ${index} of ${array.length}`)
+      return value
+    }
+    for (let s = 0; s < batch.slots.length; s++) this.write(batch, s, at)
+    const rows = batch.rowTokens.length
+    const maxTop = Math.max(0, ...batch.rowTop)
+    const logprobs = batch.rowTop.some((top) => top >= 0)
+    const result: StepResult = {
+      tokens: new Int32Array(rows),
+      logprobs: new Float32Array(logprobs ? rows : 0),
+      ranks: new Int32Array(logprobs ? rows : 0),
+      topTokens: new Int32Array(rows * maxTop).fill(-1),
+      topLogprobs: new Float32Array(rows * maxTop),
+      deviceMicros: 1,
+    }
+    for (let row = 0; row < rows; row++) {
+      const target = at(batch.rowTargets, row)
+      const token = target >= 0 ? target : this.sample(batch, row, at)
+      result.tokens[row] = token
+      if (logprobs) {
+        result.logprobs[row] = -token / 1000
+        result.ranks[row] = 1
+      }
+      for (let i = 0; i < at(batch.rowTop, row); i++) {
+        result.topTokens[row * maxTop + i] = (token + i) % this.vocabSize
+        result.topLogprobs[row * maxTop + i] = -i
+      }
+    }
+    return result
+  }
+
+  private write(batch: StepBatch, s: number, at: (array: Int32Array | Uint32Array, index: number) => number): void {
+    const slot = this.slots.get(at(batch.slots, s))
+    if (!slot) throw new Error(`slot ${batch.slots[s]} was never set`)
+    const start = at(batch.seqStarts, s)
+    const first = at(batch.firstPositions, s)
+    for (let t = start; t < at(batch.seqStarts, s + 1); t++) {
+      const given = at(batch.tokens, t)
+      const token = given === -1 ? slot.tokens.at(-1) : given
+      const position = first + t - start
+      if (token !== slot.tokens[position]) throw new Error(`token ${token} at ${position}, slot has ${slot.tokens[position]}`)
+      this.block(batch, s, position, at)[position % this.blockSize] = token ?? -1
+    }
+  }
+
+  private block(
+    batch: StepBatch,
+    s: number,
+    position: number,
+    at: (array: Int32Array | Uint32Array, index: number) => number,
+  ): Int32Array {
+    const index = at(batch.blockStarts, s) + Math.floor(position / this.blockSize)
+    if (index >= at(batch.blockStarts, s + 1)) throw new Error(`position ${position} has no block`)
+    const entry = at(batch.blocks, index)
+    const block = this.memory.get(entry) ?? new Int32Array(this.blockSize).fill(-1)
+    this.memory.set(entry, block)
+    return block
+  }
+
+  private sample(batch: StepBatch, row: number, at: (array: Int32Array | Uint32Array, index: number) => number): number {
+    const s = at(batch.rowSeqs, row)
+    const slot = this.slots.get(at(batch.slots, s))
+    if (!slot) throw new Error('unset slot')
+    const last = at(batch.firstPositions, s) + at(batch.rowTokens, row) - at(batch.seqStarts, s)
+    const context = new Int32Array(last + 1)
+    for (let p = 0; p <= last; p++) context[p] = this.block(batch, s, p, at)[p % this.blockSize] ?? -1
+    if (context.length !== slot.tokens.length || context.some((token, i) => token !== slot.tokens[i])) {
+      throw new Error(`blocks of slot ${batch.slots[s]} do not hold its tokens`)
+    }
+    const token = fakeNextToken(context, slot.seed, this.vocabSize)
+    slot.tokens.push(token)
+    return token
+  }
+}

@@ -1,0 +1,123 @@
+/**
+ * Messages of gateway.proto -> the bodies of the HTTP API, which are then validated there: field names, ranges and
+ * messages have one definition. Absent proto3 fields stay absent.
+ */
+import type {
+  ChatRequest,
+  CompletionRequest,
+  DetokenizeRequest,
+  GenerateOptions,
+  TokenizeRequest,
+} from '../../../proto/gen/edgeshift/v1/gateway.js'
+import type { GenerateRequest } from '../../request.js'
+import type { Services } from '../../services.js'
+import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
+import { type Call, decodeChat, decodeCompletion } from '../decode.js'
+import { parseBody } from '../fields.js'
+import type { Origin } from '../origin.js'
+import { checkText, decodeTokenIds } from '../prompt.js'
+
+/** A request body as the HTTP API reads it, not validated yet. */
+type Body = Record<string, unknown>
+
+/** Decodes and validates a chat. Throws GatewayError naming the field as the HTTP API does. */
+export function chatRequest(request: ChatRequest, origin: Origin, services: Services): GenerateRequest {
+  return onlyRequest(decodeChat(chatBody(request), origin, services))
+}
+
+/** Decodes and validates a completion; a message holds one prompt. Throws like chatRequest. */
+export function completionRequest(request: CompletionRequest, origin: Origin, services: Services): GenerateRequest {
+  return onlyRequest(decodeCompletion(completionBody(request), origin, services))
+}
+
+function onlyRequest({ requests: [request] }: Call): GenerateRequest {
+  if (!request) throw new Error('a message decodes to one request')
+  return request
+}
+
+/** Validates a tokenize request. Throws like chatRequest. */
+export function tokenizeRequest({ model, text, parseSpecial }: TokenizeRequest): TokenizeRequest {
+  const body = parseBody(tokenizeBodySchema, { ...modelField(model), prompt: text, parse_special: parseSpecial })
+  return { model: body.model, text: checkText(body.prompt, 'text'), parseSpecial }
+}
+
+/** Validates a detokenize request: every id is in the model's vocabulary. Throws like chatRequest. */
+export function detokenizeRequest(
+  { model, tokens }: DetokenizeRequest,
+  { models }: Pick<Services, 'models'>,
+): DetokenizeRequest {
+  const body = parseBody(detokenizeBodySchema, { ...modelField(model), tokens })
+  return { model: body.model, tokens: decodeTokenIds(body.tokens, 'tokens', models.vocabSize(body.model)) }
+}
+
+/** The /v1/chat/completions body that asks for the same. */
+export function chatBody(request: ChatRequest): Body {
+  const { options } = request
+  return {
+    ...modelField(request.model),
+    messages: request.messages.map(({ role, content, name }) => ({ role, content, ...(name !== '' && { name }) })),
+    ...optionFields(options),
+    ...(options?.topLogprobs !== undefined && { logprobs: true, top_logprobs: options.topLogprobs }),
+  }
+}
+
+/** The /v1/completions body that asks for the same. */
+export function completionBody(request: CompletionRequest): Body {
+  const { prompt, options } = request
+  return {
+    ...modelField(request.model),
+    ...(prompt && { prompt: prompt.$case === 'text' ? prompt.text : prompt.tokens.ids }),
+    ...(request.echo && { echo: true }),
+    ...optionFields(options),
+    ...(options?.topLogprobs !== undefined && { logprobs: options.topLogprobs }),
+  }
+}
+
+/** proto3 strings have no presence here: the empty name is the missing one. */
+function modelField(model: string): Body {
+  return model === '' ? {} : { model }
+}
+
+/** Everything but log probabilities, whose fields differ between the two bodies. */
+function optionFields(options: GenerateOptions | undefined): Body {
+  if (!options) return {}
+  return definedOnly({
+    max_tokens: options.maxTokens,
+    temperature: asWritten(options.temperature),
+    top_k: options.topK,
+    top_p: asWritten(options.topP),
+    min_p: asWritten(options.minP),
+    repetition_penalty: asWritten(options.repetitionPenalty),
+    presence_penalty: asWritten(options.presencePenalty),
+    frequency_penalty: asWritten(options.frequencyPenalty),
+    seed: options.seed,
+    logit_bias: options.logitBias.size > 0 ? biases(options.logitBias) : undefined,
+    stop: options.stop.length > 0 ? options.stop : undefined,
+    stop_token_ids: options.stopTokenIds.length > 0 ? options.stopTokenIds : undefined,
+    min_tokens: options.minTokens,
+    ignore_eos: options.ignoreEos,
+    n: options.n,
+    priority: options.priority,
+  })
+}
+
+function biases(logitBias: Map<number, number>): Body {
+  return Object.fromEntries(Array.from(logitBias, ([token, bias]) => [token, asWritten(bias)]))
+}
+
+/**
+ * The shortest decimal that rounds to the same 32-bit float: 0.7 instead of 0.699999988. A request then means the same
+ * over every protocol, and a value at the edge of its range stays inside.
+ */
+export function asWritten(value: number | undefined): number | undefined {
+  if (value === undefined || !Number.isFinite(value)) return value
+  for (let digits = 6; digits < 9; digits++) {
+    const decimal = Number(value.toPrecision(digits))
+    if (Math.fround(decimal) === value) return decimal
+  }
+  return value
+}
+
+function definedOnly(fields: Body): Body {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined))
+}

@@ -1,0 +1,106 @@
+/** Internal events and entries -> messages of gateway.proto. */
+import type {
+  GenerateEvent as EventMessage,
+  GenerateResponse,
+  Logprob,
+  Model,
+  Usage as UsageMessage,
+} from '../../../proto/gen/edgeshift/v1/gateway.js'
+import type { GenerateEvent, TokenLogprob, Usage } from '../../request.js'
+import type { ModelEntry } from '../../services.js'
+
+/** Events that become a message; errors become the call's status. */
+export type StreamedEvent = Exclude<GenerateEvent, { type: 'error' }>
+
+/** One message per event; `id` is the request's, told once in `started`. */
+export function encodeEvent(id: string, event: StreamedEvent): EventMessage {
+  switch (event.type) {
+    case 'started':
+      return { kind: { $case: 'started', started: { id, variant: event.variant, reason: event.reason } } }
+    case 'text': {
+      const { index, text, tokens } = event
+      return { kind: { $case: 'delta', delta: { index, text, tokens, logprobs: encodeLogprobs(event.logprobs) } } }
+    }
+    case 'finished':
+      return { kind: { $case: 'finished', finished: { index: event.index, reason: event.reason } } }
+    default:
+      return { kind: { $case: 'usage', usage: encodeUsage(event.usage) } }
+  }
+}
+
+/** proto3 floats have no null: an undefined log probability (the first prompt token's) is NaN. */
+export function encodeLogprobs(logprobs: readonly TokenLogprob[] | undefined): Logprob[] {
+  if (!logprobs) return []
+  return logprobs.map(({ id, token, logprob, top }) => ({
+    id,
+    token,
+    logprob: logprob ?? Number.NaN,
+    top: top.map((entry) => ({ ...entry, top: [] })),
+  }))
+}
+
+export function encodeUsage(usage: Usage): UsageMessage {
+  return {
+    promptTokens: usage.promptTokens,
+    completionTokens: usage.completionTokens,
+    cachedTokens: usage.cachedTokens,
+  }
+}
+
+export function encodeModel(model: ModelEntry): Model {
+  return {
+    id: model.id,
+    tags: model.tags,
+    maxModelLen: model.maxModelLen,
+    variants: model.variants.map(({ name, precision, state, weightBytes, device }) => ({
+      name,
+      precision,
+      state,
+      weightBytes,
+      device,
+    })),
+  }
+}
+
+/** Gathers a request's events into the answer of a unary call. Owns `n` choices and nothing else. */
+export class ResponseBuilder {
+  private readonly response: GenerateResponse
+
+  constructor(id: string, n: number) {
+    const choices = Array.from({ length: n }, (_, index) => ({
+      index,
+      text: '',
+      finishReason: '',
+      tokens: [],
+      logprobs: [],
+    }))
+    this.response = { id, variant: '', reason: '', choices, usage: undefined }
+  }
+
+  add(event: StreamedEvent): void {
+    const { response } = this
+    if (event.type === 'started') {
+      response.variant = event.variant
+      response.reason = event.reason
+    } else if (event.type === 'usage') {
+      response.usage = encodeUsage(event.usage)
+    } else this.addToChoice(event)
+  }
+
+  /** The answer, complete once the usage event was added. */
+  build(): GenerateResponse {
+    return this.response
+  }
+
+  private addToChoice(event: Extract<StreamedEvent, { index: number }>): void {
+    const choice = this.response.choices[event.index]
+    if (!choice) return
+    if (event.type === 'finished') {
+      choice.finishReason = event.reason
+      return
+    }
+    choice.text += event.text
+    for (const token of event.tokens) choice.tokens.push(token)
+    if (event.logprobs) choice.logprobs.push(...encodeLogprobs(event.logprobs))
+  }
+}

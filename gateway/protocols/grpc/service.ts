@@ -1,0 +1,120 @@
+/** The calls of edgeshift.v1.Gateway. */
+import type {
+  handleServerStreamingCall,
+  handleUnaryCall,
+  Metadata,
+  sendUnaryData,
+  UntypedServiceImplementation,
+} from '@grpc/grpc-js'
+import type {
+  DetokenizeRequest,
+  DetokenizeResponse,
+  GenerateEvent,
+  GenerateResponse,
+  ListModelsRequest,
+  ListModelsResponse,
+  TokenizeRequest,
+  TokenizeResponse,
+} from '../../../proto/gen/edgeshift/v1/gateway.js'
+import type { GenerateRequest } from '../../request.js'
+import type { Services } from '../../services.js'
+import { type Origin, readOrigin } from '../origin.js'
+import { chatRequest, completionRequest, detokenizeRequest, tokenizeRequest } from './decode.js'
+import { type Decoded, requireDecoded } from './definition.js'
+import { encodeModel } from './encode.js'
+import { respond, stream } from './generate.js'
+import { errorStatus } from './status.js'
+
+/** What a call of either shape tells beside its request. */
+interface CallHead {
+  metadata: Metadata
+  getDeadline(): Date | number
+}
+
+type Decode<T> = (request: T, origin: Origin, services: Services) => GenerateRequest
+
+/** Implements the service; `stallMs` bounds how long a streaming client may leave its window full. */
+export function gatewayCalls(services: Services, stallMs: number): UntypedServiceImplementation {
+  return {
+    chat: respondTo(services, chatRequest),
+    chatStream: streamTo(services, stallMs, chatRequest),
+    complete: respondTo(services, completionRequest),
+    completeStream: streamTo(services, stallMs, completionRequest),
+    listModels: listModels(services),
+    tokenize: tokenize(services),
+    detokenize: detokenize(services),
+  }
+}
+
+function respondTo<T>(services: Services, decode: Decode<T>): handleUnaryCall<Decoded<T>, GenerateResponse> {
+  return (call, callback) => {
+    try {
+      const request = decode(requireDecoded(call.request), callOrigin(call, services), services)
+      respond(services.generator, request, call, callback)
+    } catch (error) {
+      callback(errorStatus(error))
+    }
+  }
+}
+
+function streamTo<T>(
+  services: Services,
+  stallMs: number,
+  decode: Decode<T>,
+): handleServerStreamingCall<Decoded<T>, GenerateEvent> {
+  return (call) => {
+    try {
+      const request = decode(requireDecoded(call.request), callOrigin(call, services), services)
+      stream(services.generator, request, call, stallMs)
+    } catch (error) {
+      call.emit('error', errorStatus(error))
+    }
+  }
+}
+
+function listModels(services: Services): handleUnaryCall<Decoded<ListModelsRequest>, ListModelsResponse> {
+  return (call, callback) =>
+    void settle(callback, async () => {
+      requireDecoded(call.request)
+      return { models: services.models.list().map(encodeModel) }
+    })
+}
+
+function tokenize(services: Services): handleUnaryCall<Decoded<TokenizeRequest>, TokenizeResponse> {
+  return (call, callback) =>
+    void settle(callback, async () => {
+      const { model, text, parseSpecial } = tokenizeRequest(requireDecoded(call.request))
+      const { maxModelLen } = services.models.find(model)
+      return { tokens: await services.models.tokenize(model, text, parseSpecial), maxModelLen }
+    })
+}
+
+function detokenize(services: Services): handleUnaryCall<Decoded<DetokenizeRequest>, DetokenizeResponse> {
+  return (call, callback) =>
+    void settle(callback, async () => {
+      const { model, tokens } = detokenizeRequest(requireDecoded(call.request), services)
+      return { text: await services.models.detokenize(model, tokens) }
+    })
+}
+
+/** Answers a unary call with what `work` resolves to, or with its error's status. Never rejects. */
+async function settle<T>(callback: sendUnaryData<T>, work: () => Promise<T>): Promise<void> {
+  let value: T
+  try {
+    value = await work()
+  } catch (error) {
+    callback(errorStatus(error))
+    return
+  }
+  callback(null, value)
+}
+
+/** Metadata and deadline of a call; of repeated entries the first counts. Logs the client's own request id. */
+function callOrigin(call: CallHead, { log }: Services): Origin {
+  const origin = readOrigin((name) => call.metadata.get(name)[0]?.toString())
+  const { id, clientRequestId } = origin
+  if (clientRequestId !== undefined) log.info({ id, clientRequestId }, 'request')
+  const deadline = Number(call.getDeadline())
+  // A deadline in the past is still one: 0 would mean none.
+  return Number.isFinite(deadline) ? { ...origin, deadlineMs: Math.max(1, deadline - Date.now()) } : origin
+}

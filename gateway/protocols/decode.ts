@@ -1,11 +1,11 @@
 /** Request bodies -> GenerateRequests: defaults and the bounds of the configuration. The same for every protocol. */
 import { GatewayError } from '../errors.js'
-import type { ChatMessage, GenerateInput, GenerateRequest, Sampling } from '../request.js'
+import type { ChatMessage, GenerateRequest, Sampling } from '../request.js'
 import type { Limits, Services } from '../services.js'
 import { chatBodySchema, completionBodySchema, type ChatBody, type CompletionBody, type SharedBody } from './body.js'
 import { parseBody } from './fields.js'
 import type { Origin } from './origin.js'
-import { checkText, decodeLogitBias, decodePrompt, decodeStop, decodeTokenIds } from './prompt.js'
+import { checkText, decodeLogitBias, decodePrompt, decodeStop, decodeTokenIds, type Inputs } from './prompt.js'
 
 /** What decoding needs of the services. */
 type DecodeServices = Pick<Services, 'limits' | 'models'>
@@ -13,7 +13,7 @@ type DecodeServices = Pick<Services, 'limits' | 'models'>
 /** A decoded body. Choice i of request r has index r * n + i in the answer. */
 export interface Call {
   /** One per prompt, at least one; all with the same n. */
-  requests: GenerateRequest[]
+  requests: [GenerateRequest, ...GenerateRequest[]]
   stream: boolean
   /** The stream ends with a usage chunk. */
   includeUsage: boolean
@@ -88,7 +88,7 @@ function decodeCall(
   body: SharedBody,
   origin: Origin,
   { limits, models }: DecodeServices,
-  inputs: GenerateInput[],
+  inputs: Inputs,
   extent: Extent,
 ): Call {
   const { n = 1, stream = false } = body
@@ -107,9 +107,12 @@ function decodeCall(
     tenant: origin.tenant,
     ...(origin.traceparent !== undefined && { traceparent: origin.traceparent }),
   }
-  const several = inputs.length > 1
+  const [first, ...rest] = inputs
   return {
-    requests: inputs.map((input, i) => Object.assign({ id: several ? `${origin.id}-${i}` : origin.id, input }, common)),
+    requests: [
+      { id: origin.id, input: first, ...common },
+      ...rest.map((input, i) => Object.assign({ id: `${origin.id}-${i + 1}`, input }, common)),
+    ],
     stream,
     includeUsage: body.stream_options?.include_usage ?? false,
   }

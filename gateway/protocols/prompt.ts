@@ -28,17 +28,23 @@ function isTokenId(value: unknown, vocabSize: number): boolean {
   return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < vocabSize
 }
 
+/** One input per prompt. */
+export type Inputs = [GenerateInput, ...GenerateInput[]]
+
 /** `prompt` of a completion: one input per prompt. `vocabSize` is asked for only when ids are given. */
-export function decodePrompt(value: unknown, limits: Limits, vocabSize: () => number): GenerateInput[] {
+export function decodePrompt(value: unknown, limits: Limits, vocabSize: () => number): Inputs {
   if (typeof value === 'string') return [textInput(value, 'prompt')]
   if (value === undefined) throw fault('prompt', 'is required')
   if (!Array.isArray(value)) throw fault('prompt', 'must be a string, an array of token ids, or an array of either')
-  if (value.length === 0) throw fault('prompt', 'must not be empty')
   if (typeof value[0] === 'number') return [tokenInput(value, 'prompt', limits, vocabSize())]
   if (value.length > limits.maxPrompts) {
     throw fault('prompt', `has ${value.length} prompts, more than the limit of ${limits.maxPrompts}`)
   }
-  return value.map((entry, i) => oneOfMany(entry, typeof value[0], `prompt[${i}]`, limits, vocabSize))
+  const decode = (entry: unknown, i: number): GenerateInput =>
+    oneOfMany(entry, typeof value[0], `prompt[${i}]`, limits, vocabSize)
+  const [first, ...rest] = value.map(decode)
+  if (!first) throw fault('prompt', 'must not be empty')
+  return [first, ...rest]
 }
 
 function oneOfMany(

@@ -1,0 +1,178 @@
+/** The tokenizer of a GGUF (`tokenizer.ggml.*`), checked, and as the files of a Hugging Face tokenizer. */
+import type { Metadata } from './metadata.js'
+import { knownPreTokenizers, type PreTokenizer, preTokenizerNamed } from './pre-tokenizer.js'
+
+/** `tokenizer.ggml.token_type` values with a meaning here; the others are ordinary tokens. */
+const UNKNOWN = 2
+const CONTROL = 3
+const USER_DEFINED = 4
+
+const MAX_TOKEN_LENGTH = 4096
+const MAX_TEMPLATE_LENGTH = 1 << 20
+
+/** A byte-level BPE tokenizer as the file describes it. */
+export interface GgufTokenizer {
+  tokens: readonly string[]
+  /** Pairs in the order of their rank, "left right". */
+  merges: readonly string[]
+  /** Ids that are control tokens, and ids that are ordinary text but never split. */
+  control: readonly number[]
+  userDefined: readonly number[]
+  pre: PreTokenizer
+  bosId: number | undefined
+  /** Ids that end a turn or a text; the first is the file's EOS. */
+  eosIds: readonly number[]
+  unknownId: number | undefined
+  paddingId: number | undefined
+  addBos: boolean
+  chatTemplate: string | undefined
+}
+
+/** Reads and checks the tokenizer of a model with `vocabSize` embeddings. Throws ModelFileError. */
+export function readTokenizer(metadata: Metadata, vocabSize: number): GgufTokenizer {
+  const model = metadata.requiredText('tokenizer.ggml.model')
+  if (model !== 'gpt2')
+    throw metadata.unsupported(
+      `tokenizer.ggml.model ${JSON.stringify(model.slice(0, 40))} is not supported (gpt2 is: byte-level BPE)`,
+    )
+  if (metadata.boolean('tokenizer.ggml.add_space_prefix', false))
+    throw metadata.unsupported('tokenizer.ggml.add_space_prefix is not supported with byte-level BPE')
+  const tokens = metadata.texts('tokenizer.ggml.tokens')
+  if (tokens.length !== vocabSize)
+    throw metadata.invalid(`tokenizer.ggml.tokens has ${tokens.length} entries for ${vocabSize} embeddings`)
+  const ids = checkTokens(metadata, tokens)
+  const merges = metadata.texts('tokenizer.ggml.merges')
+  checkMerges(metadata, merges, ids)
+  const types = readTypes(metadata, tokens.length)
+  const special = (name: string) =>
+    metadata.has(`tokenizer.ggml.${name}_token_id`)
+      ? metadata.integer(`tokenizer.ggml.${name}_token_id`, 0, vocabSize - 1)
+      : undefined
+  const pre = readPre(metadata)
+  const bosId = special('bos')
+  const addBos = metadata.boolean('tokenizer.ggml.add_bos_token', pre.addBos && bosId !== undefined)
+  if (addBos && bosId === undefined)
+    throw metadata.invalid('tokenizer.ggml.add_bos_token is set, but there is no bos_token_id')
+  return {
+    tokens,
+    merges,
+    control: idsOf(types, (type) => type === CONTROL || type === UNKNOWN),
+    userDefined: idsOf(types, (type) => type === USER_DEFINED),
+    pre,
+    bosId,
+    eosIds: [...new Set([special('eos'), special('eot'), special('eom')].filter((id) => id !== undefined))],
+    unknownId: special('unknown'),
+    paddingId: special('padding'),
+    addBos,
+    chatTemplate: readTemplate(metadata),
+  }
+}
+
+function readPre(metadata: Metadata): PreTokenizer {
+  const name = metadata.requiredText('tokenizer.ggml.pre')
+  const pre = preTokenizerNamed(name)
+  if (pre === undefined)
+    throw metadata.unsupported(
+      `tokenizer.ggml.pre ${JSON.stringify(name.slice(0, 40))} is not known (${knownPreTokenizers().join(', ')} are)`,
+    )
+  return pre
+}
+
+function readTemplate(metadata: Metadata): string | undefined {
+  const template = metadata.text('tokenizer.chat_template')
+  if (template !== undefined && template.length > MAX_TEMPLATE_LENGTH)
+    throw metadata.invalid(
+      `tokenizer.chat_template has ${template.length} characters, more than ${MAX_TEMPLATE_LENGTH}`,
+    )
+  return template
+}
+
+function readTypes(metadata: Metadata, count: number): ArrayLike<number> {
+  const types = metadata.numbers('tokenizer.ggml.token_type') ?? new Int32Array(count).fill(1)
+  if (types.length !== count)
+    throw metadata.invalid(`tokenizer.ggml.token_type has ${types.length} entries for ${count} tokens`)
+  return types
+}
+
+function idsOf(types: ArrayLike<number>, wanted: (type: number) => boolean): number[] {
+  const ids: number[] = []
+  for (let id = 0; id < types.length; id++) if (wanted(types[id] ?? 0)) ids.push(id)
+  return ids
+}
+
+function checkTokens(metadata: Metadata, tokens: readonly string[]): ReadonlySet<string> {
+  const seen = new Set<string>()
+  for (const [id, token] of tokens.entries()) {
+    if (token.length === 0 || token.length > MAX_TOKEN_LENGTH)
+      throw metadata.invalid(`token ${id} has ${token.length} characters`)
+    if (seen.has(token)) throw metadata.invalid(`token ${id} (${JSON.stringify(token.slice(0, 40))}) occurs twice`)
+    seen.add(token)
+  }
+  return seen
+}
+
+function checkMerges(metadata: Metadata, merges: readonly string[], tokens: ReadonlySet<string>): void {
+  for (const [index, merge] of merges.entries()) {
+    const [left, right, more] = merge.split(' ')
+    const known =
+      left && right && more === undefined && tokens.has(left) && tokens.has(right) && tokens.has(left + right)
+    if (!known)
+      throw metadata.invalid(
+        `merge ${index} (${JSON.stringify(merge.slice(0, 40))}) is not a pair of tokens that make a token`,
+      )
+  }
+}
+
+/** tokenizer.json: what the `tokenizers` library reads. */
+export function tokenizerJson(tokenizer: GgufTokenizer): object {
+  const added = (special: boolean) => (id: number) => ({
+    id,
+    content: tokenizer.tokens[id],
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+    normalized: false,
+    special,
+  })
+  const addedTokens = [...tokenizer.control.map(added(true)), ...tokenizer.userDefined.map(added(false))]
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: addedTokens.toSorted((a, b) => a.id - b.id),
+    normalizer: tokenizer.pre.normalizer,
+    pre_tokenizer: tokenizer.pre.preTokenizer,
+    post_processor: null,
+    decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: '',
+      end_of_word_suffix: '',
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: tokenizer.pre.ignoreMerges,
+      vocab: Object.fromEntries(tokenizer.tokens.map((token, id) => [token, id])),
+      merges: tokenizer.merges.map((merge) => merge.split(' ')),
+    },
+  }
+}
+
+/** tokenizer_config.json: special tokens by their text. */
+export function tokenizerConfig(tokenizer: GgufTokenizer, contextLength: number): object {
+  const text = (id: number | undefined) => (id === undefined ? undefined : tokenizer.tokens[id])
+  return {
+    bos_token: text(tokenizer.bosId),
+    eos_token: text(tokenizer.eosIds[0]),
+    unk_token: text(tokenizer.unknownId),
+    pad_token: text(tokenizer.paddingId),
+    add_bos_token: tokenizer.addBos,
+    model_max_length: contextLength,
+  }
+}
+
+/** generation_config.json: special tokens by their id. */
+export function generationConfig(tokenizer: GgufTokenizer): object {
+  return { bos_token_id: tokenizer.bosId, eos_token_id: tokenizer.eosIds, pad_token_id: tokenizer.paddingId }
+}

@@ -58,7 +58,8 @@ class Model {
 class Backend {
  public:
   virtual ~Backend() = default;
-  // A transaction: on error every byte taken is given back.
+  // A transaction: on error every byte taken is given back. May run on another thread than the steps of models that
+  // are already resident, which go on meanwhile; two loads may not run at once.
   virtual Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& weights,
                                               const LoadOptions& options) = 0;
 };

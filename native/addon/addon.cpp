@@ -1,0 +1,66 @@
+// The addon's module object (NativeAddon of engine/native.ts).
+#include <napi.h>
+
+#include "addon/convert.h"
+#include "addon/device.h"
+#include "addon/errors.h"
+#include "addon/instance.h"
+#include "addon/model.h"
+#include "core/cpu_info.h"
+#include "cpu/isa.h"
+
+namespace edgeshift::addon {
+
+namespace {
+
+Napi::Value version(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), EDGESHIFT_VERSION); }
+
+Napi::Value devices(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Napi::Object cpu = Napi::Object::New(env);
+  cpu.Set("kind", "cpu");
+  cpu.Set("index", 0);
+  cpu.Set("name", cpu_name());
+  cpu.Set("memoryBytes", static_cast<double>(physical_memory()));
+  Napi::Array features = Napi::Array::New(env, 1);
+  features.Set(uint32_t(0), cpu::isa_name(cpu::default_isa()));
+  cpu.Set("features", features);
+  Napi::Array all = Napi::Array::New(env, 1);
+  all.Set(uint32_t(0), cpu);
+  return all;
+}
+
+Napi::Value read_gguf(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsString()) throw_argument(env, "path is not a string");
+  const std::string path = info[0].As<Napi::String>().Utf8Value();
+  Result<MappedFile> file = MappedFile::open(path);
+  if (!file.ok()) throw_status(env, file.status());
+  Result<GgufFile> parsed = parse_gguf(file.value().data(), file.value().size());
+  if (!parsed.ok()) throw_status(env, error(parsed.status().code(), path, ": ", parsed.status().message()));
+  return to_object(env, parsed.value());
+}
+
+Napi::Value open_device(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "options is not an object");
+  return env.GetInstanceData<Instance>()->device.New({info[0]});
+}
+
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  auto instance = std::make_unique<Instance>();
+  instance->device = Napi::Persistent(DeviceObject::define(env));
+  instance->model = Napi::Persistent(ModelObject::define(env));
+  env.SetInstanceData(instance.release());
+  exports.Set("version", Napi::Function::New(env, version, "version"));
+  exports.Set("devices", Napi::Function::New(env, devices, "devices"));
+  exports.Set("readGguf", Napi::Function::New(env, read_gguf, "readGguf"));
+  exports.Set("openDevice", Napi::Function::New(env, open_device, "openDevice"));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(edgeshift, initialize)
+
+}  // namespace edgeshift::addon

@@ -1,0 +1,52 @@
+// JavaScript values to native structures and back. Readers throw a TypeError-like invalid_argument with the field's name.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+#include <vector>
+
+#include "loader/gguf.h"
+#include "loader/mapped_file.h"
+#include "model/backend.h"
+
+namespace edgeshift::addon {
+
+// A load request with its files mapped; the weights point into them.
+struct MappedLoad {
+  ModelSpec spec;
+  LoadOptions options;
+  std::vector<std::string> paths;
+  // Per weight: index into paths and where its bytes are; `data` is set by map_weights.
+  struct Place {
+    uint32_t file;
+    uint64_t offset;
+  };
+  std::vector<WeightSource> weights;
+  std::vector<Place> places;
+  std::vector<MappedFile> files;
+};
+
+// Integer in [low, high]; throws invalid_argument that names the field.
+int64_t read_integer(const Napi::Object& object, const char* field, int64_t low, int64_t high);
+std::string read_string(const Napi::Object& object, const char* field);
+
+// Reads a LoadRequest; maps nothing.
+MappedLoad read_load_request(const Napi::Object& request);
+
+// Maps the files (any thread) and points every weight to its bytes after checking that they lie inside the file.
+Status map_weights(MappedLoad& load);
+
+// Copies a StepBatch: the caller may reuse its arrays at once.
+StepBatch read_batch(const Napi::Object& batch);
+
+// Reads a SlotState and checks its token ids against the vocabulary.
+SamplingState read_slot_state(const Napi::Object& state, int vocab);
+
+// StepResult with one typed array per field; `batch` says how many alternatives each row asked for.
+Napi::Object to_object(Napi::Env env, const StepResult& result, const StepBatch& batch);
+
+// GgufFile as a plain object; copies everything out of the mapped file.
+Napi::Object to_object(Napi::Env env, const GgufFile& file);
+
+}  // namespace edgeshift::addon

@@ -1,0 +1,216 @@
+#include <cmath>
+
+#include "addon/convert.h"
+#include "addon/errors.h"
+#include "core/checked.h"
+
+namespace edgeshift::addon {
+
+namespace {
+
+constexpr int kMaxDimension = 1 << 24;
+
+double read_number(const Napi::Object& object, const char* field) {
+  const Napi::Value value = object.Get(field);
+  if (!value.IsNumber()) throw_argument(object.Env(), field, " is not a number");
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+int read_int(const Napi::Object& object, const char* field, int low, int high) {
+  return static_cast<int>(read_integer(object, field, low, high));
+}
+
+float read_float(const Napi::Object& object, const char* field) {
+  const double value = read_number(object, field);
+  if (!std::isfinite(value)) throw_argument(object.Env(), field, " is not finite");
+  return static_cast<float>(value);
+}
+
+Napi::Object read_object(const Napi::Object& object, const char* field) {
+  const Napi::Value value = object.Get(field);
+  if (!value.IsObject()) throw_argument(object.Env(), field, " is not an object");
+  return value.As<Napi::Object>();
+}
+
+Napi::Array read_array(const Napi::Object& object, const char* field) {
+  const Napi::Value value = object.Get(field);
+  if (!value.IsArray()) throw_argument(object.Env(), field, " is not an array");
+  return value.As<Napi::Array>();
+}
+
+Napi::TypedArray read_typed(const Napi::Object& object, const char* field, napi_typedarray_type type) {
+  const Napi::Value value = object.Get(field);
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type) {
+    throw_argument(object.Env(), field, " is not a typed array of the right kind");
+  }
+  return value.As<Napi::TypedArray>();
+}
+
+template <class T>
+std::vector<T> read_vector(const Napi::Object& object, const char* field, napi_typedarray_type type) {
+  const auto array = read_typed(object, field, type).As<Napi::TypedArrayOf<T>>();
+  return std::vector<T>(array.Data(), array.Data() + array.ElementLength());
+}
+
+std::vector<int32_t> read_ints(const Napi::Object& object, const char* field) {
+  return read_vector<int32_t>(object, field, napi_int32_array);
+}
+
+std::vector<float> read_floats(const Napi::Object& object, const char* field) {
+  return read_vector<float>(object, field, napi_float32_array);
+}
+
+ModelSpec read_spec(const Napi::Object& object) {
+  ModelSpec spec;
+  spec.vocab = read_int(object, "vocabSize", 1, kMaxDimension);
+  spec.hidden = read_int(object, "hiddenSize", 1, kMaxDimension);
+  spec.layers = read_int(object, "numLayers", 1, 4096);
+  spec.heads = read_int(object, "numHeads", 1, 4096);
+  spec.kv_heads = read_int(object, "numKvHeads", 1, 4096);
+  spec.head_dim = read_int(object, "headDim", 1, 4096);
+  spec.ffn = read_int(object, "intermediateSize", 1, kMaxDimension);
+  spec.norm_eps = read_float(object, "rmsNormEps");
+  spec.rope_inv_freq = read_floats(object, "ropeInvFreq");
+  spec.rope_scale = read_float(object, "ropeScale");
+  spec.rope_interleaved = object.Get("ropeInterleaved").ToBoolean();
+  spec.attention_scale = read_float(object, "attentionScale");
+  spec.windows = read_ints(object, "windows");
+  return spec;
+}
+
+Precision read_precision(const Napi::Object& request) {
+  const std::string name = read_string(request, "precision");
+  if (name == "fp16") return Precision::fp16;
+  if (name == "int8") return Precision::int8;
+  if (name == "int4") return Precision::int4;
+  throw_argument(request.Env(), "precision ", quoted(name), " is not one of fp16, int8, int4");
+}
+
+void read_weight(const Napi::Object& object, MappedLoad& load) {
+  WeightSource weight;
+  weight.slot = read_string(object, "slot");
+  weight.type = read_string(object, "type");
+  const Napi::Array shape = read_array(object, "shape");
+  if (shape.Length() == 0 || shape.Length() > 4) throw_argument(object.Env(), "shape must have 1 to 4 dimensions");
+  for (uint32_t i = 0; i < shape.Length(); ++i) {
+    const Napi::Value dim = shape.Get(i);
+    const double value = dim.IsNumber() ? dim.As<Napi::Number>().DoubleValue() : -1;
+    if (!(value >= 1 && value <= double(kMaxSafeInteger)) || value != std::floor(value)) {
+      throw_argument(object.Env(), "shape of ", quoted(weight.slot), " has a bad dimension");
+    }
+    weight.shape.push_back(static_cast<int64_t>(value));
+  }
+  weight.bytes = static_cast<size_t>(read_integer(object, "bytes", 1, int64_t(kMaxSafeInteger)));
+  MappedLoad::Place place;
+  place.file = static_cast<uint32_t>(read_integer(object, "file", 0, int64_t(load.paths.size()) - 1));
+  place.offset = static_cast<uint64_t>(read_integer(object, "offset", 0, int64_t(kMaxSafeInteger)));
+  load.weights.push_back(std::move(weight));
+  load.places.push_back(place);
+}
+
+}  // namespace
+
+int64_t read_integer(const Napi::Object& object, const char* field, int64_t low, int64_t high) {
+  const double value = read_number(object, field);
+  if (!(value >= double(low) && value <= double(high)) || value != std::floor(value)) {
+    throw_argument(object.Env(), field, " must be an integer from ", low, " to ", high);
+  }
+  return static_cast<int64_t>(value);
+}
+
+std::string read_string(const Napi::Object& object, const char* field) {
+  const Napi::Value value = object.Get(field);
+  if (!value.IsString()) throw_argument(object.Env(), field, " is not a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+MappedLoad read_load_request(const Napi::Object& request) {
+  MappedLoad load;
+  load.spec = read_spec(read_object(request, "spec"));
+  load.options.precision = read_precision(request);
+  load.options.max_slots = read_int(request, "maxSlots", 1, 65536);
+  load.options.max_batch_tokens = read_int(request, "maxBatchTokens", 1, 1 << 20);
+  load.options.block_size = read_int(request, "blockSize", 1, 4096);
+  const Napi::Array files = read_array(request, "files");
+  for (uint32_t i = 0; i < files.Length(); ++i) {
+    const Napi::Value path = files.Get(i);
+    if (!path.IsString()) throw_argument(request.Env(), "files has an entry that is not a string");
+    load.paths.push_back(path.As<Napi::String>().Utf8Value());
+  }
+  const Napi::Array weights = read_array(request, "weights");
+  for (uint32_t i = 0; i < weights.Length(); ++i) {
+    const Napi::Value weight = weights.Get(i);
+    if (!weight.IsObject()) throw_argument(request.Env(), "weights has an entry that is not an object");
+    read_weight(weight.As<Napi::Object>(), load);
+  }
+  return load;
+}
+
+Status map_weights(MappedLoad& load) {
+  for (const std::string& path : load.paths) {
+    Result<MappedFile> file = MappedFile::open(path);
+    if (!file.ok()) return file.status();
+    file.value().will_read(0, file.value().size());
+    load.files.push_back(std::move(file.value()));
+  }
+  for (size_t i = 0; i < load.weights.size(); ++i) {
+    WeightSource& weight = load.weights[i];
+    const auto [index, offset] = load.places[i];
+    const MappedFile& file = load.files[index];
+    uint64_t end = 0;
+    if (!checked_add(offset, weight.bytes, end) || end > file.size()) {
+      return error(Code::invalid_file, load.paths[index], ": weight ", quoted(weight.slot), " at byte ", offset, " (",
+                   weight.bytes, " bytes) runs past the end of the file");
+    }
+    weight.data = file.data() + offset;
+  }
+  return Status();
+}
+
+StepBatch read_batch(const Napi::Object& object) {
+  StepBatch batch;
+  batch.tokens = read_ints(object, "tokens");
+  batch.seq_starts = read_ints(object, "seqStarts");
+  batch.first_positions = read_ints(object, "firstPositions");
+  batch.slots = read_ints(object, "slots");
+  batch.block_starts = read_ints(object, "blockStarts");
+  batch.blocks = read_vector<uint32_t>(object, "blocks", napi_uint32_array);
+  batch.row_tokens = read_ints(object, "rowTokens");
+  batch.row_seqs = read_ints(object, "rowSeqs");
+  batch.row_targets = read_ints(object, "rowTargets");
+  batch.row_top = read_ints(object, "rowTop");
+  return batch;
+}
+
+SamplingState read_slot_state(const Napi::Object& object, int vocab) {
+  const Napi::Env env = object.Env();
+  SamplingState state;
+  state.temperature = read_float(object, "temperature");
+  state.top_k = read_int(object, "topK", -1, INT32_MAX);
+  state.top_p = read_float(object, "topP");
+  state.min_p = read_float(object, "minP");
+  state.repetition_penalty = read_float(object, "repetitionPenalty");
+  state.presence_penalty = read_float(object, "presencePenalty");
+  state.frequency_penalty = read_float(object, "frequencyPenalty");
+  state.seed = static_cast<uint64_t>(read_integer(object, "seed", 0, int64_t(kMaxSafeInteger)));
+  state.bias_tokens = read_ints(object, "biasTokens");
+  state.bias_values = read_floats(object, "biasValues");
+  state.stop_tokens = read_ints(object, "stopTokens");
+  state.min_tokens = read_int(object, "minTokens", 0, INT32_MAX);
+  state.tokens = read_ints(object, "tokens");
+  state.prompt_length = read_int(object, "promptLength", 0, static_cast<int>(state.tokens.size()));
+  if (state.bias_tokens.size() != state.bias_values.size()) {
+    throw_argument(env, "biasTokens and biasValues differ in length");
+  }
+  auto check = [&](const std::vector<int32_t>& ids, const char* field) {
+    for (int32_t id : ids) {
+      if (id < 0 || id >= vocab) throw_argument(env, field, " holds token ", id, ", outside the vocabulary of ", vocab);
+    }
+  };
+  check(state.tokens, "tokens");
+  check(state.bias_tokens, "biasTokens");
+  check(state.stop_tokens, "stopTokens");
+  return state;
+}
+
+}  // namespace edgeshift::addon

@@ -1,0 +1,148 @@
+#include "addon/device.h"
+
+#include "addon/convert.h"
+#include "addon/instance.h"
+#include "addon/model.h"
+
+namespace edgeshift::addon {
+
+namespace {
+
+// An environment that ends (process exit, a terminated worker) must not leave threads that call into it.
+void on_environment_end(void* device) { static_cast<Device*>(device)->shut_down(); }
+
+class LoadTask : public Task {
+ public:
+  LoadTask(Napi::Env env, std::shared_ptr<Device> device, MappedLoad load)
+      : Task(env), device_(std::move(device)), load_(std::move(load)) {}
+
+ protected:
+  Status work() override {
+    ES_RETURN_IF_ERROR(map_weights(load_));
+    Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
+    load_.files.clear();
+    if (!model.ok()) return model.status();
+    model_ = std::move(model.value());
+    return Status();
+  }
+  Napi::Value result(Napi::Env env) override {
+    auto resident = std::make_shared<ResidentModel>(device_, std::move(model_), load_.spec.vocab, load_.options);
+    return ModelObject::create(env, std::move(resident));
+  }
+  void failed() override { --device_->models; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  MappedLoad load_;
+  std::unique_ptr<Model> model_;
+};
+
+// Runs after everything that was queued before it; the device's memory goes with it.
+class CloseTask : public Task {
+ public:
+  CloseTask(Napi::Env env, std::shared_ptr<Device> device) : Task(env), device_(std::move(device)) {}
+
+ protected:
+  Status work() override { return Status(); }
+  Napi::Value result(Napi::Env env) override {
+    device_->shut_down();
+    return env.Undefined();
+  }
+
+ private:
+  std::shared_ptr<Device> device_;
+};
+
+}  // namespace
+
+Device::Device(Napi::Env env, std::unique_ptr<Backend> backend) : env_(env), backend_(std::move(backend)) {
+  settled_ = Settled::New(env, "edgeshift device", 0, 1, this);
+  settled_.Unref(env);
+  // After the function above, so that it runs before the function's own clean-up.
+  napi_add_env_cleanup_hook(env, on_environment_end, this);
+  auto done = [this](std::unique_ptr<Task> task) { settled_.NonBlockingCall(task.release()); };
+  steps_.emplace(done);
+  loads_.emplace(done);
+}
+
+Device::~Device() { shut_down(); }
+
+void Device::shut_down() {
+  if (stopped_) return;
+  stopped_ = closing_ = true;
+  loads_.reset();
+  steps_.reset();
+  // Otherwise the models free their memory first; each keeps this device until then.
+  if (models == 0) backend_.reset();
+  napi_remove_env_cleanup_hook(env_, on_environment_end, this);
+  settled_.Release();
+}
+
+void Device::on_settled(Napi::Env env, Napi::Function, Device* device, Task* raw) {
+  std::unique_ptr<Task> task(raw);
+  if (env == nullptr) return;
+  // The task may hold the last reference to the device.
+  if (--device->pending_ == 0 && !device->stopped_) device->settled_.Unref(env);
+  task->settle(env);
+}
+
+Napi::Value Device::run(Napi::Env env, std::optional<TaskThread>& thread, std::unique_ptr<Task> task) {
+  if (stopped_) throw_argument(env, "the device is closed");
+  const Napi::Promise promise = task->promise();
+  if (pending_++ == 0) settled_.Ref(env);
+  thread->push(std::move(task));
+  return promise;
+}
+
+Napi::Value Device::run_step(Napi::Env env, std::unique_ptr<Task> task) { return run(env, steps_, std::move(task)); }
+
+Napi::Value Device::run_load(Napi::Env env, std::unique_ptr<Task> task) { return run(env, loads_, std::move(task)); }
+
+void Device::begin_close(Napi::Env env) {
+  if (closing_) throw_argument(env, "the device is closed");
+  if (models > 0) throw_argument(env, "unload all models first: ", models, " are loaded or loading");
+  closing_ = true;
+}
+
+Napi::Function DeviceObject::define(Napi::Env env) {
+  return DefineClass(env, "NativeDevice",
+                     {InstanceMethod("loadModel", &DeviceObject::load_model), InstanceMethod("close", &DeviceObject::close)});
+}
+
+DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DeviceObject>(info) {
+  const Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "options is not an object");
+  const auto options = info[0].As<Napi::Object>();
+  const std::string kind = read_string(options, "kind");
+  if (kind != "cpu") throw_status(env, error(Code::unsupported, "this build has no backend for ", quoted(kind)));
+  read_integer(options, "index", 0, 0);
+  const int threads = static_cast<int>(read_integer(options, "threads", 1, 1024));
+  const auto arena = static_cast<size_t>(read_integer(options, "kvArenaBytes", 0, int64_t(1) << 50));
+  Result<std::unique_ptr<Backend>> backend = open_cpu(threads, arena);
+  if (!backend.ok()) throw_status(env, backend.status());
+  device_ = std::make_shared<Device>(env, std::move(backend.value()));
+}
+
+// Models keep the device; the last of them frees it.
+DeviceObject::~DeviceObject() = default;
+
+Napi::Value DeviceObject::load_model(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&]() -> Napi::Value {
+    const Napi::Env env = info.Env();
+    if (device_->closed()) throw_argument(env, "the device is closed");
+    if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "request is not an object");
+    auto task = std::make_unique<LoadTask>(env, device_, read_load_request(info[0].As<Napi::Object>()));
+    ++device_->models;
+    return device_->run_load(env, std::move(task));
+  });
+}
+
+Napi::Value DeviceObject::close(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&] {
+    const Napi::Env env = info.Env();
+    device_->begin_close(env);
+    return device_->run_step(env, std::make_unique<CloseTask>(env, device_));
+  });
+}
+
+}  // namespace edgeshift::addon

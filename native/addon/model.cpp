@@ -1,0 +1,146 @@
+#include "addon/model.h"
+
+#include "addon/convert.h"
+#include "addon/instance.h"
+
+namespace edgeshift::addon {
+
+namespace {
+
+class StepTask : public Task {
+ public:
+  StepTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, StepBatch batch)
+      : Task(env), resident_(std::move(resident)), batch_(std::move(batch)) {}
+
+ protected:
+  Status work() override {
+    if (!resident_->pending_failure.ok()) return std::exchange(resident_->pending_failure, Status());
+    return resident_->model->step(batch_, result_);
+  }
+  Napi::Value result(Napi::Env env) override { return to_object(env, result_, batch_); }
+
+ private:
+  std::shared_ptr<ResidentModel> resident_;
+  StepBatch batch_;
+  StepResult result_;
+};
+
+class SetSlotTask : public Task {
+ public:
+  SetSlotTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, int slot, SamplingState state)
+      : Task(env), resident_(std::move(resident)), slot_(slot), state_(std::move(state)) {}
+
+ protected:
+  Status work() override {
+    Status status = resident_->model->set_slot(slot_, std::move(state_));
+    if (!status.ok()) resident_->pending_failure = std::move(status);
+    return Status();
+  }
+
+ private:
+  std::shared_ptr<ResidentModel> resident_;
+  int slot_;
+  SamplingState state_;
+};
+
+class UnloadTask : public Task {
+ public:
+  UnloadTask(Napi::Env env, std::shared_ptr<ResidentModel> resident) : Task(env), resident_(std::move(resident)) {}
+
+ protected:
+  Status work() override {
+    resident_->model.reset();
+    return Status();
+  }
+
+ private:
+  std::shared_ptr<ResidentModel> resident_;
+};
+
+// Frees the model after the steps that were queued before.
+Napi::Value unload_resident(Napi::Env env, const std::shared_ptr<ResidentModel>& resident) {
+  resident->unloaded = true;
+  --resident->device->models;
+  return resident->device->run_step(env, std::make_unique<UnloadTask>(env, resident));
+}
+
+}  // namespace
+
+Napi::Function ModelObject::define(Napi::Env env) {
+  return DefineClass(env, "NativeModel",
+                     {InstanceAccessor<&ModelObject::weight_bytes>("weightBytes", napi_enumerable),
+                      InstanceAccessor<&ModelObject::workspace_bytes>("workspaceBytes", napi_enumerable),
+                      InstanceAccessor<&ModelObject::block_bytes>("blockBytes", napi_enumerable),
+                      InstanceMethod("setSlot", &ModelObject::set_slot), InstanceMethod("step", &ModelObject::step),
+                      InstanceMethod("unload", &ModelObject::unload)});
+}
+
+Napi::Value ModelObject::create(Napi::Env env, std::shared_ptr<ResidentModel> model) {
+  auto handle = Napi::External<std::shared_ptr<ResidentModel>>::New(env, &model);
+  return env.GetInstanceData<Instance>()->model.New({handle});
+}
+
+ModelObject::ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelObject>(info) {
+  if (info.Length() < 1 || !info[0].IsExternal()) throw_argument(info.Env(), "models are made by loadModel");
+  resident_ = std::move(*info[0].As<Napi::External<std::shared_ptr<ResidentModel>>>().Data());
+  weight_bytes_ = static_cast<double>(resident_->model->weight_bytes());
+  workspace_bytes_ = static_cast<double>(resident_->model->workspace_bytes());
+  block_bytes_ = static_cast<double>(resident_->model->block_bytes());
+}
+
+ModelObject::~ModelObject() {
+  if (resident_ == nullptr || resident_->unloaded || resident_->device->closed()) return;
+  try {
+    unload_resident(Env(), resident_);
+  } catch (const Napi::Error&) {
+    // The environment is ending; the device frees the model with everything else.
+  }
+}
+
+Napi::Value ModelObject::weight_bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), weight_bytes_);
+}
+
+Napi::Value ModelObject::workspace_bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), workspace_bytes_);
+}
+
+Napi::Value ModelObject::block_bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), block_bytes_);
+}
+
+void ModelObject::check_loaded(Napi::Env env) const {
+  if (resident_->unloaded) throw_argument(env, "the model is unloaded");
+}
+
+void ModelObject::set_slot(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  check_loaded(env);
+  if (info.Length() < 2 || !info[0].IsNumber() || !info[1].IsObject()) throw_argument(env, "setSlot(slot, state)");
+  const double slot = info[0].As<Napi::Number>().DoubleValue();
+  if (!(slot >= 0 && slot < resident_->max_slots) || slot != static_cast<int>(slot)) {
+    throw_argument(env, "slot must be an integer below ", resident_->max_slots);
+  }
+  SamplingState state = read_slot_state(info[1].As<Napi::Object>(), resident_->vocab);
+  resident_->device->run_step(env,
+                              std::make_unique<SetSlotTask>(env, resident_, static_cast<int>(slot), std::move(state)));
+}
+
+Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&] {
+    const Napi::Env env = info.Env();
+    check_loaded(env);
+    if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "batch is not an object");
+    StepBatch batch = read_batch(info[0].As<Napi::Object>());
+    return resident_->device->run_step(env, std::make_unique<StepTask>(env, resident_, std::move(batch)));
+  });
+}
+
+Napi::Value ModelObject::unload(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&] {
+    check_loaded(info.Env());
+    return unload_resident(info.Env(), resident_);
+  });
+}
+
+}  // namespace edgeshift::addon

@@ -1,0 +1,50 @@
+// A resident variant as JavaScript sees it.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "addon/device.h"
+#include "model/backend.h"
+
+namespace edgeshift::addon {
+
+// A model and the device that it runs on. Its Model is used and freed on the device's step thread only.
+struct ResidentModel {
+  ResidentModel(std::shared_ptr<Device> device, std::unique_ptr<Model> model, int vocab, const LoadOptions& options)
+      : device(std::move(device)), model(std::move(model)), vocab(vocab), max_slots(options.max_slots) {}
+
+  const std::shared_ptr<Device> device;
+  std::unique_ptr<Model> model;  // step thread
+  const int vocab;
+  const int max_slots;
+  bool unloaded = false;    // JavaScript thread: unload() was called
+  Status pending_failure;  // step thread: a setSlot that failed; the next step reports it
+};
+
+// NativeModel of engine/native.ts.
+class ModelObject : public Napi::ObjectWrap<ModelObject> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Value create(Napi::Env env, std::shared_ptr<ResidentModel> model);
+  explicit ModelObject(const Napi::CallbackInfo& info);
+  // Frees a model that was forgotten.
+  ~ModelObject() override;
+
+ private:
+  Napi::Value weight_bytes(const Napi::CallbackInfo& info);
+  Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
+  Napi::Value block_bytes(const Napi::CallbackInfo& info);
+  void set_slot(const Napi::CallbackInfo& info);
+  Napi::Value step(const Napi::CallbackInfo& info);
+  Napi::Value unload(const Napi::CallbackInfo& info);
+  void check_loaded(Napi::Env env) const;
+
+  std::shared_ptr<ResidentModel> resident_;
+  double weight_bytes_ = 0;
+  double workspace_bytes_ = 0;
+  double block_bytes_ = 0;
+};
+
+}  // namespace edgeshift::addon

@@ -1,0 +1,65 @@
+#include "addon/task.h"
+
+#include <exception>
+#include <new>
+
+namespace edgeshift::addon {
+
+void Task::run() noexcept {
+  try {
+    status_ = work();
+  } catch (const std::bad_alloc&) {
+    status_ = Status(Code::out_of_memory, "out of memory");
+  } catch (const std::exception& e) {
+    status_ = Status(Code::device_failed, e.what());
+  }
+}
+
+void Task::settle(Napi::Env env) {
+  if (status_.ok()) {
+    try {
+      return deferred_.Resolve(result(env));
+    } catch (const Napi::Error& e) {
+      return deferred_.Reject(e.Value());
+    }
+  }
+  failed();
+  deferred_.Reject(to_error(env, status_).Value());
+}
+
+TaskThread::TaskThread(std::function<void(std::unique_ptr<Task>)> done)
+    : done_(std::move(done)), thread_([this] { loop(); }) {}
+
+TaskThread::~TaskThread() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void TaskThread::push(std::unique_ptr<Task> task) {
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+}
+
+void TaskThread::loop() {
+  for (;;) {
+    std::unique_ptr<Task> task;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
+      if (stop_) return;
+      task = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    task->run();
+    done_(std::move(task));
+  }
+}
+
+}  // namespace edgeshift::addon

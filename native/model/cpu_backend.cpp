@@ -1,0 +1,53 @@
+#include "core/cpu_info.h"
+#include "core/text.h"
+#include "cpu/buffer.h"
+#include "cpu/thread_pool.h"
+#include "model/backend.h"
+#include "model/cpu_model.h"
+
+namespace edgeshift {
+
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int threads, cpu::Buffer arena) : pool_(threads), arena_(std::move(arena)) {}
+
+  Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& sources,
+                                      const LoadOptions& options) override {
+    if (Status status = check_spec(spec, options); !status.ok()) return status;
+    // Threads of its own: a step may be using the device's.
+    cpu::ThreadPool loaders(pool_.threads(), pool_.isa());
+    Result<CpuWeights> weights = load_cpu_weights(loaders, spec, sources, options.precision);
+    if (!weights.ok()) return weights.status();
+    Result<CpuWorkspace> workspace = CpuWorkspace::create(spec, options.max_batch_tokens);
+    if (!workspace.ok()) return workspace.status();
+    const KvArena arena{arena_.data(), arena_.bytes()};
+    return std::unique_ptr<Model>(std::make_unique<CpuModel>(pool_, arena, spec, options, std::move(weights.value()),
+                                                             std::move(workspace.value())));
+  }
+
+ private:
+  cpu::ThreadPool pool_;
+  cpu::Buffer arena_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes) {
+  if (threads < 1 || threads > kMaxThreads) {
+    return error(Code::invalid_argument, "threads must be from 1 to ", kMaxThreads, ", not ", threads);
+  }
+  // The mapping would succeed: Linux gives memory out before it has it.
+  if (kv_bytes > physical_memory()) {
+    return error(Code::out_of_memory, "a KV arena of ", kv_bytes, " bytes is larger than the machine's ",
+                 physical_memory(), " bytes of memory");
+  }
+  Result<cpu::Buffer> arena = cpu::Buffer::allocate(kv_bytes);
+  if (!arena.ok()) return arena.status();
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(threads, std::move(arena.value())));
+}
+
+}  // namespace edgeshift

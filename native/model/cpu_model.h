@@ -1,0 +1,61 @@
+// The decoder-only transformer on the CPU.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "model/backend.h"
+#include "model/cpu_weights.h"
+#include "model/cpu_workspace.h"
+#include "model/spec_check.h"
+#include "ops/kv_layout.h"
+
+namespace edgeshift {
+
+// The memory that all models' KV blocks are in.
+struct KvArena {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
+class CpuModel final : public Model {
+ public:
+  // `pool` and `arena` are the device's and outlive the model.
+  CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const LoadOptions& options, CpuWeights weights,
+           CpuWorkspace workspace);
+
+  size_t weight_bytes() const override { return weights_.bytes(); }
+  size_t workspace_bytes() const override { return workspace_.memory.bytes(); }
+  size_t block_bytes() const override { return kv_.block_bytes(); }
+  Status set_slot(int slot, SamplingState state) override;
+  Status step(const StepBatch& batch, StepResult& result) override;
+
+ private:
+  struct Slot {
+    bool set = false;
+    SamplingState state;
+  };
+
+  Status check(const StepBatch& batch) const;
+  void resolve_tokens(const StepBatch& batch);
+  Status forward(const SequenceBatch& batch);
+  Status attend(const SequenceBatch& batch, int layer, const float* delta);
+  Status feed_forward(const SequenceBatch& batch, const CpuLayer& layer);
+  Status rms_norm(const float* delta, const float* weight, int t);
+  Status logits_of(const int32_t* rows, int count);
+  Status sample_rows(const StepBatch& batch, std::vector<SampleRow>& out);
+
+  cpu::ThreadPool& pool_;
+  const KvArena arena_;
+  const ModelSpec spec_;
+  const LoadOptions options_;
+  const CpuWeights weights_;
+  const CpuWorkspace workspace_;
+  const KvLayout kv_;
+  const SamplingState unsampled_;  // rows that are only scored: the raw distribution
+  std::vector<Slot> slots_;
+  std::vector<int32_t> tokens_;  // the batch's, -1 replaced
+};
+
+}  // namespace edgeshift

@@ -58,7 +58,8 @@ class ThreadPool {
   void run(int64_t count, int64_t chunk, Function function, const void* context);
   void work(int worker);
   void worker_main(int worker);
-  uint32_t wait_for_job(uint32_t seen);
+  bool join(uint32_t generation);
+  uint32_t next_generation(uint32_t seen);
 
   const int threads_;
   const Isa isa_;
@@ -66,10 +67,13 @@ class ThreadPool {
   int64_t chunk_ = 0;
   Function function_ = nullptr;
   const void* context_ = nullptr;
-  alignas(128) std::atomic<uint32_t> generation_{0};
+  // The job: generation in the high half, then kOpen, then the number of workers inside. Workers enter an open job and
+  // are waited for; one that wakes late finds it closed and is not. So a busy core delays nobody.
+  alignas(128) std::atomic<uint64_t> job_{0};
+  // The same generation in a word of its own, to park on.
+  std::atomic<uint32_t> generation_{0};
   std::atomic<bool> stop_{false};
   alignas(128) std::atomic<int> parked_{0};
-  alignas(128) std::atomic<int> running_{0};
   Buffer scratch_;
   std::vector<std::thread> workers_;
 };

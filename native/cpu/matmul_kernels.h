@@ -1,0 +1,51 @@
+// The inner kernels of matmul, one set per instruction set. All of them compute, for every output (row r, column c),
+//   fp16:       acc = fma(w[c, i], x[r, i], acc) for i = 0 .. k-1
+//   int8, int4: for every 32 inputs b:  acc = fma(float(sum of code * x_code), scale[c, b] * x_scale[r, b], acc),
+//               then, with minimums,    acc = fma(minimum[c, b], x_sum[r, b], acc)
+// and add the bias last: the same operations in the same order for any number of rows, so a batch never changes a result.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/tile.h"
+#include "ops/packed_matrix.h"
+
+namespace edgeshift::cpu {
+
+// x quantized per row and per 32 inputs: x ~ codes * scales. Rows padded with zeros to the weight's padded_k.
+struct QuantizedRows {
+  int8_t* codes = nullptr;     // [t, padded_k], -127 .. 127
+  float* scales = nullptr;     // [t, padded_k / 32]
+  float* sums = nullptr;       // [t, padded_k / 32] scale * (sum of codes), for the minimums
+  int32_t* offsets = nullptr;  // [t, padded_k / 32] -128 * (sum of codes), for int8 codes biased to unsigned
+};
+
+struct MatmulKernelArgs {
+  const PackedMatrix* weight = nullptr;
+  TileLayout tile;
+  const float* x = nullptr;  // [t, k], fp16 weights
+  QuantizedRows xq;          // int8 and int4 weights
+  const float* bias = nullptr;
+  float* y = nullptr;  // [t, n]
+  int row_begin = 0;
+  int row_end = 0;
+};
+
+// Computes output columns of tiles [tile_begin, tile_end) for the rows of args.
+using MatmulKernel = void (*)(const MatmulKernelArgs& args, int64_t tile_begin, int64_t tile_end);
+
+// Quantizes x[k] into row `row` of `to`; scale = largest / 127, codes rounded to nearest even.
+using QuantizeKernel = void (*)(const float* x, int k, int padded_k, QuantizedRows to, int row);
+
+struct MatmulKernels {
+  MatmulKernel fp16;
+  MatmulKernel int8;
+  MatmulKernel int4;
+  QuantizeKernel quantize;
+};
+
+extern const MatmulKernels matmul_scalar;
+extern const MatmulKernels matmul_avx2;
+extern const MatmulKernels matmul_avx512;
+
+}  // namespace edgeshift::cpu

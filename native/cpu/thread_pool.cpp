@@ -1,0 +1,123 @@
+#include "cpu/thread_pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace edgeshift::cpu {
+
+namespace {
+
+constexpr uint64_t kOpen = uint64_t(1) << 31;
+constexpr uint64_t kInside = kOpen - 1;
+// Longer than what lies between two ops of a step, shorter than what anyone would notice as CPU use.
+constexpr auto kSpinTime = std::chrono::microseconds(60);
+
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Waits in user space until `ready` holds; after a while lets other threads of the core run.
+template <class Ready>
+void spin_until(const Ready& ready) {
+  for (int i = 0; !ready(); ++i) {
+    if (i < 4096) pause();
+    else std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads, Isa isa)
+    : threads_(threads < 1 ? 1 : threads), isa_(isa < detect_isa() ? isa : detect_isa()), shares_(new Share[size_t(threads_)]) {
+  workers_.reserve(size_t(threads_ - 1));
+  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { worker_main(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_ = true;
+  generation_.fetch_add(1);
+  generation_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+Result<void*> ThreadPool::scratch(size_t bytes) {
+  if (bytes <= scratch_.bytes()) return scratch_.data();
+  Result<Buffer> larger = Buffer::allocate(bytes);
+  if (!larger.ok()) return larger.status();
+  scratch_ = std::move(larger.value());
+  return scratch_.data();
+}
+
+void ThreadPool::run(int64_t count, int64_t chunk, Function function, const void* context) {
+  chunk_ = chunk;
+  function_ = function;
+  context_ = context;
+  for (int i = 0; i < threads_; ++i) {
+    shares_[size_t(i)].next.store(count * i / threads_, std::memory_order_relaxed);
+    shares_[size_t(i)].end = count * (i + 1) / threads_;
+  }
+  uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+  job_.store(uint64_t(generation) << 32 | kOpen, std::memory_order_release);
+  generation_.store(generation);
+  if (parked_.load() > 0) generation_.notify_all();
+  work(0);
+  job_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  spin_until([this] { return (job_.load(std::memory_order_acquire) & kInside) == 0; });
+}
+
+void ThreadPool::work(int worker) {
+  for (int i = 0; i < threads_; ++i) {
+    Share& share = shares_[size_t((worker + i) % threads_)];
+    // The plain load first: an exhausted share's line stays shared.
+    while (share.next.load(std::memory_order_relaxed) < share.end) {
+      int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
+      if (begin >= share.end) break;
+      int64_t end = begin + chunk_ < share.end ? begin + chunk_ : share.end;
+      function_(context_, begin, end, worker);
+    }
+  }
+}
+
+// Enters the job of this generation unless it is over.
+bool ThreadPool::join(uint32_t generation) {
+  uint64_t job = job_.load(std::memory_order_acquire);
+  while (uint32_t(job >> 32) == generation && (job & kOpen)) {
+    if (job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) return true;
+  }
+  return false;
+}
+
+// The generation after `seen`: spins, then parks.
+uint32_t ThreadPool::next_generation(uint32_t seen) {
+  auto give_up = std::chrono::steady_clock::now() + kSpinTime;
+  for (int i = 0;; ++i) {
+    uint32_t now = generation_.load(std::memory_order_acquire);
+    if (now != seen) return now;
+    if (i % 64 == 63 && std::chrono::steady_clock::now() > give_up) break;
+    pause();
+  }
+  parked_.fetch_add(1);
+  generation_.wait(seen);
+  parked_.fetch_sub(1);
+  return generation_.load(std::memory_order_acquire);
+}
+
+void ThreadPool::worker_main(int worker) {
+  uint32_t seen = 0;
+  while (true) {
+    seen = next_generation(seen);
+    if (stop_) return;
+    if (!join(seen)) continue;
+    work(worker);
+    job_.fetch_sub(1, std::memory_order_acq_rel);
+  }
+}
+
+}  // namespace edgeshift::cpu

@@ -1,0 +1,88 @@
+#include "quant/block_type.h"
+
+#include <cstring>
+#include <string>
+
+#include "quant/half.h"
+
+namespace edgeshift {
+
+namespace {
+
+struct TypeRow {
+  std::string_view name;
+  int weights;
+  int bytes;
+};
+
+// In the order of BlockType.
+constexpr TypeRow kTypes[] = {{"f32", 1, 4},    {"f16", 1, 2},    {"bf16", 1, 2},   {"q4_0", 32, 18},
+                              {"q4_1", 32, 20}, {"q5_0", 32, 22}, {"q5_1", 32, 24}, {"q8_0", 32, 34}};
+
+template <class T>
+T read(const uint8_t* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+
+float read_half(const uint8_t* from) { return to_float(f16{read<uint16_t>(from)}); }
+
+// Weights i and i + 16 of a block share byte i: low nibble, high nibble.
+void decode_q4(const uint8_t* nibbles, float scale, float minimum, int offset, float* out) {
+  for (int i = 0; i < 16; ++i) {
+    out[i] = float((nibbles[i] & 15) - offset) * scale + minimum;
+    out[i + 16] = float((nibbles[i] >> 4) - offset) * scale + minimum;
+  }
+}
+
+// As decode_q4, bit i of `high` being the fifth bit of weight i.
+void decode_q5(const uint8_t* nibbles, uint32_t high, float scale, float minimum, int offset, float* out) {
+  for (int i = 0; i < 16; ++i) {
+    int low_code = (nibbles[i] & 15) | int(high >> i & 1u) << 4;
+    int high_code = (nibbles[i] >> 4) | int(high >> (i + 16) & 1u) << 4;
+    out[i] = float(low_code - offset) * scale + minimum;
+    out[i + 16] = float(high_code - offset) * scale + minimum;
+  }
+}
+
+void decode_block(BlockType type, const uint8_t* b, float* out) {
+  switch (type) {
+    case BlockType::f32: *out = read<float>(b); break;
+    case BlockType::f16: *out = read_half(b); break;
+    case BlockType::bf16: *out = bf16_to_float(read<uint16_t>(b)); break;
+    case BlockType::q4_0: decode_q4(b + 2, read_half(b), 0, 8, out); break;
+    case BlockType::q4_1: decode_q4(b + 4, read_half(b), read_half(b + 2), 0, out); break;
+    case BlockType::q5_0: decode_q5(b + 6, read<uint32_t>(b + 2), read_half(b), 0, 16, out); break;
+    case BlockType::q5_1: decode_q5(b + 8, read<uint32_t>(b + 4), read_half(b), read_half(b + 2), 0, out); break;
+    case BlockType::q8_0:
+      for (int i = 0; i < 32; ++i) out[i] = float(int8_t(b[2 + i])) * read_half(b);
+      break;
+  }
+}
+
+}  // namespace
+
+int block_weights(BlockType type) { return kTypes[int(type)].weights; }
+int block_bytes(BlockType type) { return kTypes[int(type)].bytes; }
+
+Result<BlockType> parse_block_type(std::string_view name) {
+  for (int i = 0; i < int(std::size(kTypes)); ++i) {
+    if (kTypes[i].name == name) return BlockType(i);
+  }
+  return Status(Code::unsupported, "weight type \"" + std::string(name) + "\" is not supported");
+}
+
+Status dequantize_rows(BlockType type, const void* data, int64_t rows, int64_t k, float* out) {
+  int weights = block_weights(type);
+  if (rows < 0 || k < 0 || k % weights != 0) {
+    return Status(Code::invalid_argument, "rows of " + std::to_string(k) + " weights are not whole blocks of " + std::to_string(weights));
+  }
+  const uint8_t* from = static_cast<const uint8_t*>(data);
+  for (int64_t block = 0; block < rows * k / weights; ++block) {
+    decode_block(type, from + block * block_bytes(type), out + block * weights);
+  }
+  return {};
+}
+
+}  // namespace edgeshift

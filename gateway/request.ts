@@ -36,8 +36,10 @@ export interface Sampling {
 
 /** A decoded, validated generation request, independent of its protocol. */
 export interface GenerateRequest {
-  /** Ours, unique; a client's own id is only logged. */
+  /** Ours, unique. */
   id: string
+  /** The client's own, cleaned: for the log only. */
+  clientRequestId?: string
   /** As the client named it: id, id:rung or tag. */
   model: string
   input: GenerateInput

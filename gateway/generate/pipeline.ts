@@ -38,6 +38,7 @@ export class Pipeline implements Generator, RunEnvironment {
     this.maxPromptTokens = limits.maxPromptTokens
     this.observer = {
       onArrival: (record) => observer.onArrival(record),
+      onSubmit: (record) => observer.onSubmit(record),
       onFirstToken: (record) => observer.onFirstToken(record),
       onTokens: (record, count, gapMs) => observer.onTokens(record, count, gapMs),
       onEnd: (record, error) => {

@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import type { SequenceStart } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { EngineSession } from '../engine-client/session.js'
 import { GatewayError, toGatewayError } from '../errors.js'
@@ -43,8 +44,10 @@ export interface RunRecord {
 /** Metrics and logs of runs. */
 export interface RunObserver {
   onArrival(record: RunRecord): void
+  /** The prompt's length and the route are known and its choices go to the engine. */
+  onSubmit(record: RunRecord): void
   onFirstToken(record: RunRecord): void
-  /** `count` tokens of one choice came `gapMs` after the ones before. */
+  /** `count` tokens of one choice came `gapMs` after the ones before; a negative gap: they are its first. */
   onTokens(record: RunRecord, count: number, gapMs: number): void
   /** Undefined: the answer is complete. */
   onEnd(record: RunRecord, error: GatewayError | undefined): void
@@ -70,11 +73,11 @@ export class Run implements GenerateHandle, ChoiceOwner {
 
   constructor(env: RunEnvironment, request: GenerateRequest, sink: GenerateSink) {
     this.#env = env
-    this.#request = request
+    this.#request = request.traceparent === undefined ? { ...request, traceparent: newTraceparent() } : request
     this.#sink = sink
     const usage = { promptTokens: 0, completionTokens: 0, cachedTokens: 0 }
     const never = { submittedAt: -1, firstTokenAt: -1, endedAt: -1 }
-    this.record = { request, route: undefined, arrivedAt: env.now(), ...never, queueUs: 0, usage }
+    this.record = { request: this.#request, route: undefined, arrivedAt: env.now(), ...never, queueUs: 0, usage }
     env.observer.onArrival(this.record)
   }
 
@@ -116,7 +119,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       record.firstTokenAt = now
       this.#env.observer.onFirstToken(record)
     }
-    if (choice.lastTokensAt >= 0) this.#env.observer.onTokens(record, count, now - choice.lastTokensAt)
+    this.#env.observer.onTokens(record, count, choice.lastTokensAt < 0 ? -1 : now - choice.lastTokensAt)
     choice.lastTokensAt = now
   }
 
@@ -172,6 +175,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     const echo = request.echo ? echoOf(request, prompt, text) : undefined
     this.record.route = route
     this.record.submittedAt = this.#env.now()
+    this.#env.observer.onSubmit(this.record)
     this.#session = session
     this.#running = request.n
     const seed = request.sampling.seed ?? drawSeed()
@@ -243,6 +247,12 @@ export class Run implements GenerateHandle, ChoiceOwner {
     this.record.endedAt = this.#env.now()
     this.#env.observer.onEnd(this.record, error)
   }
+}
+
+/** A W3C traceparent (version 00, sampled) for a request that brings none. */
+function newTraceparent(): string {
+  const hex = randomBytes(24).toString('hex')
+  return `00-${hex.slice(0, 32)}-${hex.slice(32)}-01`
 }
 
 /** The request's prompt as token ids. */

@@ -2,6 +2,8 @@ import type { ModelEntry, VariantEntry } from '../services.js'
 
 /** The rung that serves a request, and why this one. */
 export interface Route {
+  /** Id of the model. */
+  model: string
   /** "model:rung". */
   variant: string
   reason: string
@@ -30,17 +32,20 @@ export function findTarget(name: string, models: readonly ModelEntry[]): Target 
 
 /** Chooses the rung: the named one or else the highest that is ready (variants come best precision first). Pure. */
 export function chooseRung({ model, rung }: Target): RouteResult {
-  if (rung) return routeNamed(rung)
+  if (rung) return routeNamed(model.id, rung)
   const ready = model.variants.findIndex((variant) => variant.state === 'ready')
   const best = model.variants[ready]
-  if (best) return { kind: 'serve', route: { variant: best.name, reason: reasonFor(model.variants.slice(0, ready)) } }
+  if (best) {
+    const reason = reasonFor(model.variants.slice(0, ready))
+    return { kind: 'serve', route: { model: model.id, variant: best.name, reason } }
+  }
   const why = `no rung of '${model.id}' is ready (${model.variants.map(describeState).join(', ')})`
   const coming = model.variants.some((variant) => variant.state === 'loading')
   return coming ? { kind: 'wait', why } : { kind: 'failed', why }
 }
 
-function routeNamed(rung: VariantEntry): RouteResult {
-  if (rung.state === 'ready') return { kind: 'serve', route: { variant: rung.name, reason: 'requested' } }
+function routeNamed(model: string, rung: VariantEntry): RouteResult {
+  if (rung.state === 'ready') return { kind: 'serve', route: { model, variant: rung.name, reason: 'requested' } }
   const why = `'${rung.name}' is ${describeState(rung)}`
   return rung.state === 'loading' ? { kind: 'wait', why } : { kind: 'failed', why }
 }

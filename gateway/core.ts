@@ -1,0 +1,130 @@
+import type { Config } from '../engine/config/index.js'
+import type { EngineCommand } from './engine-client/process.js'
+import { DEFAULT_RESTART_POLICY, type RestartPolicy } from './engine-client/restart-policy.js'
+import { createSocketDir, removeSocketDir, removeStaleSocketDirs } from './engine-client/socket-dir.js'
+import { EngineSupervisor } from './engine-client/supervisor.js'
+import { RunTelemetry } from './generate/observer.js'
+import { Pipeline } from './generate/pipeline.js'
+import { reportHealth } from './health.js'
+import type { Logger } from 'pino'
+import { Metrics } from './metrics.js'
+import { Models, type TextLoader } from './models.js'
+import type { Limits, Services } from './services.js'
+
+/** What the gateway without its listeners is made from. */
+export interface CoreOptions {
+  config: Config
+  configFile: string
+  version: string
+  /** The engine program. */
+  engine: EngineCommand
+  loadText: TextLoader
+  log: Logger
+  /** Prompts become a field of the request's log line. */
+  logPrompts: boolean
+  /** How long a request waits for an engine or a rung that is coming, milliseconds. */
+  engineWaitMs: number
+  /** Default: DEFAULT_RESTART_POLICY. */
+  restart?: RestartPolicy
+}
+
+const MAX_ENGINE_WAITING = 1024
+const START_TIMEOUT_MS = 60_000
+const HEARTBEAT_MS = 2000
+const HANG_AFTER_MS = 30_000
+const STOP_GRACE_MS = 5000
+
+/** Bounds of every request. */
+export const LIMITS: Limits = {
+  maxBodyBytes: 8 * 2 ** 20,
+  maxPromptTokens: 1_000_000,
+  maxPrompts: 128,
+  maxStopStrings: 16,
+  maxStopLength: 1024,
+  maxChoices: 128,
+  maxTopLogprobs: 20,
+}
+
+/** The gateway without its listeners: services for adapters over a supervised engine. */
+export class Core {
+  readonly services: Services
+  readonly engine: EngineSupervisor
+  readonly #pipeline: Pipeline
+  readonly #models: Models
+  readonly #socketDir: string
+  readonly #removeDir: () => void
+
+  /** Makes the private socket folder; it goes with `stop`, or with the process. */
+  constructor(options: CoreOptions) {
+    removeStaleSocketDirs()
+    this.#socketDir = createSocketDir()
+    this.#removeDir = () => removeSocketDir(this.#socketDir)
+    process.once('exit', this.#removeDir)
+    const { config, log } = options
+    const metrics = new Metrics(options.version)
+    this.engine = this.#newSupervisor(options, metrics)
+    this.#models = new Models(config.models, options.loadText, () => ({ state: this.engine.state, status: this.engine.status }))
+    const telemetry = new RunTelemetry(metrics, log, options.logPrompts)
+    const bounds = {
+      maxPromptTokens: LIMITS.maxPromptTokens,
+      engineWaitMs: options.engineWaitMs,
+      maxEngineWaiting: MAX_ENGINE_WAITING,
+    }
+    this.#pipeline = new Pipeline(this.#models, this.engine, bounds, telemetry)
+    metrics.watchActive(() => this.#pipeline.active)
+    metrics.watchEngine({ refresh: () => this.engine.refresh(), status: () => this.engine.status })
+    this.services = {
+      generator: this.#pipeline,
+      models: this.#models,
+      health: () => this.#health(),
+      limits: LIMITS,
+      log,
+      metrics: metrics.registry,
+    }
+  }
+
+  /** Starts the engine; returns at once. */
+  start(): void {
+    this.engine.start()
+  }
+
+  /** Takes no new requests; resolves when those in flight have ended, after `limitMs` by failing them. */
+  drain(limitMs: number): Promise<void> {
+    return this.#pipeline.drain(limitMs)
+  }
+
+  /** Stops the engine and frees everything. Requests still in flight fail. */
+  async stop(): Promise<void> {
+    await this.engine.stop()
+    await this.#models.close()
+    this.#removeDir()
+    process.off('exit', this.#removeDir)
+  }
+
+  #newSupervisor(options: CoreOptions, metrics: Metrics): EngineSupervisor {
+    const settings = {
+      command: options.engine,
+      configFile: options.configFile,
+      socketDir: this.#socketDir,
+      restart: options.restart ?? DEFAULT_RESTART_POLICY,
+      startTimeoutMs: START_TIMEOUT_MS,
+      heartbeatMs: HEARTBEAT_MS,
+      hangAfterMs: HANG_AFTER_MS,
+      stopGraceMs: STOP_GRACE_MS,
+    }
+    const listener = {
+      onConnected: (client: Parameters<Models['loadTexts']>[0]) => this.#models.loadTexts(client),
+      onStep: (batchSize: number) => metrics.observeStep(batchSize),
+      onRestart: () => metrics.countRestart(),
+    }
+    return new EngineSupervisor(settings, listener, options.log.child({ component: 'engine' }))
+  }
+
+  #health(): ReturnType<Services['health']> {
+    return reportHealth({
+      models: this.#models.list(),
+      engineUp: this.engine.session !== undefined,
+      draining: this.#pipeline.draining,
+    })
+  }
+}

@@ -1,0 +1,124 @@
+// A runnable engine without a model: `node --import tsx scripted-engine.ts --config FILE --socket PATH`.
+// Every sequence gets the token ids of TOKENS (default: a few words), one a step, a step every STEP_MS (default 0: as
+// fast as its reader takes them). Its assets are the tokenizer fixture's.
+import { readFileSync, unlinkSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js'
+import { loadConfig } from '../../engine/config/index.js'
+import {
+  EngineService,
+  FinishReason,
+  VariantState,
+  type EngineStatus,
+  type SequenceDelta,
+  type SessionEvent,
+  type SessionRequest,
+  type Submit,
+} from '../../proto/gen/edgeshift/v1/engine.js'
+
+const { values } = parseArgs({ options: { config: { type: 'string' }, socket: { type: 'string' } } })
+const config = loadConfig(values.config ?? 'models.yaml')
+const stepMs = Number(process.env.STEP_MS ?? 0)
+const tokens = (process.env.TOKENS ?? '504 338 253 1028').split(' ').map(Number)
+const assets = process.env.ASSETS ?? fileURLToPath(new URL('../fixtures/tokenizer', import.meta.url))
+
+const status: EngineStatus = {
+  engineVersion: 'scripted',
+  running: 0,
+  waiting: 0,
+  maxWaiting: 256,
+  devices: [],
+  variants: config.models.flatMap(({ id, variants }) =>
+    variants.map(({ precision }) => ({
+      ...{ name: `${id}:${precision}`, model: id, precision, device: 'cpu0', error: '' },
+      ...{ weightBytes: 1000, maxModelLen: 8192, vocabSize: 49152, state: VariantState.READY },
+      ...{ running: 0, waiting: 0, blockBytes: 0 },
+    })),
+  ),
+}
+
+/** One sequence's place in the script. */
+interface Playing {
+  submit: Submit
+  sent: number
+  paused: boolean
+}
+
+function play(call: ServerDuplexStream<SessionRequest, SessionEvent>): void {
+  const playing = new Map<number, Playing>()
+  let scheduled = false
+  let blocked = false
+  const schedule = (): void => {
+    if (scheduled || blocked || playing.size === 0) return
+    scheduled = true
+    if (stepMs > 0) setTimeout(step, stepMs)
+    else setImmediate(step)
+  }
+  const step = (): void => {
+    scheduled = false
+    const deltas: SequenceDelta[] = []
+    for (const [id, sequence] of playing) {
+      if (sequence.paused) continue
+      const first = sequence.sent === 0
+      const token = tokens[sequence.sent++ % tokens.length] as number
+      const done = sequence.sent >= sequence.submit.maxTokens
+      deltas.push({
+        sequenceId: id,
+        tokens: [token],
+        logprobs: [],
+        promptLogprobs: [],
+        finishReason: done ? FinishReason.LENGTH : FinishReason.UNSPECIFIED,
+        start: first ? { cachedTokens: 0, queueUs: 0 } : undefined,
+      })
+      if (done) playing.delete(id)
+    }
+    if (deltas.length > 0) blocked = !call.write({ kind: { $case: 'step', step: { deltas } } })
+    if (deltas.length > 0) schedule()
+  }
+  call.on('drain', () => {
+    blocked = false
+    schedule()
+  })
+  call.on('data', ({ kind }: SessionRequest) => {
+    if (kind?.$case === 'submit') playing.set(kind.submit.sequenceId, { submit: kind.submit, sent: 0, paused: false })
+    else if (kind?.$case === 'cancel') playing.delete(kind.cancel.sequenceId)
+    else if (kind?.$case === 'flow') {
+      const sequence = playing.get(kind.flow.sequenceId)
+      if (sequence) sequence.paused = kind.flow.paused
+    }
+    schedule()
+  })
+  const stop = (): void => playing.clear()
+  call.on('end', () => (stop(), call.end()))
+  call.on('error', stop).on('cancelled', stop)
+  call.write({ kind: { $case: 'status', status } })
+}
+
+const server = new Server()
+server.addService(EngineService, {
+  session: play,
+  describe: (_call, reply) => reply(null, { status, devices: [] }),
+  getModelAssets: (call) => {
+    for (const name of ['tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja']) {
+      call.write({ name, data: readFileSync(join(assets, name)) })
+    }
+    call.end()
+  },
+} as never)
+const socket = values.socket ?? ''
+server.bindAsync(`unix:${socket}`, ServerCredentials.createInsecure(), (error) => {
+  if (error) throw error
+})
+
+function exit(): void {
+  try {
+    unlinkSync(socket)
+  } catch {
+    // Removed already.
+  }
+  process.exit(0)
+}
+process.stdin.on('end', exit).resume()
+process.on('SIGTERM', exit)

@@ -1,0 +1,66 @@
+/** Request ids, one log line and two metrics per exchange. */
+import type { IncomingMessage } from 'node:http'
+import type { MiddlewareHandler } from 'hono'
+import type { Logger } from 'pino'
+import { Counter, Histogram, type Registry } from 'prom-client'
+import { cleanClientId, newRequestId, validTraceparent } from '../protocols/origin.js'
+import type { Exchange, HttpEnv } from './context.js'
+
+const DURATION_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300]
+
+/** Gives every exchange its id (also as x-request-id) and reports it when its response closes. */
+export function observe(log: Logger, registry: Registry): MiddlewareHandler<HttpEnv> {
+  const requests = new Counter({
+    name: 'edgeshift_http_requests_total',
+    help: 'HTTP exchanges by route and status; 499 = the client went away first.',
+    labelNames: ['route', 'status'],
+    registers: [registry],
+  })
+  const duration = new Histogram({
+    name: 'edgeshift_http_request_duration_seconds',
+    help: 'Time from the request headers to the end of the response.',
+    labelNames: ['route'],
+    buckets: DURATION_BUCKETS,
+    registers: [registry],
+  })
+  return (c, next) => {
+    const { incoming, outgoing } = c.env
+    const start = performance.now()
+    const exchange: Exchange = { id: newRequestId(), route: 'unmatched' }
+    c.set('exchange', exchange)
+    outgoing.setHeader('x-request-id', exchange.id)
+    outgoing.once('close', () => {
+      const seconds = (performance.now() - start) / 1000
+      const status = outgoing.writableFinished ? outgoing.statusCode : 499
+      requests.inc({ route: exchange.route, status })
+      duration.observe({ route: exchange.route }, seconds)
+      log.info(logFields(exchange, incoming, status, seconds), 'request')
+    })
+    return next()
+  }
+}
+
+/** Nothing of body or query: a prompt never reaches the log from here. */
+function logFields(
+  { id, route, variant, error }: Exchange,
+  { method, headers }: IncomingMessage,
+  status: number,
+  seconds: number,
+): object {
+  const clientId = headers['x-request-id']
+  return {
+    id,
+    method,
+    route,
+    status,
+    ms: Math.round(seconds * 1e5) / 100,
+    variant,
+    error,
+    clientRequestId: typeof clientId === 'string' ? cleanClientId(clientId) : undefined,
+    traceparent: validTraceparent(headerText(headers['traceparent'])),
+  }
+}
+
+function headerText(value: string | string[] | undefined): string | undefined {
+  return typeof value === 'string' ? value : undefined
+}

@@ -1,0 +1,103 @@
+/** The OpenAI-compatible HTTP API: routes and nothing else. */
+import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response'
+import { Hono } from 'hono'
+import { readJson } from '../../middleware/body.js'
+import type { HttpContext, HttpEnv } from '../../middleware/context.js'
+import { observe } from '../../middleware/observe.js'
+import { noteError, sendError, sendText } from '../../middleware/reply.js'
+import { GatewayError } from '../../errors.js'
+import type { Services } from '../../services.js'
+import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
+import { type Call, decodeChat, decodeCompletion } from '../decode.js'
+import { parseBody } from '../fields.js'
+import { type Origin, readOrigin } from '../origin.js'
+import { checkText, decodeTokenIds } from '../prompt.js'
+import { encodeChatAnswer, encodeCompletionAnswer } from './answer.js'
+import { chatChunks, completionChunks } from './chunks.js'
+import { encodeModelList, encodeModelNamed } from './models.js'
+import { openApiDocument } from './openapi.js'
+import { type Endpoint, respond } from './respond.js'
+import { Heartbeat, type StreamTimes } from './sse.js'
+
+/** Fifteen seconds keep common proxies from closing; a minute without reading is a dead client. */
+export const STREAM_TIMES: StreamTimes = { pingMs: 15_000, stallMs: 60_000 }
+
+const CHAT: Endpoint = { idPrefix: 'chatcmpl-', answer: encodeChatAnswer, chunks: chatChunks }
+const COMPLETION: Endpoint = { idPrefix: 'cmpl-', answer: encodeCompletionAnswer, chunks: completionChunks }
+
+type Method = 'GET' | 'POST'
+type Handler = (c: HttpContext) => void | Promise<void>
+
+/** The HTTP application. Handlers write to the raw Node response, so it answers only behind a Node server. */
+export function createHttpApp(services: Services, times: StreamTimes = STREAM_TIMES): Hono<HttpEnv> {
+  const app = new Hono<HttpEnv>()
+  const { log, limits, models } = services
+  const heartbeat = new Heartbeat(times)
+
+  const route = (method: Method, path: string, handler: Handler): void => {
+    app.on(method, path, async (c) => {
+      c.var.exchange.route = path
+      await handler(c)
+      return RESPONSE_ALREADY_SENT
+    })
+    app.all(path, (c) => {
+      c.var.exchange.route = path
+      c.env.outgoing.setHeader('allow', method === 'GET' ? 'GET, HEAD' : method)
+      throw new GatewayError('method_not_allowed', `${c.req.method} is not allowed on ${path}; use ${method}`)
+    })
+  }
+  const body = (c: HttpContext): Promise<unknown> => readJson(c.env.incoming, limits.maxBodyBytes)
+
+  const generate =
+    (endpoint: Endpoint, decode: (body: unknown, origin: Origin, services: Services) => Call): Handler =>
+    async (c) => {
+      const { incoming, outgoing } = c.env
+      const { exchange } = c.var
+      const origin = readOrigin((name) => headerText(incoming.headers[name]), exchange.id)
+      const call = decode(await body(c), origin, services)
+      respond(call, { outgoing, exchange, endpoint, generator: services.generator, heartbeat, log })
+    }
+
+  app.use(observe(log, services.metrics))
+  app.onError((thrown, c) => {
+    sendError(c.env.outgoing, noteError(c.var.exchange, thrown, log))
+    return RESPONSE_ALREADY_SENT
+  })
+  app.notFound((c) => {
+    throw new GatewayError('not_found', `there is no ${c.req.path.slice(0, 128)}`)
+  })
+
+  route('POST', '/v1/chat/completions', generate(CHAT, decodeChat))
+  route('POST', '/v1/completions', generate(COMPLETION, decodeCompletion))
+  route('GET', '/v1/models', (c) => json(c, encodeModelList(models)))
+  route('GET', '/v1/models/:id{.+}', (c) => json(c, encodeModelNamed(models, c.req.param('id') ?? '')))
+  route('POST', '/tokenize', async (c) => {
+    const { model, prompt, parse_special: parseSpecial = false } = parseBody(tokenizeBodySchema, await body(c))
+    const tokens = await models.tokenize(model, checkText(prompt, 'prompt'), parseSpecial)
+    json(c, { tokens, count: tokens.length, max_model_len: models.find(model).maxModelLen })
+  })
+  route('POST', '/detokenize', async (c) => {
+    const { model, tokens } = parseBody(detokenizeBodySchema, await body(c))
+    const prompt = await models.detokenize(model, decodeTokenIds(tokens, 'tokens', models.vocabSize(model)))
+    json(c, { prompt })
+  })
+  route('GET', '/health', (c) => {
+    const report = services.health()
+    json(c, report, report.status === 'ok' || report.status === 'degraded' ? 200 : 503)
+  })
+  route('GET', '/metrics', async (c) => {
+    const text = await services.metrics.metrics()
+    sendText(c.env.outgoing, 200, text, { 'content-type': services.metrics.contentType })
+  })
+  const openApi = JSON.stringify(openApiDocument())
+  route('GET', '/openapi.json', (c) => sendText(c.env.outgoing, 200, openApi))
+  return app
+}
+
+function json(c: HttpContext, value: object, status = 200): void {
+  sendText(c.env.outgoing, status, JSON.stringify(value))
+}
+
+function headerText(value: string | string[] | undefined): string | undefined {
+  return Array.isArray(value) ? value[0] : value
+}

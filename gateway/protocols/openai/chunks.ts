@@ -1,0 +1,70 @@
+/**
+ * Server-sent events of a streamed answer. What does not change from chunk to chunk is encoded once per stream, so that
+ * a token costs one JSON.stringify of its text and no object.
+ */
+import type { GenerateEvent, Usage } from '../../request.js'
+import { encodeUsage, fingerprint, type Served } from './answer.js'
+import { chatLogprobs, completionLogprobs } from './logprobs.js'
+
+type TextEvent = Extract<GenerateEvent, { type: 'text' }>
+
+/** Encodes the events of one stream; every method returns whole SSE events, or '' for nothing to say. */
+export interface ChunkEncoder {
+  /** What a choice begins with. */
+  opening(index: number): string
+  text(event: TextEvent): string
+  finished(index: number, reason: 'stop' | 'length'): string
+  /** The chunk with empty choices that `stream_options.include_usage` asks for. */
+  usage(usage: Usage): string
+}
+
+/** Makes the encoder of one endpoint for one stream; with `includeUsage` every chunk states a usage, mostly null. */
+export type ChunkEncoderFactory = (served: Served, includeUsage: boolean) => ChunkEncoder
+
+/** The last event of a stream that did not fail. */
+export const DONE = 'data: [DONE]\n\n'
+
+/** Encoder of POST /v1/chat/completions. */
+export const chatChunks: ChunkEncoderFactory = (served, includeUsage) => {
+  const { head, choice, tail } = frame('chat.completion.chunk', served, includeUsage)
+  return {
+    opening: (index) =>
+      `${choice}${index},"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null${tail}`,
+    text({ index, text, logprobs }) {
+      if (text === '' && !logprobs) return ''
+      const stated = logprobs ? JSON.stringify(chatLogprobs(logprobs)) : 'null'
+      const delta = `"delta":{"content":${JSON.stringify(text)}}`
+      return `${choice}${index},${delta},"logprobs":${stated},"finish_reason":null${tail}`
+    },
+    finished: (index, reason) => `${choice}${index},"delta":{},"logprobs":null,"finish_reason":"${reason}"${tail}`,
+    usage: (usage) => usageChunk(head, usage),
+  }
+}
+
+/** Encoder of POST /v1/completions. */
+export const completionChunks: ChunkEncoderFactory = (served, includeUsage) => {
+  const { head, choice, tail } = frame('text_completion', served, includeUsage)
+  const offsets: number[] = []
+  return {
+    opening: () => '',
+    text({ index, text, logprobs }) {
+      if (text === '' && !logprobs) return ''
+      const encoded = logprobs && completionLogprobs(logprobs, offsets[index] ?? 0)
+      if (encoded) offsets[index] = encoded.end
+      const stated = encoded ? JSON.stringify(encoded.json) : 'null'
+      return `${choice}${index},"text":${JSON.stringify(text)},"logprobs":${stated},"finish_reason":null${tail}`
+    },
+    finished: (index, reason) => `${choice}${index},"text":"","logprobs":null,"finish_reason":"${reason}"${tail}`,
+    usage: (usage) => usageChunk(head, usage),
+  }
+}
+
+function frame(object: string, { id, created, variant }: Served, includeUsage: boolean) {
+  const constant = JSON.stringify({ id, object, created, model: variant, system_fingerprint: fingerprint(variant) })
+  const head = `data: ${constant.slice(0, -1)},"choices":[`
+  return { head, choice: `${head}{"index":`, tail: includeUsage ? '}],"usage":null}\n\n' : '}]}\n\n' }
+}
+
+function usageChunk(head: string, usage: Usage): string {
+  return `${head}],"usage":${JSON.stringify(encodeUsage(usage))}}\n\n`
+}

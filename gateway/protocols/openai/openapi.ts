@@ -1,0 +1,80 @@
+/** The OpenAPI document, from the schemas that validate. */
+import { z } from 'zod'
+import { chatBodySchema, completionBodySchema, detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
+
+const ERROR_SCHEMA = {
+  type: 'object',
+  required: ['error'],
+  properties: {
+    error: {
+      type: 'object',
+      required: ['message', 'type', 'param', 'code'],
+      properties: {
+        message: { type: 'string' },
+        type: { type: 'string' },
+        param: { type: ['string', 'null'] },
+        code: { type: 'string' },
+      },
+    },
+  },
+}
+
+const JSON_TYPE = 'application/json'
+const STREAM_TYPE = 'text/event-stream'
+
+/** An OpenAPI 3.1 description of every route. */
+export function openApiDocument(): object {
+  return {
+    openapi: '3.1.0',
+    info: { title: 'edgeshift', version: '1', description: 'OpenAI-compatible API of an edgeshift gateway.' },
+    paths: {
+      '/v1/chat/completions': post('createChatCompletion', 'Answers a chat.', 'ChatRequest', true),
+      '/v1/completions': post('createCompletion', 'Continues a prompt.', 'CompletionRequest', true),
+      '/v1/models': get('listModels', 'Lists the models with their rungs.'),
+      '/v1/models/{id}': {
+        parameters: [{ name: 'id', in: 'path', required: true, schema: { type: 'string' } }],
+        ...get('getModel', 'One model by id, "id:rung" or tag.'),
+      },
+      '/tokenize': post('tokenize', 'Text to token ids.', 'TokenizeRequest', false),
+      '/detokenize': post('detokenize', 'Token ids to text.', 'DetokenizeRequest', false),
+      '/health': get('health', 'Readiness: 503 while loading or draining.'),
+      '/metrics': get('metrics', 'Prometheus metrics.', 'text/plain'),
+      '/openapi.json': get('openapi', 'This document.'),
+    },
+    components: {
+      schemas: {
+        ChatRequest: schemaOf(chatBodySchema),
+        CompletionRequest: schemaOf(completionBodySchema),
+        TokenizeRequest: schemaOf(tokenizeBodySchema),
+        DetokenizeRequest: schemaOf(detokenizeBodySchema),
+        Error: ERROR_SCHEMA,
+      },
+    },
+  }
+}
+
+function schemaOf(schema: z.ZodType): object {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, { unrepresentable: 'any' })
+  return rest
+}
+
+function get(operationId: string, summary: string, type = JSON_TYPE): object {
+  return { get: { operationId, summary, responses: responses({ [type]: {} }) } }
+}
+
+function post(operationId: string, summary: string, body: string, streams: boolean): object {
+  const content = streams ? { [JSON_TYPE]: {}, [STREAM_TYPE]: {} } : { [JSON_TYPE]: {} }
+  const requestBody = {
+    required: true,
+    content: { [JSON_TYPE]: { schema: { $ref: `#/components/schemas/${body}` } } },
+  }
+  return { post: { operationId, summary, requestBody, responses: responses(content) } }
+}
+
+function responses(content: object): object {
+  const error = { [JSON_TYPE]: { schema: { $ref: '#/components/schemas/Error' } } }
+  return {
+    '200': { description: 'Done.', content },
+    default: { description: 'An error of the catalogue.', content: error },
+  }
+}

@@ -1,0 +1,124 @@
+/** Server-sent events on a raw Node response: one write per burst of events, back pressure, pings, a limit on stalls. */
+import type { ServerResponse } from 'node:http'
+
+/** Milliseconds of one stream's patience. */
+export interface StreamTimes {
+  /** Silence after which a comment keeps proxies from closing the connection. */
+  pingMs: number
+  /** How long a reader may leave its buffer full before it is cut off. */
+  stallMs: number
+}
+
+/** What a stream tells the work behind it. */
+interface StreamOwner {
+  pause(): void
+  resume(): void
+}
+
+const PING = ': ping\n\n'
+
+/** Bytes a stream may hold for a reader that lags, over what pausing the source leaves in flight. */
+const MAX_BUFFERED = 1024 * 1024
+
+/** One streamed response. It belongs to its `Heartbeat` until the response closes. */
+export class SseStream {
+  readonly #outgoing: ServerResponse
+  readonly #owner: StreamOwner
+  #pending = ''
+  #scheduled = false
+  #ending = false
+  #lastWrite = 0
+  /** When the reader's buffer became full; undefined while it takes more. */
+  #fullSince: number | undefined
+
+  constructor(outgoing: ServerResponse, owner: StreamOwner, heartbeat: Heartbeat) {
+    this.#outgoing = outgoing
+    this.#owner = owner
+    this.#lastWrite = performance.now()
+    heartbeat.add(this)
+    outgoing.on('drain', () => this.#drained())
+    outgoing.once('close', () => heartbeat.delete(this))
+  }
+
+  /** Queues whole events; all that come in one turn of the event loop are written together. */
+  push(events: string): void {
+    this.#pending += events
+    this.#schedule()
+  }
+
+  /** Ends the response after what was pushed. */
+  end(): void {
+    this.#ending = true
+    this.#schedule()
+  }
+
+  /** Called by the heartbeat. */
+  beat(now: number, { pingMs, stallMs }: StreamTimes): void {
+    if (this.#fullSince !== undefined) {
+      if (now - this.#fullSince >= stallMs) this.#outgoing.destroy()
+    } else if (now - this.#lastWrite >= pingMs) {
+      this.push(PING)
+    }
+  }
+
+  #schedule(): void {
+    if (this.#scheduled) return
+    this.#scheduled = true
+    queueMicrotask(() => this.#flush())
+  }
+
+  #flush(): void {
+    this.#scheduled = false
+    const events = this.#pending
+    this.#pending = ''
+    if (this.#outgoing.destroyed || this.#outgoing.writableEnded) return
+    this.#lastWrite = performance.now()
+    if (this.#ending) {
+      this.#outgoing.end(events)
+      // From here the whole rest has to be read within the time of one stall.
+      this.#fullSince ??= this.#lastWrite
+    } else if (!this.#outgoing.write(events)) this.#full()
+  }
+
+  #full(): void {
+    if (this.#outgoing.writableLength > MAX_BUFFERED) this.#outgoing.destroy()
+    if (this.#fullSince !== undefined) return
+    this.#fullSince = this.#lastWrite
+    this.#owner.pause()
+  }
+
+  #drained(): void {
+    if (this.#fullSince === undefined || this.#ending) return
+    this.#fullSince = undefined
+    this.#owner.resume()
+  }
+}
+
+/** The one timer of all streams of a server; it runs only while there are any. */
+export class Heartbeat {
+  readonly #times: StreamTimes
+  readonly #streams = new Set<SseStream>()
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(times: StreamTimes) {
+    this.#times = times
+  }
+
+  add(stream: SseStream): void {
+    this.#streams.add(stream)
+    const period = Math.max(1, Math.min(this.#times.pingMs, this.#times.stallMs) / 4)
+    this.#timer ??= setInterval(() => this.#beat(), period)
+  }
+
+  delete(stream: SseStream): void {
+    this.#streams.delete(stream)
+    if (this.#streams.size > 0) return
+    clearInterval(this.#timer)
+    this.#timer = undefined
+  }
+
+  #beat(): void {
+    const now = performance.now()
+    for (const stream of this.#streams) stream.beat(now, this.#times)
+  }
+}

@@ -60,8 +60,9 @@ export class EngineDevice {
   /** Starts to schedule a loaded variant. Throws RangeError when its blocks don't fit the arena's slabs. */
   addVariant(executor: StepExecutor, blockBytes: number, limits: SchedulerLimits): ResidentVariant {
     const pool = new BlockPool(this.arena, blockBytes)
-    const { sequenceFinished } = this.options.events
-    const scheduler = new Scheduler(limits, this.arena, pool, this.share, sequenceFinished)
+    const scheduler = new Scheduler(limits, this.arena, pool, this.share, (sequence, now) =>
+      this.options.events.sequenceFinished(sequence, now),
+    )
     const runner = new VariantRunner(scheduler, executor)
     const resident: ResidentVariant = { device: this, scheduler, runner, blockBytes }
     this.residents.push(resident)

@@ -32,10 +32,13 @@ function promptFault(submit: Submit, { vocabSize }: AdmissionLimits): string | u
   return undefined
 }
 
+/** Written so that NaN is out of range. */
+function inRange(name: string, value: number, low: number, high: number): string | undefined {
+  return value >= low && value <= high ? undefined : `${name} is ${value}; it must be in ${low}..${high}`
+}
+
 function samplingFault(sampling: SamplingParams | undefined, { vocabSize }: AdmissionLimits): string | undefined {
   if (!sampling) return 'sampling is missing'
-  const inRange = (name: string, value: number, low: number, high: number): string | undefined =>
-    value >= low && value <= high ? undefined : `${name} is ${value}; it must be in ${low}..${high}`
   const known = (name: string, tokens: Iterable<number>): string | undefined => {
     for (const token of tokens) if (token >= vocabSize) return `${name}: ${token} is not below ${vocabSize}`
     return undefined

@@ -1,11 +1,12 @@
 import { status as grpcStatus, type ServerDuplexStream } from '@grpc/grpc-js'
 import type { Logger } from 'pino'
-import type {
-  EngineStatus,
-  SequenceDelta,
-  SessionEvent,
-  SessionRequest,
-  Submit,
+import {
+  type EngineStatus,
+  FinishReason,
+  type SequenceDelta,
+  type SessionEvent,
+  type SessionRequest,
+  type Submit,
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
 import type { Sequence, SequenceOwner } from '../scheduler/sequence.js'
@@ -39,7 +40,7 @@ export class Session implements SequenceOwner {
   /** Collects what one step produced into one message. */
   deliver(delta: SequenceDelta): void {
     if (this.closed) return
-    if (delta.finishReason !== 0) this.sequences.delete(delta.sequenceId)
+    if (delta.finishReason !== FinishReason.UNSPECIFIED) this.sequences.delete(delta.sequenceId)
     this.pending.push(delta)
     if (this.blockedSince !== undefined && this.pending.length > MAX_PENDING_DELTAS) this.call.pause()
     if (this.flushScheduled) return

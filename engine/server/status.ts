@@ -17,7 +17,15 @@ export function engineStatus(engine: Engine): EngineStatus {
 function variantStatus(variant: Variant): VariantStatus {
   const { name, model, precision, device, maxModelLen, vocabSize, state, error, weightBytes, resident } = variant
   return {
-    ...{ name, model, precision, device, maxModelLen, vocabSize, state, error, weightBytes },
+    name,
+    model,
+    precision,
+    device,
+    maxModelLen,
+    vocabSize,
+    state,
+    error,
+    weightBytes,
     running: resident?.scheduler.running.length ?? 0,
     waiting: resident?.scheduler.waiting.size ?? 0,
     blockBytes: resident?.blockBytes ?? 0,
@@ -29,7 +37,9 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     device.residents.reduce((total, resident) => total + pick(resident), 0)
   const { id, kind, name } = device.description
   return {
-    ...{ id, kind, name },
+    id,
+    kind,
+    name,
     budgetBytes: device.ledger.budgetBytes,
     ledger: device.ledger.entries.map((entry) => ({ ...entry })),
     blocksTotal: sum(({ scheduler }) => scheduler.pool.stats().total),
@@ -44,6 +54,7 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     stepSequences: sum(({ scheduler }) => scheduler.counters.stepSequences),
     stepDeviceUs: sum(({ runner }) => runner.deviceMicros),
     kvBytes: device.arena.slabCount * device.arena.slabBytes,
-    kvUnassignedBytes: device.arena.freeSlabs * device.arena.slabBytes,
+    kvUsedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().used * blockBytes),
+    kvCachedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().cached * blockBytes),
   }
 }

@@ -7,51 +7,50 @@ const NO_LOGPROBS = -1
 const SAMPLE = -1
 const LAST_SAMPLED = -1
 
-/** A growable typed array that is refilled every step. */
-class Column<T extends Int32Array | Uint32Array> {
+/** A growable array of 32-bit integers that is refilled every step. */
+class Column {
   length = 0
-  private data: T
-
-  constructor(private readonly make: (length: number) => T) {
-    this.data = make(256)
-  }
+  private data = new Int32Array(256)
 
   push(value: number): void {
     if (this.length === this.data.length) this.grow(this.length + 1)
     this.data[this.length++] = value
   }
 
-  append(values: T): void {
+  append(values: Int32Array | Uint32Array): void {
     if (this.length + values.length > this.data.length) this.grow(this.length + values.length)
     this.data.set(values, this.length)
     this.length += values.length
   }
 
-  view(): T {
-    return this.data.subarray(0, this.length) as T
+  view(): Int32Array {
+    return this.data.subarray(0, this.length)
+  }
+
+  /** The same bits, unsigned. */
+  unsignedView(): Uint32Array {
+    return new Uint32Array(this.data.buffer, 0, this.length)
   }
 
   private grow(length: number): void {
-    const data = this.make(Math.max(length, this.data.length * 2))
+    const data = new Int32Array(Math.max(length, this.data.length * 2))
     data.set(this.data)
     this.data = data
   }
 }
 
-const int32 = (): Column<Int32Array> => new Column((length) => new Int32Array(length))
-
 /** Turns plans into the arrays of a native step, reusing its buffers: a batch is valid until the next `build`. */
 export class BatchBuilder {
-  private readonly tokens = int32()
-  private readonly seqStarts = int32()
-  private readonly firstPositions = int32()
-  private readonly slots = int32()
-  private readonly blockStarts = int32()
-  private readonly blocks = new Column((length) => new Uint32Array(length))
-  private readonly rowTokens = int32()
-  private readonly rowSeqs = int32()
-  private readonly rowTargets = int32()
-  private readonly rowTop = int32()
+  private readonly tokens = new Column()
+  private readonly seqStarts = new Column()
+  private readonly firstPositions = new Column()
+  private readonly slots = new Column()
+  private readonly blockStarts = new Column()
+  private readonly blocks = new Column()
+  private readonly rowTokens = new Column()
+  private readonly rowSeqs = new Column()
+  private readonly rowTargets = new Column()
+  private readonly rowTop = new Column()
 
   constructor(private readonly blockSize: number) {}
 
@@ -64,7 +63,7 @@ export class BatchBuilder {
       firstPositions: this.firstPositions.view(),
       slots: this.slots.view(),
       blockStarts: this.blockStarts.view(),
-      blocks: this.blocks.view(),
+      blocks: this.blocks.unsignedView(),
       rowTokens: this.rowTokens.view(),
       rowSeqs: this.rowSeqs.view(),
       rowTargets: this.rowTargets.view(),

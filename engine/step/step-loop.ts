@@ -90,7 +90,11 @@ export class StepLoop {
 
   private failStep(runner: VariantRunner, plan: StepPlan, error: unknown): void {
     this.log.error({ err: error, sequences: plan.entries.length }, 'step failed')
-    runner.fail(plan, { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 }, this.clock())
+    runner.fail(
+      plan,
+      { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 },
+      this.clock(),
+    )
     if (isDeviceLost(error)) this.events.deviceFailed(error)
   }
 }

@@ -80,7 +80,6 @@ afterEach(async () => {
   service.close()
   listener.close()
   await fake.engine.stop(FinishReason.CANCELLED)
-  expect(existsSync(socket)).toBe(false)
 })
 
 afterAll(() => rmSync(folder, { recursive: true }))
@@ -105,7 +104,12 @@ describe('engine session', () => {
     const session = new TestSession(client)
     session.submit(submitOf(1, [1], { variant: 'nobody' }))
     session.submit(submitOf(2, [FAKE_VOCAB]))
-    session.submit(submitOf(3, Array.from({ length: 5000 }, () => 1)))
+    session.submit(
+      submitOf(
+        3,
+        Array.from({ length: 5000 }, () => 1),
+      ),
+    )
     expect((await session.end(1)).error?.code).toBe('invalid_request')
     expect((await session.end(2)).error?.code).toBe('invalid_request')
     expect((await session.end(3)).error).toMatchObject({ code: 'context_length_exceeded' })
@@ -123,7 +127,9 @@ describe('engine session', () => {
     session.call.cancel()
     await session.ended
     const observer = new TestSession(client)
-    await observer.until(() => observer.events.some(({ kind }) => kind?.$case === 'status' && kind.status.running === 0))
+    await observer.until(() =>
+      observer.events.some(({ kind }) => kind?.$case === 'status' && kind.status.running === 0),
+    )
     fake.device.checkInvariants()
   })
 
@@ -133,7 +139,9 @@ describe('engine session', () => {
     const sampling = neutralSampling({ topLogprobs: 20 })
     for (let id = 1; id <= 8; id++) session.submit(submitOf(id, [id, 2, 3], { maxTokens: 1000, sampling }))
     const running = fake.device.residents[0]?.scheduler.running ?? []
-    await vi.waitFor(() => expect(running.filter((s) => s.heldSince !== undefined)).toHaveLength(8), { timeout: 10_000 })
+    await vi.waitFor(() => expect(running.filter((s) => s.heldSince !== undefined)).toHaveLength(8), {
+      timeout: 10_000,
+    })
     session.call.resume()
     for (let id = 1; id <= 8; id++) {
       expect((await session.end(id)).finishReason).toBe(FinishReason.LENGTH)
@@ -146,6 +154,11 @@ describe('engine session', () => {
     session.submit(submitOf(1, [1], { maxTokens: 4000 }))
     session.submit(submitOf(1, [1], { maxTokens: 4000 }))
     expect(await session.ended).toBe(3)
+  })
+
+  it('leaves no socket file when it closes', () => {
+    listener.close()
+    expect(existsSync(socket)).toBe(false)
   })
 
   it('describes itself and streams assets in chunks', async () => {

@@ -1,5 +1,11 @@
 import { pino } from 'pino'
-import { type SequenceDelta, type Submit, SamplingParams, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import {
+  FinishReason,
+  SamplingParams,
+  type SequenceDelta,
+  type Submit,
+  VariantState,
+} from '../../proto/gen/edgeshift/v1/engine.js'
 import { EngineDevice } from '../../engine/device.js'
 import { Engine } from '../../engine/engine.js'
 import { KvArena } from '../../engine/kv/arena.js'
@@ -34,7 +40,14 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const clock = options.clock ?? (() => performance.now())
   const log = pino({ level: 'silent' })
   const engine = new Engine({ version: 'test', maxWaiting: options.maxWaiting ?? 64, clock, log })
-  const limits = { maxNumSeqs: 8, maxBatchTokens: 32, blockSize: 4, maxModelLen: 64, prefixCaching: true, ...options.limits }
+  const limits = {
+    maxNumSeqs: 8,
+    maxBatchTokens: 32,
+    blockSize: 4,
+    maxModelLen: 64,
+    prefixCaching: true,
+    ...options.limits,
+  }
   const arena = new KvArena((options.blocks ?? 64) * 256, 4 * 256)
   const events = { deviceFailed: options.onDeviceFailed ?? (() => {}), sequenceFinished: engine.sequenceFinished }
   const description = { id: 'cpu0', kind: 'cpu' as const, name: 'fake' }
@@ -101,7 +114,7 @@ export class Collector implements SequenceOwner {
     if (this.end) throw new Error(`sequence ${delta.sequenceId} delivered after its end`)
     this.deltas.push(delta)
     this.tokens.push(...delta.tokens)
-    if (delta.finishReason === 0) return
+    if (delta.finishReason === FinishReason.UNSPECIFIED) return
     this.end = delta
     this.resolveDone(delta)
   }

@@ -23,6 +23,12 @@ interface FakeSlot {
   seed: number
 }
 
+function at(array: Int32Array | Uint32Array, index: number): number {
+  const value = array[index]
+  if (value === undefined) throw new Error(`index ${index} of ${array.length}`)
+  return value
+}
+
 /**
  * A model that samples from what it finds in the blocks, so that a wrong block table, a lost write or a shared
  * block shows as wrong text; it also throws where slots and blocks disagree. Results come in the order of the calls.
@@ -55,12 +61,7 @@ export class FakeExecutor implements StepExecutor {
   }
 
   run(batch: StepBatch): StepResult {
-    const at = (array: Int32Array | Uint32Array, index: number): number => {
-      const value = array[index]
-      if (value === undefined) throw new Error(`index ${index} of ${array.length}`)
-      return value
-    }
-    for (let s = 0; s < batch.slots.length; s++) this.write(batch, s, at)
+    for (let s = 0; s < batch.slots.length; s++) this.write(batch, s)
     const rows = batch.rowTokens.length
     const maxTop = Math.max(0, ...batch.rowTop)
     const logprobs = batch.rowTop.some((top) => top >= 0)
@@ -74,7 +75,7 @@ export class FakeExecutor implements StepExecutor {
     }
     for (let row = 0; row < rows; row++) {
       const target = at(batch.rowTargets, row)
-      const token = target >= 0 ? target : this.sample(batch, row, at)
+      const token = target >= 0 ? target : this.sample(batch, row)
       result.tokens[row] = token
       if (logprobs) {
         result.logprobs[row] = -token / 1000
@@ -88,7 +89,7 @@ export class FakeExecutor implements StepExecutor {
     return result
   }
 
-  private write(batch: StepBatch, s: number, at: (array: Int32Array | Uint32Array, index: number) => number): void {
+  private write(batch: StepBatch, s: number): void {
     const slot = this.slots.get(at(batch.slots, s))
     if (!slot) throw new Error(`slot ${batch.slots[s]} was never set`)
     const start = at(batch.seqStarts, s)
@@ -97,17 +98,13 @@ export class FakeExecutor implements StepExecutor {
       const given = at(batch.tokens, t)
       const token = given === -1 ? slot.tokens.at(-1) : given
       const position = first + t - start
-      if (token !== slot.tokens[position]) throw new Error(`token ${token} at ${position}, slot has ${slot.tokens[position]}`)
-      this.block(batch, s, position, at)[position % this.blockSize] = token ?? -1
+      if (token !== slot.tokens[position])
+        throw new Error(`token ${token} at ${position}, slot has ${slot.tokens[position]}`)
+      this.block(batch, s, position)[position % this.blockSize] = token ?? -1
     }
   }
 
-  private block(
-    batch: StepBatch,
-    s: number,
-    position: number,
-    at: (array: Int32Array | Uint32Array, index: number) => number,
-  ): Int32Array {
+  private block(batch: StepBatch, s: number, position: number): Int32Array {
     const index = at(batch.blockStarts, s) + Math.floor(position / this.blockSize)
     if (index >= at(batch.blockStarts, s + 1)) throw new Error(`position ${position} has no block`)
     const entry = at(batch.blocks, index)
@@ -116,13 +113,13 @@ export class FakeExecutor implements StepExecutor {
     return block
   }
 
-  private sample(batch: StepBatch, row: number, at: (array: Int32Array | Uint32Array, index: number) => number): number {
+  private sample(batch: StepBatch, row: number): number {
     const s = at(batch.rowSeqs, row)
     const slot = this.slots.get(at(batch.slots, s))
     if (!slot) throw new Error('unset slot')
     const last = at(batch.firstPositions, s) + at(batch.rowTokens, row) - at(batch.seqStarts, s)
     const context = new Int32Array(last + 1)
-    for (let p = 0; p <= last; p++) context[p] = this.block(batch, s, p, at)[p % this.blockSize] ?? -1
+    for (let p = 0; p <= last; p++) context[p] = this.block(batch, s, p)[p % this.blockSize] ?? -1
     if (context.length !== slot.tokens.length || context.some((token, i) => token !== slot.tokens[i])) {
       throw new Error(`blocks of slot ${batch.slots[s]} do not hold its tokens`)
     }

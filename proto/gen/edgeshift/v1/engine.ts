@@ -217,7 +217,10 @@ export interface DeviceStatus {
   name: string;
   budgetBytes: number;
   ledger: LedgerEntry[];
-  /** Sums over the pools of the device's variants, whose blocks differ in size; free + cached + used = total. */
+  /**
+   * Sums over the pools of the device's variants; free + cached + used = total. A pool takes memory of the arena
+   * when it needs it, and blocks of different variants differ in size: shares are to be taken of kv_bytes.
+   */
   blocksTotal: number;
   blocksUsed: number;
   blocksCached: number;
@@ -232,9 +235,10 @@ export interface DeviceStatus {
   stepTokens: number;
   stepSequences: number;
   stepDeviceUs: number;
-  /** Of the KV arena: all of it, and what no variant's pool holds. */
+  /** Of the KV arena: all of it, what sequences hold, and what the prefix cache holds beside them. */
   kvBytes: number;
-  kvUnassignedBytes: number;
+  kvUsedBytes: number;
+  kvCachedBytes: number;
 }
 
 export interface LedgerEntry {
@@ -1983,7 +1987,8 @@ function createBaseDeviceStatus(): DeviceStatus {
     stepSequences: 0,
     stepDeviceUs: 0,
     kvBytes: 0,
-    kvUnassignedBytes: 0,
+    kvUsedBytes: 0,
+    kvCachedBytes: 0,
   };
 }
 
@@ -2040,8 +2045,11 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     if (message.kvBytes !== 0) {
       writer.uint32(136).uint64(message.kvBytes);
     }
-    if (message.kvUnassignedBytes !== 0) {
-      writer.uint32(144).uint64(message.kvUnassignedBytes);
+    if (message.kvUsedBytes !== 0) {
+      writer.uint32(144).uint64(message.kvUsedBytes);
+    }
+    if (message.kvCachedBytes !== 0) {
+      writer.uint32(152).uint64(message.kvCachedBytes);
     }
     return writer;
   },
@@ -2200,7 +2208,15 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
               break;
             }
 
-            message.kvUnassignedBytes = longToNumber(reader.uint64());
+            message.kvUsedBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 19: {
+            if (tag !== 152) {
+              break;
+            }
+
+            message.kvCachedBytes = longToNumber(reader.uint64());
             continue;
           }
         }
@@ -2237,7 +2253,8 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     message.stepSequences = object.stepSequences ?? 0;
     message.stepDeviceUs = object.stepDeviceUs ?? 0;
     message.kvBytes = object.kvBytes ?? 0;
-    message.kvUnassignedBytes = object.kvUnassignedBytes ?? 0;
+    message.kvUsedBytes = object.kvUsedBytes ?? 0;
+    message.kvCachedBytes = object.kvCachedBytes ?? 0;
     return message;
   },
 };

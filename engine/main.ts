@@ -1,0 +1,88 @@
+import { Command } from 'commander'
+import { type Logger, pino } from 'pino'
+import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
+import { loadAddon } from './addon.js'
+import { loadConfig } from './config/index.js'
+import { Engine } from './engine.js'
+import { readCatalog } from './residency/catalog.js'
+import { loadAll, prepare } from './residency/residency.js'
+import { watchParent } from './server/lifecycle.js'
+import { listen } from './server/listen.js'
+import { EngineService } from './server/service.js'
+
+/** Exit codes beside 0 and 1: the device is lost, a restart brings it back. */
+const EXIT_DEVICE_FAILED = 70
+/** Time that running sequences get to end after SIGTERM. */
+const DRAIN_MS = 5000
+const STEPS_IN_FLIGHT = 1
+
+const clock = (): number => performance.now()
+
+interface Arguments {
+  config: string
+  socket: string
+  device?: string
+}
+
+const args = new Command('edgeshift-engine')
+  .requiredOption('--config <file>', 'models.yaml')
+  .requiredOption('--socket <path>', 'unix socket to serve on')
+  .option('--device <id>', 'serve this device of the configuration only')
+  .parse()
+  .opts<Arguments>()
+const log = pino({ name: 'engine', level: process.env.EDGESHIFT_LOG_LEVEL ?? 'info' }, pino.destination(2))
+main(args, log).catch((error: unknown) => {
+  log.fatal({ err: error }, 'the engine cannot run')
+  process.exit(1)
+})
+
+/** Wires the engine and serves until told to stop. */
+async function main({ config: file, socket, device }: Arguments, logger: Logger): Promise<void> {
+  const config = loadConfig(file)
+  if (device !== undefined) config.devices = config.devices.filter(({ id }) => id === device)
+  const addon = loadAddon()
+  const engine = new Engine({ version: addon.version(), maxWaiting: config.scheduler.max_waiting, clock, log: logger })
+  const catalog = readCatalog(config, (path) => addon.readGguf(path))
+  const service = new EngineService(engine, async (model) => catalog.assets.get(model), logger)
+  const listener = await listen(socket, service.handlers)
+
+  const exit = (code: number): never => {
+    service.close()
+    listener.close()
+    process.exit(code)
+  }
+  const deviceFailed = (): void => {
+    logger.fatal('a device is lost')
+    // After this step's sequences were told.
+    setImmediate(() => exit(EXIT_DEVICE_FAILED))
+  }
+  const stop = (): void => {
+    logger.info({ running: engine.running, waiting: engine.waiting }, 'stopping')
+    drain(engine)
+      .then(() => exit(0))
+      .catch((error: unknown) => {
+        logger.error({ err: error }, 'stopping failed')
+        exit(1)
+      })
+  }
+  process.once('SIGTERM', stop)
+  process.once('SIGINT', stop)
+  watchParent(() => {
+    logger.warn('the process that started this engine is gone')
+    exit(0)
+  })
+
+  const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
+  const pending = prepare(engine, config, catalog, addon, { clock, log: logger, events, depth: STEPS_IN_FLIGHT })
+  await loadAll(engine, config, pending)
+}
+
+/** Refuses new work, lets running sequences end for a while, cancels the rest. */
+async function drain(engine: Engine): Promise<void> {
+  engine.drain()
+  const until = clock() + DRAIN_MS
+  while (engine.running + engine.waiting > 0 && clock() < until) {
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  await engine.stop(FinishReason.ERROR, { code: 'shutting_down', message: 'the engine is stopping', retryAfterMs: 0 })
+}

@@ -10,6 +10,7 @@ const CATALOGUE = {
   context_length_exceeded: { http: 400, grpc: grpcStatus.INVALID_ARGUMENT, type: 'invalid_request_error' },
   template_failed: { http: 400, grpc: grpcStatus.INVALID_ARGUMENT, type: 'invalid_request_error' },
   unauthorized: { http: 401, grpc: grpcStatus.UNAUTHENTICATED, type: 'authentication_error' },
+  forbidden: { http: 403, grpc: grpcStatus.PERMISSION_DENIED, type: 'permission_error' },
   model_not_found: { http: 404, grpc: grpcStatus.NOT_FOUND, type: 'invalid_request_error' },
   not_found: { http: 404, grpc: grpcStatus.UNIMPLEMENTED, type: 'invalid_request_error' },
   method_not_allowed: { http: 405, grpc: grpcStatus.UNIMPLEMENTED, type: 'invalid_request_error' },
@@ -61,7 +62,9 @@ export class GatewayError extends Error {
 
   /** The OpenAI error object, used on HTTP, in-band in SSE and in WebSocket error messages. */
   toObject(): { error: { message: string; type: string; param: string | null; code: ErrorCode } } {
-    return { error: { message: this.message, type: CATALOGUE[this.code].type, param: this.param ?? null, code: this.code } }
+    return {
+      error: { message: this.message, type: CATALOGUE[this.code].type, param: this.param ?? null, code: this.code },
+    }
   }
 }
 

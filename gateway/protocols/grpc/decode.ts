@@ -12,7 +12,7 @@ import type {
 import type { GenerateRequest } from '../../request.js'
 import type { Services } from '../../services.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
-import { type Call, decodeChat, decodeCompletion } from '../decode.js'
+import { decodeChat, decodeCompletion } from '../decode.js'
 import { parseBody } from '../fields.js'
 import type { Origin } from '../origin.js'
 import { checkText, decodeTokenIds } from '../prompt.js'
@@ -22,17 +22,12 @@ type Body = Record<string, unknown>
 
 /** Decodes and validates a chat. Throws GatewayError naming the field as the HTTP API does. */
 export function chatRequest(request: ChatRequest, origin: Origin, services: Services): GenerateRequest {
-  return onlyRequest(decodeChat(chatBody(request), origin, services))
+  return decodeChat(chatBody(request), origin, services).requests[0]
 }
 
 /** Decodes and validates a completion; a message holds one prompt. Throws like chatRequest. */
 export function completionRequest(request: CompletionRequest, origin: Origin, services: Services): GenerateRequest {
-  return onlyRequest(decodeCompletion(completionBody(request), origin, services))
-}
-
-function onlyRequest({ requests: [request] }: Call): GenerateRequest {
-  if (!request) throw new Error('a message decodes to one request')
-  return request
+  return decodeCompletion(completionBody(request), origin, services).requests[0]
 }
 
 /** Validates a tokenize request. Throws like chatRequest. */

@@ -1,0 +1,60 @@
+/** Internal events -> JSON text messages. The parts that don't change within a request are serialized once. */
+import type { GatewayError } from '../../errors.js'
+import type { GenerateEvent, Usage } from '../../request.js'
+
+/** The answer to a ping. */
+export const PONG = '{"type":"pong"}'
+
+/** An error message; `id` names the request that it ends. */
+export function encodeError(error: GatewayError, id?: string): string {
+  return JSON.stringify({
+    type: 'error',
+    id,
+    ...error.toObject(),
+    retry_after_ms: error.retryAfterMs === undefined ? undefined : Math.ceil(error.retryAfterMs),
+  })
+}
+
+/** Encodes the events of one request. */
+export class EventEncoder {
+  private readonly deltaHead: string
+
+  /** `id` is the client's name for the request, `requestId` ours. */
+  constructor(
+    private readonly id: string,
+    private readonly requestId: string,
+  ) {
+    this.deltaHead = `{"type":"delta","id":${JSON.stringify(id)},"index":`
+  }
+
+  encode(event: GenerateEvent): string {
+    switch (event.type) {
+      case 'text': {
+        const { index, text, tokens, logprobs } = event
+        const tail = logprobs ? `],"logprobs":${JSON.stringify(logprobs)}}` : ']}'
+        return `${this.deltaHead}${index},"text":${JSON.stringify(text)},"tokens":[${tokens.join(',')}${tail}`
+      }
+      case 'started':
+        return this.message('started', { request_id: this.requestId, variant: event.variant, reason: event.reason })
+      case 'finished':
+        return this.message('finished', { index: event.index, reason: event.reason })
+      case 'usage':
+        return this.message('usage', { usage: usageFields(event.usage) })
+      default:
+        return encodeError(event.error, this.id)
+    }
+  }
+
+  private message(type: string, fields: object): string {
+    return JSON.stringify({ type, id: this.id, ...fields })
+  }
+}
+
+function usageFields({ promptTokens, completionTokens, cachedTokens }: Usage): object {
+  return {
+    prompt_tokens: promptTokens,
+    completion_tokens: completionTokens,
+    total_tokens: promptTokens + completionTokens,
+    prompt_tokens_details: { cached_tokens: cachedTokens },
+  }
+}

@@ -1,0 +1,113 @@
+/** The messages of the WebSocket chat as schemas: what is parsed, documented in docs/websocket.schema.json, tested. */
+import { z } from 'zod'
+import { chatBodySchema, completionBodySchema } from '../body.js'
+
+/** Names a request on its socket. */
+const idSchema = z
+  .string()
+  .min(1)
+  .max(64)
+  .describe('Chosen by the client; unique among the running requests of its socket.')
+
+const chatFields = chatBodySchema.omit({ stream: true, stream_options: true }).shape
+const completionFields = completionBodySchema.omit({ stream: true, stream_options: true }).shape
+
+const chatMessage = z
+  .strictObject({ type: z.literal('chat'), id: idSchema, ...chatFields })
+  .describe('Starts a chat; the other fields are those of POST /v1/chat/completions.')
+
+const completionMessage = z
+  .strictObject({ type: z.literal('completion'), id: idSchema, ...completionFields })
+  .describe('Starts a completion; the other fields are those of POST /v1/completions.')
+
+/** Stops a request; it ends with an error `cancelled`. Unknown ids are ignored: the request may just have ended. */
+export const cancelSchema = z
+  .strictObject({ type: z.literal('cancel'), id: idSchema })
+  .describe('Stops a request, which then ends with the error `cancelled`. Unknown ids are ignored.')
+
+/** Asks for a pong. */
+export const pingSchema = z.strictObject({ type: z.literal('ping') }).describe('Answered by pong.')
+
+/** Everything a client may send, one JSON text message each. */
+export const clientMessageSchema = z.discriminatedUnion('type', [
+  chatMessage,
+  completionMessage,
+  cancelSchema,
+  pingSchema,
+])
+
+const count = z.int().min(0)
+const alternative = z.strictObject({ id: count, token: z.string(), logprob: z.number() })
+const logprobSchema = z.strictObject({
+  id: count,
+  token: z.string(),
+  logprob: z.number().nullable().describe('Natural logarithm; null for the first token of an echoed prompt.'),
+  top: z.array(alternative),
+})
+
+/** Everything a server may send, one JSON text message each. */
+export const serverMessageSchema = z.discriminatedUnion('type', [
+  z
+    .strictObject({
+      type: z.literal('started'),
+      id: idSchema,
+      request_id: z.string().describe("The server's own id, as in its log."),
+      variant: z.string().describe('What serves the request: "model:rung".'),
+      reason: z.string().describe('Why it was chosen.'),
+    })
+    .describe('First message of a request.'),
+  z
+    .strictObject({
+      type: z.literal('delta'),
+      id: idSchema,
+      index: count.describe('Which choice.'),
+      text: z.string(),
+      tokens: z.array(count),
+      logprobs: z.array(logprobSchema).optional(),
+    })
+    .describe('New text of one choice: all of its tokens from one step.'),
+  z
+    .strictObject({ type: z.literal('finished'), id: idSchema, index: count, reason: z.enum(['stop', 'length']) })
+    .describe('One choice is complete.'),
+  z
+    .strictObject({
+      type: z.literal('usage'),
+      id: idSchema,
+      usage: z.strictObject({
+        prompt_tokens: count,
+        completion_tokens: count,
+        total_tokens: count,
+        prompt_tokens_details: z.strictObject({ cached_tokens: count }),
+      }),
+    })
+    .describe('Last message of a request; its id is free again.'),
+  z
+    .strictObject({
+      type: z.literal('error'),
+      id: idSchema.optional().describe('The request that ends here; absent when a message could not be read.'),
+      error: z.strictObject({
+        message: z.string(),
+        type: z.string(),
+        param: z.string().nullable(),
+        code: z.string(),
+      }),
+      retry_after_ms: z.int().optional(),
+    })
+    .describe('A request failed, or a message was refused. The socket lives on.'),
+  z.strictObject({ type: z.literal('pong') }),
+])
+
+/** A message of the server. */
+export type ServerMessage = z.infer<typeof serverMessageSchema>
+
+/** JSON Schema of both directions, as published in docs/websocket.schema.json. */
+export function messageJsonSchema(): object {
+  const { $schema, ...client } = z.toJSONSchema(clientMessageSchema, { unrepresentable: 'any', io: 'input' })
+  const { $schema: _, ...server } = z.toJSONSchema(serverMessageSchema)
+  return { $schema, title: 'edgeshift WebSocket chat messages', $defs: { client, server } }
+}
+
+/** True for a usable request id. */
+export function isRequestId(id: unknown): id is string {
+  return idSchema.safeParse(id).success
+}

@@ -1,6 +1,6 @@
 // Bundles the TypeScript sources into dist/: one file per process or worker. Packages stay in node_modules.
 import { build } from 'esbuild'
-import { chmodSync, rmSync } from 'node:fs'
+import { chmodSync, copyFileSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -18,4 +18,5 @@ await build({
   sourcemap: true,
   logLevel: 'warning',
 })
+copyFileSync(join(root, 'gateway', 'text', 'template-worker.mjs'), join(root, 'dist', 'template-worker.mjs'))
 chmodSync(join(root, 'dist', 'cli.js'), 0o755)

@@ -1,0 +1,142 @@
+import { GatewayError } from '../errors.js'
+import type { ChatMessage } from '../request.js'
+import { parseAssets, type TextAssets, type TokenizerConfig } from './assets.js'
+import { BpeEncoder } from './bpe.js'
+import { decodeIds, StreamDetokenizer } from './detokenizer.js'
+import { StreamOutput } from './output.js'
+import { type Segment, SpecialTokens, unusedMark } from './special-tokens.js'
+import { TemplateRenderer } from './template-renderer.js'
+import { TokenTable } from './token-table.js'
+import type { Detokenizer, ModelAsset, OutputOptions, OutputText, TextModel } from './types.js'
+
+const RENDER_TIMEOUT_MS = 1000
+const MAX_WAITING_RENDERS = 256
+
+/**
+ * Builds a model's text side from its files. Texts longer than any of `maxTokens` tokens are refused unread; 0 takes
+ * the tokenizer's own limit. Rejects when a file is missing or broken, or the chat template does not compile.
+ */
+export async function loadTextModel(assets: readonly ModelAsset[], maxTokens: number): Promise<TextModel> {
+  const parsed = parseAssets(assets)
+  const model = new BpeTextModel(parsed, maxTokens > 0 ? maxTokens : parsed.config.model_max_length)
+  await model.warmUp()
+  return model
+}
+
+class BpeTextModel implements TextModel {
+  readonly vocabSize: number
+  readonly eosTokenIds: readonly number[]
+  readonly #table: TokenTable
+  readonly #encoder: BpeEncoder
+  readonly #special: SpecialTokens
+  readonly #renderer: TemplateRenderer | undefined
+  readonly #bosId: number | undefined
+  readonly #maxTokens: number
+  readonly #maxLength: number
+
+  constructor({ tokenizer, config, eosTokenIds, chatTemplate }: TextAssets, maxTokens: number) {
+    const special = tokenizer.added_tokens.filter((token) => token.special)
+    this.#table = new TokenTable(tokenizer)
+    this.#encoder = new BpeEncoder(tokenizer)
+    this.#special = new SpecialTokens(special)
+    this.#maxTokens = maxTokens
+    this.#maxLength = maxTokens * this.#table.longest
+    this.#bosId = config.add_bos_token ? special.find((token) => token.content === config.bos_token)?.id : undefined
+    this.vocabSize = this.#table.size
+    this.eosTokenIds = eosTokenIds
+    if (chatTemplate === undefined) return
+    const limits = { timeoutMs: RENDER_TIMEOUT_MS, maxLength: this.#maxLength, maxWaiting: MAX_WAITING_RENDERS }
+    this.#renderer = new TemplateRenderer(chatTemplate, templateConstants(config), limits)
+  }
+
+  get hasChatTemplate(): boolean {
+    return this.#renderer !== undefined
+  }
+
+  /** Starts the template's thread; rejects when the template does not compile. What it raises of a chat is no fault. */
+  async warmUp(): Promise<void> {
+    if (this.#renderer === undefined) return
+    await this.#renderer.compile()
+  }
+
+  async encode(text: string, parseSpecial: boolean): Promise<number[]> {
+    this.#checkLength(text.length)
+    return this.#encodeSegments(parseSpecial ? this.#special.split(text) : [text])
+  }
+
+  async encodePrompt(text: string): Promise<number[]> {
+    const ids = await this.encode(text, false)
+    return this.#bosId === undefined ? ids : [this.#bosId, ...ids]
+  }
+
+  async renderChat(messages: readonly ChatMessage[], addGenerationPrompt = true): Promise<string> {
+    const { text, mark } = await this.#render(messages, addGenerationPrompt)
+    return text.replaceAll(mark, '')
+  }
+
+  async encodeChat(messages: readonly ChatMessage[]): Promise<number[]> {
+    const { text, mark } = await this.#render(messages, true)
+    const segments = this.#special.split(text)
+    return this.#encodeSegments(segments.map((part) => (typeof part === 'string' ? part.replaceAll(mark, '') : part)))
+  }
+
+  decode(ids: readonly number[], skipSpecial: boolean): string {
+    return decodeIds(this.#table, ids, skipSpecial)
+  }
+
+  tokenText(id: number): string {
+    return this.#table.text(id)
+  }
+
+  newDetokenizer(skipSpecial: boolean): Detokenizer {
+    return new StreamDetokenizer(this.#table, skipSpecial)
+  }
+
+  newOutput(options: OutputOptions): OutputText {
+    return new StreamOutput(this.newDetokenizer(options.skipSpecial), options)
+  }
+
+  async close(): Promise<void> {
+    await this.#renderer?.close()
+  }
+
+  /** The template's text, with `mark` inside whatever a message holds that looks like a special token. */
+  async #render(
+    messages: readonly ChatMessage[],
+    addGenerationPrompt: boolean,
+  ): Promise<{ text: string; mark: string }> {
+    if (this.#renderer === undefined) {
+      throw new GatewayError('template_failed', 'the model has no chat template', { param: 'messages' })
+    }
+    const contents = messages.flatMap(({ content, name }) => (name === undefined ? [content] : [content, name]))
+    this.#checkLength(contents.reduce((sum, content) => sum + content.length, 0))
+    const mark = unusedMark(contents)
+    if (mark === undefined) throw new GatewayError('invalid_request', 'the messages use every private-use character')
+    const guarded = messages.map((message) => this.#guard(message, mark))
+    const variables = { messages: guarded, add_generation_prompt: addGenerationPrompt }
+    return { text: await this.#renderer.render(variables), mark }
+  }
+
+  #guard({ role, content, name }: ChatMessage, mark: string): ChatMessage {
+    const guarded = { role, content: this.#special.guard(content, mark) }
+    return name === undefined ? guarded : { ...guarded, name: this.#special.guard(name, mark) }
+  }
+
+  async #encodeSegments(segments: readonly Segment[]): Promise<number[]> {
+    const parts = segments.filter((part) => part !== '')
+    const encoded = (await this.#encoder.encode(parts.filter((part) => typeof part === 'string'))).values()
+    return parts.flatMap((part) => (typeof part === 'number' ? [part] : (encoded.next().value ?? [])))
+  }
+
+  #checkLength(length: number): void {
+    if (length <= this.#maxLength) return
+    const message = `the text has ${length} characters; the model's limit of ${this.#maxTokens} tokens is at most ${this.#maxLength}`
+    throw new GatewayError('context_length_exceeded', message)
+  }
+}
+
+function templateConstants(config: TokenizerConfig): Record<string, string> {
+  const { bos_token, eos_token, unk_token, pad_token } = config
+  const entries = Object.entries({ bos_token, eos_token, unk_token, pad_token })
+  return Object.fromEntries(entries.flatMap(([name, value]) => (value ? [[name, value]] : [])))
+}

@@ -36,6 +36,9 @@ export interface SupervisorListener {
 /** Where the engine is: `crash_loop` = it keeps dying and is retried slowly. */
 export type EngineState = 'starting' | 'up' | 'crash_loop' | 'stopped'
 
+/** setTimeout takes no more. */
+const MAX_TIMER_MS = 2 ** 31 - 1
+
 /** A process that ended before or while it served. */
 interface RunResult {
   servedMs: number
@@ -130,7 +133,7 @@ export class EngineSupervisor {
         if (value !== undefined) settle(value)
       }
       const giveUp = (): void => settle(undefined)
-      const timer = setTimeout(giveUp, timeoutMs)
+      const timer = setTimeout(giveUp, Math.min(timeoutMs, MAX_TIMER_MS))
       this.#waiters.add(check)
       signal?.addEventListener('abort', giveUp)
     })

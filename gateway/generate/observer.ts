@@ -81,6 +81,6 @@ export class RunTelemetry implements RunObserver {
       ...(error?.code === 'internal' && { err: error.cause }),
       ...(this.#logPrompts && promptField(request.input)),
     }
-    this.#log[level](fields, 'request')
+    this.#log[level](fields, 'generation')
   }
 }

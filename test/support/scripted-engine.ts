@@ -1,7 +1,7 @@
 // A runnable engine without a model: `node --import tsx scripted-engine.ts --config FILE --socket PATH`.
 // Every sequence gets the token ids of TOKENS (default: a few words), one a step, a step every STEP_MS (default 0: as
 // fast as its reader takes them). Its assets are the tokenizer fixture's.
-import { readFileSync, unlinkSync } from 'node:fs'
+import { existsSync, readFileSync, unlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -11,6 +11,7 @@ import {
   EngineService,
   FinishReason,
   VariantState,
+  type EngineServer,
   type EngineStatus,
   type SequenceDelta,
   type SessionEvent,
@@ -97,16 +98,17 @@ function play(call: ServerDuplexStream<SessionRequest, SessionEvent>): void {
 }
 
 const server = new Server()
-server.addService(EngineService, {
+const handlers: EngineServer = {
   session: play,
   describe: (_call, reply) => reply(null, { status, devices: [] }),
   getModelAssets: (call) => {
-    for (const name of ['tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja']) {
-      call.write({ name, data: readFileSync(join(assets, name)) })
+    for (const name of ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'chat_template.jinja']) {
+      call.write({ name, data: existsSync(join(assets, name)) ? readFileSync(join(assets, name)) : Buffer.from('{"eos_token_id":2}') })
     }
     call.end()
   },
-} as never)
+}
+server.addService(EngineService, handlers)
 const socket = values.socket ?? ''
 server.bindAsync(`unix:${socket}`, ServerCredentials.createInsecure(), (error) => {
   if (error) throw error

@@ -1,0 +1,12 @@
+#if defined(__x86_64__)
+
+#include "cpu/attention_simd.h"
+
+namespace edgeshift::cpu {
+
+extern const AttentionKernels attention_avx2;
+const AttentionKernels attention_avx2 = Attention<Avx2>::kernels();
+
+}  // namespace edgeshift::cpu
+
+#endif

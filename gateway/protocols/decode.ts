@@ -93,6 +93,8 @@ function decodeCall(
 ): Call {
   const { n = 1, stream = false } = body
   if (n > limits.maxChoices) throw invalid('n', `must be at most ${limits.maxChoices}`)
+  const most = Math.max(limits.maxChoices, limits.maxPrompts)
+  if (inputs.length * n > most) throw invalid('n', `times the number of prompts must be at most ${most}`)
   if (body.stream_options && !stream) throw invalid('stream_options', 'is only allowed when stream is true')
   const common = {
     model: body.model,

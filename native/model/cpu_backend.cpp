@@ -4,12 +4,28 @@
 #include "cpu/thread_pool.h"
 #include "model/backend.h"
 #include "model/cpu_model.h"
+#include "model/head_padding.h"
 
 namespace edgeshift {
 
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxHeadDim = 256;
+constexpr int kBlockUnit = 16;
+
+// The general checks, and what the kernels (cpu/ops.h) take.
+Status check(const ModelSpec& spec, const LoadOptions& options) {
+  ES_RETURN_IF_ERROR(check_spec(spec, options));
+  if (spec.head_dim > kMaxHeadDim) {
+    return error(Code::unsupported, "heads of ", spec.head_dim, " values; the CPU backend takes up to ", kMaxHeadDim);
+  }
+  if (options.block_size % kBlockUnit != 0) {
+    return error(Code::unsupported, "a block size of ", options.block_size, "; the CPU backend takes multiples of ",
+                 kBlockUnit);
+  }
+  return Status();
+}
 
 class CpuBackend final : public Backend {
  public:
@@ -17,16 +33,18 @@ class CpuBackend final : public Backend {
 
   Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& sources,
                                       const LoadOptions& options) override {
-    if (Status status = check_spec(spec, options); !status.ok()) return status;
+    if (Status status = check(spec, options); !status.ok()) return status;
     // Threads of its own: a step may be using the device's.
     cpu::ThreadPool loaders(pool_.threads(), pool_.isa());
     Result<CpuWeights> weights = load_cpu_weights(loaders, spec, sources, options.precision);
     if (!weights.ok()) return weights.status();
-    Result<CpuWorkspace> workspace = CpuWorkspace::create(spec, options.max_batch_tokens);
+    ModelSpec padded = spec;
+    padded.head_dim = padded_head_dim(spec.head_dim);
+    Result<CpuWorkspace> workspace = CpuWorkspace::create(padded, options.max_batch_tokens);
     if (!workspace.ok()) return workspace.status();
     const KvArena arena{arena_.data(), arena_.bytes()};
-    return std::unique_ptr<Model>(std::make_unique<CpuModel>(pool_, arena, spec, options, std::move(weights.value()),
-                                                             std::move(workspace.value())));
+    return std::unique_ptr<Model>(std::make_unique<CpuModel>(
+        pool_, arena, std::move(padded), options, std::move(weights.value()), std::move(workspace.value())));
   }
 
  private:

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "core/text.h"
 #include "cpu/pack.h"
+#include "model/head_padding.h"
 #include "model/weight_map.h"
 
 namespace edgeshift {
@@ -29,6 +31,9 @@ class Loader {
 
   // Checks every weight and reads the vectors; takes no memory for matrices yet.
   Status plan() {
+    if (padded_ != spec_.head_dim && (map_.has("layers.0.q_norm") || map_.has("layers.0.k_norm"))) {
+      return error(Code::unsupported, "q and k norms with heads of ", spec_.head_dim, " values (16 and multiples are)");
+    }
     ES_RETURN_IF_ERROR(vocabulary_matrix("embed", out_.embed));
     if (map_.has("head")) ES_RETURN_IF_ERROR(vocabulary_matrix("head", out_.head));
     ES_RETURN_IF_ERROR(vector("final_norm", spec_.hidden, out_.final_norm));
@@ -55,15 +60,15 @@ class Loader {
     CpuLayer& layer = out_.layers[size_t(i)];
     const int hidden = spec_.hidden, q = spec_.heads * spec_.head_dim, kv = spec_.kv_heads * spec_.head_dim;
     auto slot = [i](const char* name) { return layer_slot(i, name); };
-    ES_RETURN_IF_ERROR(matrix({{slot("q"), q}, {slot("k"), kv}, {slot("v"), kv}}, hidden, layer.qkv));
-    ES_RETURN_IF_ERROR(matrix({{slot("o"), hidden}}, q, layer.o));
+    ES_RETURN_IF_ERROR(qkv_matrix(i, q, kv, layer.qkv));
+    ES_RETURN_IF_ERROR(output_matrix(slot("o"), hidden, q, layer.o));
     ES_RETURN_IF_ERROR(matrix({{slot("gate"), spec_.ffn}, {slot("up"), spec_.ffn}}, hidden, layer.gate_up));
     ES_RETURN_IF_ERROR(matrix({{slot("down"), hidden}}, spec_.ffn, layer.down));
     ES_RETURN_IF_ERROR(vector(slot("attn_norm"), hidden, layer.attn_norm));
     ES_RETURN_IF_ERROR(vector(slot("ffn_norm"), hidden, layer.ffn_norm));
     ES_RETURN_IF_ERROR(optional_vector(slot("q_norm"), spec_.head_dim, layer.q_norm));
     ES_RETURN_IF_ERROR(optional_vector(slot("k_norm"), spec_.head_dim, layer.k_norm));
-    return qkv_bias(i, q, kv, layer.qkv_bias);
+    return qkv_bias(i, layer.qkv_bias);
   }
 
   Status vocabulary_matrix(const char* slot, PackedMatrix& out) {
@@ -85,6 +90,40 @@ class Loader {
     }
     add_job(std::move(parts), precision_, rows, columns, out);
     return Status();
+  }
+
+  // q, k and v stacked.
+  Status qkv_matrix(int i, int q, int kv, PackedMatrix& out) {
+    if (padded_ == spec_.head_dim) {
+      return matrix({{layer_slot(i, "q"), q}, {layer_slot(i, "k"), kv}, {layer_slot(i, "v"), kv}}, spec_.hidden, out);
+    }
+    std::vector<cpu::RawMatrix> parts;
+    for (const char* name : {"q", "k", "v"}) {
+      const int heads = *name == 'q' ? spec_.heads : spec_.kv_heads;
+      Result<CheckedWeight> weight = map_.matrix(layer_slot(i, name), heads * spec_.head_dim, spec_.hidden);
+      if (!weight.ok()) return weight.status();
+      Result<std::vector<float>> values = pad_head_rows(weight.value(), heads, padded_);
+      if (!values.ok()) return values.status();
+      parts.push_back({BlockType::f32, stage(std::move(values.value())), heads * padded_, spec_.hidden});
+    }
+    add_job(std::move(parts), precision_, (spec_.heads + 2 * spec_.kv_heads) * padded_, spec_.hidden, out);
+    return Status();
+  }
+
+  Status output_matrix(const std::string& slot, int rows, int columns, PackedMatrix& out) {
+    if (padded_ == spec_.head_dim) return matrix({{slot, rows}}, columns, out);
+    Result<CheckedWeight> weight = map_.matrix(slot, rows, columns);
+    if (!weight.ok()) return weight.status();
+    Result<std::vector<float>> values = pad_head_columns(weight.value(), spec_.heads, padded_);
+    if (!values.ok()) return values.status();
+    const cpu::RawMatrix part{BlockType::f32, stage(std::move(values.value())), rows, spec_.heads * padded_};
+    add_job({part}, precision_, part.n, part.k, out);
+    return Status();
+  }
+
+  const float* stage(std::vector<float> values) {
+    staged_.push_back(std::move(values));
+    return staged_.back().data();
   }
 
   static cpu::RawMatrix raw(const CheckedWeight& weight) {
@@ -113,20 +152,23 @@ class Loader {
   }
 
   // One bias for the fused matrix; projections without one get zeros.
-  Status qkv_bias(int i, int q, int kv, const float*& out) {
-    const std::pair<const char*, int> parts[] = {{"q_bias", q}, {"k_bias", kv}, {"v_bias", kv}};
-    std::vector<float> values;
+  Status qkv_bias(int i, const float*& out) {
+    const std::pair<const char*, int> parts[] = {
+        {"q_bias", spec_.heads}, {"k_bias", spec_.kv_heads}, {"v_bias", spec_.kv_heads}};
+    std::vector<float> fused;
     bool any = false;
-    for (const auto& [name, length] : parts) {
+    for (const auto& [name, heads] : parts) {
       const std::string slot = layer_slot(i, name);
+      std::vector<float> values(map_.has(slot) ? 0 : size_t(heads) * size_t(spec_.head_dim));
+      if (map_.has(slot)) ES_RETURN_IF_ERROR(map_.append_vector(slot, heads * spec_.head_dim, values));
       any = any || map_.has(slot);
-      if (map_.has(slot)) {
-        ES_RETURN_IF_ERROR(map_.append_vector(slot, length, values));
-      } else {
-        values.resize(values.size() + size_t(length));
+      for (int h = 0; h < heads; ++h) {
+        const auto from = values.begin() + long(h) * spec_.head_dim;
+        fused.insert(fused.end(), from, from + spec_.head_dim);
+        fused.resize(fused.size() + size_t(padded_ - spec_.head_dim));
       }
     }
-    if (any) out = keep(std::move(values));
+    if (any) out = keep(std::move(fused));
     return Status();
   }
 
@@ -138,7 +180,9 @@ class Loader {
   const ModelSpec& spec_;
   const WeightMap& map_;
   const Precision precision_;
+  const int padded_ = padded_head_dim(spec_.head_dim);
   CpuWeights& out_;
+  std::deque<std::vector<float>> staged_;  // padded parts, until they are packed
   std::vector<PackJob> jobs_;
   size_t bytes_ = 0;
 };

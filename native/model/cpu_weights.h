@@ -38,7 +38,8 @@ struct CpuWeights {
   size_t bytes() const;
 };
 
-// Checks, converts and packs all weights, in parallel on `pool`. Nothing is kept on error.
+// Checks, converts and packs all weights, in parallel on `pool`. Nothing is kept on error. Heads are padded
+// (model/head_padding.h): where shapes above say head_dim, the result has the padded one.
 //
 // Precision per matrix: fp16 and int8 as asked. int4 keeps the embedding and the head in 8 bits unless the file has
 // them in 4: their rounding costs more quality than their bytes are worth, as every 4-bit file format finds.

@@ -63,7 +63,10 @@ export class Core {
     const { config, log } = options
     const metrics = new Metrics(options.version)
     this.engine = this.#newSupervisor(options, metrics)
-    this.#models = new Models(config.models, options.loadText, () => ({ state: this.engine.state, status: this.engine.status }))
+    this.#models = new Models(config.models, options.loadText, () => ({
+      state: this.engine.state,
+      status: this.engine.status,
+    }))
     const telemetry = new RunTelemetry(metrics, log, options.logPrompts)
     const bounds = {
       maxPromptTokens: LIMITS.maxPromptTokens,

@@ -11,7 +11,10 @@ export interface HealthInputs {
 /** Loading until the engine is there and every model has a ready rung; degraded when a rung has failed. Pure. */
 export function reportHealth({ models, engineUp, draining }: HealthInputs): HealthReport {
   const states = Object.fromEntries(
-    models.map(({ id, variants }) => [id, Object.fromEntries(variants.map(({ precision, state }) => [precision, state]))]),
+    models.map(({ id, variants }) => [
+      id,
+      Object.fromEntries(variants.map(({ precision, state }) => [precision, state])),
+    ]),
   )
   return { status: statusOf(models, engineUp, draining), models: states }
 }

@@ -26,7 +26,10 @@ export function formatBytes(bytes: number): string {
 /** What a person wants to know once the box serves: where, what is resident, and a command to try. */
 export function formatBanner({ version, http, grpc, models, status }: BannerFacts): string {
   const [first] = models
-  const body = JSON.stringify({ model: first?.id, messages: [{ role: 'user', content: 'What is the capital of France?' }] })
+  const body = JSON.stringify({
+    model: first?.id,
+    messages: [{ role: 'user', content: 'What is the capital of France?' }],
+  })
   return [
     `edgeshift ${version}`,
     '',
@@ -52,6 +55,7 @@ function variantLines({ variants, maxModelLen, tags }: ModelEntry): string[] {
 
 function kvLines(status: EngineStatus | undefined): string[] {
   return (status?.devices ?? []).map(
-    ({ id, blocksTotal, kvBytes }) => `  KV cache             ${formatBytes(kvBytes).padStart(8)} on ${id}, ${blocksTotal} blocks`,
+    ({ id, blocksTotal, kvBytes }) =>
+      `  KV cache             ${formatBytes(kvBytes).padStart(8)} on ${id}, ${blocksTotal} blocks`,
   )
 }

@@ -1,5 +1,11 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js'
-import type { EngineStatus, SequenceDelta, SessionEvent, SessionRequest, Submit } from '../../proto/gen/edgeshift/v1/engine.js'
+import type {
+  EngineStatus,
+  SequenceDelta,
+  SessionEvent,
+  SessionRequest,
+  Submit,
+} from '../../proto/gen/edgeshift/v1/engine.js'
 import { GatewayError } from '../errors.js'
 
 /** Messages that wait for the stream to drain; beyond it new work is refused. */

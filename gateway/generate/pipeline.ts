@@ -4,7 +4,14 @@ import type { Models } from '../models.js'
 import type { GenerateHandle, GenerateRequest, GenerateSink, Generator } from '../request.js'
 import { chooseRung } from '../router/route.js'
 import type { TextModel } from '../text/types.js'
-import { Run, type Placement, type RunEnvironment, type RunObserver, type RunRecord } from './run.js'
+import {
+  Run,
+  type Placement,
+  type RunEnvironment,
+  type RunObserver,
+  type RunRecord,
+  type SequenceSession,
+} from './run.js'
 
 /** Bounds of the pipeline. */
 export interface PipelineLimits {
@@ -16,7 +23,9 @@ export interface PipelineLimits {
 }
 
 /** The part of the supervisor that requests need. */
-export type EngineAccess = Pick<EngineSupervisor, 'session' | 'state' | 'waitFor' | 'waiting'>
+export type EngineAccess = Pick<EngineSupervisor, 'waitFor' | 'waiting'> & {
+  readonly session: SequenceSession | undefined
+}
 
 /** The part of the directory that requests need. */
 export type ModelAccess = Pick<Models, 'target' | 'textOf' | 'contextLimit'>

@@ -8,9 +8,12 @@ import type { TextModel } from '../text/types.js'
 import { Choice, type ChoiceOwner, type Echo } from './choice.js'
 import { answerBudget, checkTokenIds, drawSeed, toSubmission } from './submission.js'
 
+/** The part of a session that requests need. */
+export type SequenceSession = Pick<EngineSession, 'submit' | 'cancel' | 'setPaused'>
+
 /** Where a request may run now. */
 export interface Placement {
-  session: EngineSession
+  session: SequenceSession
   route: Route
   /** Tokens of prompt and answer together. */
   contextLimit: number
@@ -63,7 +66,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
   readonly #sink: GenerateSink
   readonly #request: GenerateRequest
   #abort: AbortController | undefined
-  #session: EngineSession | undefined
+  #session: SequenceSession | undefined
   /** Sequence id by choice; 0 once the choice is over. */
   #sequenceIds: number[] = []
   #running = 0

@@ -21,7 +21,12 @@ export function choiceSeed(seed: number, index: number): number {
  * Tokens that the answer may have: what was asked for, or what the context leaves.
  * Throws context_length_exceeded when prompt and answer do not fit into `limit`: nothing is ever truncated.
  */
-export function answerBudget(promptTokens: number, maxTokens: number | undefined, limit: number, variant: string): number {
+export function answerBudget(
+  promptTokens: number,
+  maxTokens: number | undefined,
+  limit: number,
+  variant: string,
+): number {
   const budget = maxTokens ?? limit - promptTokens
   const asked = maxTokens === undefined ? '' : ` and max_tokens is ${maxTokens}`
   if (promptTokens + budget > limit || (maxTokens === undefined && budget < 1)) {
@@ -39,9 +44,13 @@ export function checkTokenIds(request: GenerateRequest, vocabSize: number): void
   const check = (ids: Iterable<number>, param: string): void => {
     for (const id of ids) {
       if (Number.isInteger(id) && id >= 0 && id < vocabSize) continue
-      throw new GatewayError('invalid_request', `${param}: token id ${id} is outside the vocabulary (0..${vocabSize - 1})`, {
-        param,
-      })
+      throw new GatewayError(
+        'invalid_request',
+        `${param}: token id ${id} is outside the vocabulary (0..${vocabSize - 1})`,
+        {
+          param,
+        },
+      )
     }
   }
   if (request.input.kind === 'tokens') check(request.input.tokens, 'prompt')

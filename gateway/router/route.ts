@@ -10,7 +10,10 @@ export interface Route {
 }
 
 /** What can be done for a name now: serve it, wait for a rung that is coming, or give up on it. */
-export type RouteResult = { kind: 'serve'; route: Route } | { kind: 'wait'; why: string } | { kind: 'failed'; why: string }
+export type RouteResult =
+  | { kind: 'serve'; route: Route }
+  | { kind: 'wait'; why: string }
+  | { kind: 'failed'; why: string }
 
 /** What a client's name means: a model, and one rung of it when the client named one. */
 export interface Target {

@@ -103,7 +103,10 @@ const handlers: EngineServer = {
   describe: (_call, reply) => reply(null, { status, devices: [] }),
   getModelAssets: (call) => {
     for (const name of ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'chat_template.jinja']) {
-      call.write({ name, data: existsSync(join(assets, name)) ? readFileSync(join(assets, name)) : Buffer.from('{"eos_token_id":2}') })
+      call.write({
+        name,
+        data: existsSync(join(assets, name)) ? readFileSync(join(assets, name)) : Buffer.from('{"eos_token_id":2}'),
+      })
     }
     call.end()
   },

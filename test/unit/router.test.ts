@@ -13,7 +13,10 @@ function model(id: string, tags: string[], states: [State, State, State]): Model
   return { id, tags, maxModelLen: 100, created: 0, variants }
 }
 
-const MODELS = [model('a', ['chat', 'b'], ['ready', 'ready', 'ready']), model('b', ['chat'], ['ready', 'ready', 'ready'])]
+const MODELS = [
+  model('a', ['chat', 'b'], ['ready', 'ready', 'ready']),
+  model('b', ['chat'], ['ready', 'ready', 'ready']),
+]
 
 describe('findTarget', () => {
   it.each([

@@ -1,0 +1,341 @@
+import { pino } from 'pino'
+import { describe, expect, it } from 'vitest'
+import type { Submission, SequenceListener } from '../../gateway/engine-client/session.js'
+import { GatewayError } from '../../gateway/errors.js'
+import { RunTelemetry } from '../../gateway/generate/observer.js'
+import { Pipeline, type EngineAccess, type PipelineLimits } from '../../gateway/generate/pipeline.js'
+import { choiceSeed } from '../../gateway/generate/submission.js'
+import { Metrics } from '../../gateway/metrics.js'
+import type { GenerateEvent, GenerateHandle, GenerateRequest } from '../../gateway/request.js'
+import type { ModelEntry } from '../../gateway/services.js'
+import { FinishReason, type SequenceDelta, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
+import { fakeText } from '../support/fake-text.js'
+
+const CONTEXT = 32
+
+/** A session that keeps what was sent and lets the test answer. */
+class FakeSession {
+  readonly submitted: Submission[] = []
+  readonly log: string[] = []
+  readonly listeners = new Map<number, SequenceListener>()
+
+  submit(submission: Submission, listener: SequenceListener): number {
+    this.submitted.push(submission)
+    this.listeners.set(this.submitted.length, listener)
+    return this.submitted.length
+  }
+
+  cancel(id: number): void {
+    if (this.listeners.delete(id)) this.log.push(`cancel ${id}`)
+  }
+
+  setPaused(id: number, paused: boolean): void {
+    this.log.push(`${paused ? 'pause' : 'resume'} ${id}`)
+  }
+
+  /** Gives sequence `id` one delta. */
+  delta(id: number, text: string, finish = FinishReason.UNSPECIFIED, more: Partial<SequenceDelta> = {}): void {
+    const tokens = Array.from(text, (char) => char.charCodeAt(0))
+    const delta = { sequenceId: id, tokens, logprobs: [], promptLogprobs: [], finishReason: finish, ...more }
+    const listener = this.listeners.get(id)
+    if (finish !== FinishReason.UNSPECIFIED) this.listeners.delete(id)
+    listener?.onDelta(delta)
+  }
+}
+
+class Setup {
+  readonly session = new FakeSession()
+  open = true
+  readonly events: GenerateEvent[] = []
+  readonly text = fakeText()
+  readonly model: ModelEntry = {
+    ...{ id: 'm', tags: ['chat'], maxModelLen: CONTEXT, created: 0 },
+    variants: [{ name: 'm:int4', precision: 'int4', state: 'ready', weightBytes: 1, device: 'cpu0' }],
+  }
+  readonly pipeline: Pipeline
+  private checks: (() => void)[] = []
+
+  constructor(limits: Partial<PipelineLimits> = {}) {
+    const models = {
+      target: () => ({ model: this.model, rung: undefined }),
+      textOf: () => this.text,
+      contextLimit: () => CONTEXT,
+    }
+    const engine: EngineAccess = Object.defineProperty(
+      {
+        session: undefined,
+        waiting: 0,
+        waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) =>
+          new Promise<T | undefined>((resolve) => {
+            const check = (): void => {
+              const value = probe()
+              if (value !== undefined) resolve(value)
+            }
+            this.checks.push(check)
+            check()
+            signal?.addEventListener('abort', () => resolve(undefined))
+            if (timeoutMs === 1) resolve(undefined)
+          }),
+      },
+      'session',
+      { get: () => (this.open ? this.session : undefined) },
+    )
+    const bounds = { maxPromptTokens: 1000, engineWaitMs: 5000, maxEngineWaiting: 4, ...limits }
+    const telemetry = new RunTelemetry(new Metrics('test'), pino({ level: 'silent' }), false)
+    this.pipeline = new Pipeline(models, engine, bounds, telemetry)
+  }
+
+  /** Something about the engine changed. */
+  changed(): void {
+    for (const check of this.checks) check()
+  }
+
+  /** Starts a request; resolves when the pipeline has nothing more to do without news. */
+  async start(overrides: Partial<GenerateRequest> = {}, ...maxTokens: (number | undefined)[]): Promise<GenerateHandle> {
+    const request = { ...requestOf(), ...overrides }
+    if (maxTokens.length > 0 && maxTokens[0] === undefined) delete request.maxTokens
+    else if (maxTokens[0] !== undefined) request.maxTokens = maxTokens[0]
+    const handle = this.pipeline.generate(request, (event) => this.events.push(event))
+    expect(this.events).toEqual([])
+    await settle()
+    return handle
+  }
+
+  get error(): GatewayError | undefined {
+    const last = this.events.at(-1)
+    return last?.type === 'error' ? last.error : undefined
+  }
+}
+
+/** "ab" with up to four tokens. */
+function requestOf(): GenerateRequest {
+  return {
+    ...{ id: 'r', model: 'm', input: { kind: 'text', text: 'ab' }, stop: [], maxTokens: 4, echo: false },
+    ...{ n: 1, priority: 0, deadlineMs: 0, tenant: '' },
+    sampling: {
+      ...{ temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, presencePenalty: 0 },
+      ...{ frequencyPenalty: 0, logitBias: new Map(), minTokens: 0, ignoreEos: false, stopTokenIds: [], seed: 7 },
+    },
+  }
+}
+
+/** Lets every microtask that is due run. */
+const settle = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+
+const started = { type: 'started', variant: 'm:int4', reason: 'highest rung' }
+const text = (value: string, index = 0) => ({
+  ...{ type: 'text', index, text: value },
+  tokens: Array.from(value, (char) => char.charCodeAt(0)),
+})
+const usage = (completionTokens: number, promptTokens = 2, cachedTokens = 0) => ({
+  type: 'usage',
+  usage: { promptTokens, completionTokens, cachedTokens },
+})
+const logprob = (char: string, value: number): TokenLogprob => ({
+  ...{ token: char.charCodeAt(0), logprob: value, rank: 1 },
+  ...{ topTokens: [char.charCodeAt(0)], topLogprobs: [value] },
+})
+
+describe('Pipeline', () => {
+  it('tells started, text, finished and usage in order', async () => {
+    const setup = new Setup()
+    await setup.start()
+    const [submission] = setup.session.submitted
+    expect(submission).toMatchObject({ variant: 'm:int4', prompt: [97, 98], maxTokens: 4, replayedTokens: 0 })
+    expect(submission?.sampling).toMatchObject({ seed: 7, stopTokenIds: [0], topLogprobs: undefined })
+    expect(submission?.traceparent).toMatch(/^00-[0-9a-f]{32}-[0-9a-f]{16}-01$/)
+    setup.session.delta(1, 'x', FinishReason.UNSPECIFIED, { start: { cachedTokens: 1, queueUs: 5 } })
+    setup.session.delta(1, 'yz', FinishReason.LENGTH)
+    const finished = { type: 'finished', index: 0, reason: 'length' }
+    expect(setup.events).toEqual([started, text('x'), text('yz'), finished, usage(3, 2, 1)])
+    expect(setup.pipeline.active).toBe(0)
+  })
+
+  it('tells the token that ended the choice without text', async () => {
+    const setup = new Setup()
+    await setup.start()
+    setup.session.delta(1, 'x\0', FinishReason.STOP)
+    const texts = setup.events.filter((event) => event.type === 'text')
+    expect(texts).toEqual([text('x'), { type: 'text', index: 0, text: '', tokens: [0] }])
+    expect(setup.events.at(-1)).toEqual(usage(2))
+  })
+
+  it('does not stop at the end of turn when asked to ignore it', async () => {
+    const setup = new Setup()
+    await setup.start({ sampling: { ...requestOf().sampling, ignoreEos: true, stopTokenIds: [5] } })
+    expect(setup.session.submitted[0]?.sampling?.stopTokenIds).toEqual([5])
+  })
+
+  it('cancels the sequence at a stop string and drops the surplus', async () => {
+    const setup = new Setup()
+    await setup.start({ stop: ['!'] })
+    setup.session.delta(1, 'x!yz')
+    expect(setup.session.log).toEqual(['cancel 1'])
+    const finished = { type: 'finished', index: 0, reason: 'stop' }
+    expect(setup.events).toEqual([started, text('x'), finished, usage(2)])
+  })
+
+  it('runs n choices with seeds of their own and one usage', async () => {
+    const setup = new Setup()
+    await setup.start({ n: 2 })
+    expect(setup.session.submitted.map(({ sampling }) => sampling?.seed)).toEqual([7, 8])
+    setup.session.delta(2, 'b', FinishReason.LENGTH)
+    setup.session.delta(1, 'a', FinishReason.LENGTH)
+    expect(setup.events.map((event) => ('index' in event ? event.index : event.type))).toEqual([
+      'started',
+      1,
+      1,
+      0,
+      0,
+      'usage',
+    ])
+    expect(setup.events.at(-1)).toEqual(usage(2))
+  })
+
+  it('ends all choices when one fails', async () => {
+    const setup = new Setup()
+    await setup.start({ n: 2 })
+    const error = { code: 'queue_full', message: 'full', retryAfterMs: 250 }
+    setup.session.delta(2, '', FinishReason.REJECTED, { error })
+    expect(setup.error).toMatchObject({ code: 'queue_full', message: 'full', retryAfterMs: 250 })
+    expect(setup.session.log).toEqual(['cancel 1'])
+    expect(setup.events).toHaveLength(1)
+  })
+
+  it('shows prompt and log probabilities when asked to echo', async () => {
+    const setup = new Setup()
+    await setup.start({ echo: true, topLogprobs: 1, maxTokens: 0 })
+    expect(setup.session.submitted[0]).toMatchObject({ promptLogprobs: true, maxTokens: 0 })
+    const promptLogprobs = [logprob('a', Number.NaN), logprob('b', -2)]
+    setup.session.delta(1, '', FinishReason.LENGTH, { promptLogprobs })
+    expect(setup.events[1]).toMatchObject({
+      ...{ type: 'text', text: 'ab', tokens: [97, 98] },
+      logprobs: [
+        { id: 97, token: 'a', logprob: null },
+        { id: 98, token: 'b', logprob: -2, top: [{ id: 98, token: 'b', logprob: -2 }] },
+      ],
+    })
+    expect(setup.events.slice(2)).toEqual([{ type: 'finished', index: 0, reason: 'length' }, usage(0)])
+  })
+
+  it('answers an echo without tokens or log probabilities by itself', async () => {
+    const setup = new Setup()
+    await setup.start({ echo: true, maxTokens: 0, n: 2 })
+    expect(setup.session.submitted).toEqual([])
+    const echoed = (index: number) => [text('ab', index), { type: 'finished', index, reason: 'length' }]
+    expect(setup.events).toEqual([started, ...echoed(0), ...echoed(1), usage(0)])
+  })
+
+  it.each([
+    [40, 4, `the prompt has 40 tokens and max_tokens is 4, but 'm:int4' has a context of 32 tokens`, 'prompt'],
+    [30, 4, `the prompt has 30 tokens and max_tokens is 4, but 'm:int4' has a context of 32 tokens`, 'max_tokens'],
+    [32, undefined, `the prompt has 32 tokens, but 'm:int4' has a context of 32 tokens`, 'prompt'],
+  ])('refuses a prompt of %d tokens with max_tokens %s', async (length, maxTokens, message, param) => {
+    const setup = new Setup()
+    const input = { kind: 'text' as const, text: 'a'.repeat(length) }
+    await setup.start({ input }, maxTokens)
+    expect(setup.error).toMatchObject({ code: 'context_length_exceeded', message, param })
+    expect(setup.session.submitted).toEqual([])
+  })
+
+  it('gives an answer without max_tokens what the context leaves', async () => {
+    const setup = new Setup()
+    await setup.start({ input: { kind: 'tokens', tokens: [1, 2, 3] } }, undefined)
+    expect(setup.session.submitted[0]?.maxTokens).toBe(CONTEXT - 3)
+  })
+
+  it.each([
+    [{ input: { kind: 'tokens', tokens: [70_000] } }, 'prompt'],
+    [{ input: { kind: 'text', text: '' } }, 'prompt'],
+  ] as [Partial<GenerateRequest>, string][])('refuses %j', async (overrides, param) => {
+    const setup = new Setup()
+    await setup.start(overrides)
+    expect(setup.error).toMatchObject({ code: 'invalid_request', param })
+  })
+
+  it('cancels, pauses and resumes the sequences, and is quiet after the end', async () => {
+    const setup = new Setup()
+    const handle = await setup.start({ n: 2 })
+    handle.pause()
+    handle.resume()
+    handle.cancel()
+    handle.cancel()
+    handle.pause()
+    expect(setup.session.log).toEqual(['pause 1', 'pause 2', 'resume 1', 'resume 2', 'cancel 1', 'cancel 2'])
+    expect(setup.events.map(({ type }) => type)).toEqual(['error'])
+    expect(setup.error?.code).toBe('cancelled')
+    expect(setup.pipeline.active).toBe(0)
+  })
+
+  it('ends with engine_failed when the session breaks', async () => {
+    const setup = new Setup()
+    await setup.start()
+    setup.session.delta(1, 'x')
+    setup.session.listeners.get(1)?.onLost(new GatewayError('engine_failed', 'gone'))
+    expect(setup.events.map(({ type }) => type)).toEqual(['started', 'text', 'error'])
+    expect(setup.error?.code).toBe('engine_failed')
+  })
+
+  it('waits for the engine and runs when it comes back', async () => {
+    const setup = new Setup()
+    setup.open = false
+    await setup.start()
+    expect(setup.session.submitted).toEqual([])
+    setup.open = true
+    setup.changed()
+    await settle()
+    expect(setup.session.submitted).toHaveLength(1)
+  })
+
+  it('refuses with 503 when the engine does not come in time', async () => {
+    const setup = new Setup({ engineWaitMs: 1 })
+    setup.open = false
+    await setup.start()
+    expect(setup.error).toMatchObject({ code: 'engine_unavailable', retryAfterMs: 2000 })
+  })
+
+  it('says at once when every rung has failed', async () => {
+    const setup = new Setup()
+    Object.assign(setup.model.variants[0] as object, { state: 'failed' })
+    await setup.start()
+    expect(setup.error).toMatchObject({ code: 'engine_unavailable' })
+  })
+
+  it('can be cancelled while it waits', async () => {
+    const setup = new Setup()
+    setup.open = false
+    const handle = await setup.start()
+    handle.cancel()
+    await settle()
+    setup.open = true
+    setup.changed()
+    await settle()
+    expect(setup.events.map(({ type }) => type)).toEqual(['error'])
+    expect(setup.session.submitted).toEqual([])
+  })
+
+  it('drains: lets requests end and refuses new ones', async () => {
+    const setup = new Setup()
+    await setup.start()
+    const drained = setup.pipeline.drain(10_000)
+    const refused: GenerateEvent[] = []
+    setup.pipeline.generate(requestOf(), (event) => refused.push(event))
+    await settle()
+    expect(refused).toMatchObject([{ type: 'error', error: { code: 'shutting_down' } }])
+    setup.session.delta(1, 'x', FinishReason.LENGTH)
+    await drained
+    expect(setup.events.at(-1)).toEqual(usage(1))
+  })
+})
+
+describe('choiceSeed', () => {
+  it.each([
+    [0, 0, 0],
+    [7, 2, 9],
+    [-1, 0, 2 ** 53 - 1],
+    [-1, 1, 0],
+    [2 ** 53 - 1, 1, 0],
+  ])('%d + %d = %d', (seed, index, expected) => {
+    expect(choiceSeed(seed, index)).toBe(expected)
+  })
+})

@@ -1,6 +1,5 @@
 /** The HTTP API on a port of its own, over any services. */
 import { once } from 'node:events'
-import type { AddressInfo } from 'node:net'
 import { createHttpApp, STREAM_TIMES } from '../../gateway/protocols/openai/app.js'
 import { createHttpServer, SERVER_TIMES } from '../../gateway/protocols/openai/server.js'
 import type { Services } from '../../gateway/services.js'
@@ -22,8 +21,9 @@ export async function serveHttp(
   const server = createHttpServer(app, { ...SERVER_TIMES, ...times })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
-  // An AddressInfo, since it listens on TCP.
-  const { port } = server.address() as AddressInfo
+  const address = server.address()
+  if (address === null || typeof address === 'string') throw new Error('not listening on TCP')
+  const { port } = address
   const close = async (): Promise<void> => {
     const closed = once(server, 'close')
     server.close()

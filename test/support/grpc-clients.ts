@@ -5,14 +5,20 @@ import {
   Client,
   type ClientReadableStream,
   credentials,
-  loadPackageDefinition,
   Metadata,
   makeGenericClientConstructor,
   type ServiceClientConstructor,
   type ServiceError,
+  status as Status,
   type StatusObject,
 } from '@grpc/grpc-js'
-import { loadFileDescriptorSetFromObject, loadSync } from '@grpc/proto-loader'
+import {
+  type AnyDefinition,
+  loadFileDescriptorSetFromObject,
+  loadSync,
+  type PackageDefinition,
+  type ServiceDefinition,
+} from '@grpc/proto-loader'
 import { service as healthDefinition } from 'grpc-health-check'
 import {
   type ChatRequest,
@@ -26,6 +32,8 @@ const HealthClient = makeGenericClientConstructor(healthDefinition, 'grpc.health
 const require = createRequire(import.meta.url)
 
 type Done<T> = (error: ServiceError | null, value: T) => void
+
+const same = (value: Buffer): Buffer => value
 
 /** One connection with the generated client and the standard health client. */
 export class GrpcPeer {
@@ -69,7 +77,6 @@ export class GrpcPeer {
   /** Sends bytes as the request of a call; resolves to its status. */
   raw(method: string, bytes: Buffer): Promise<StatusObject> {
     return new Promise((resolve) => {
-      const same = (value: Buffer): Buffer => value
       const call = (this.client as Client).makeUnaryRequest(`${SERVICE}/${method}`, same, same, bytes, () => undefined)
       call.on('status', resolve)
     })
@@ -83,7 +90,7 @@ export class GrpcPeer {
 
   /** Follows the health of a service or model until cancelled. */
   watchHealth(service: string, onChange: (status: string) => void): { cancel(): void } {
-    const call = this.healthClient['watch']?.({ service }) as ClientReadableStream<{ status: string }>
+    const call: ClientReadableStream<{ status: string }> = this.healthClient['watch']?.({ service })
     call.on('data', ({ status }: { status: string }) => onChange(status))
     call.on('error', () => undefined)
     return call
@@ -125,7 +132,7 @@ export async function chatOverGrpc(
       options: { logitBias: new Map(), stop: [], stopTokenIds: [], ...options },
     }),
   )
-  if (status.code !== 0) throw new Error(`${status.code}: ${status.details}`)
+  if (status.code !== Status.OK) throw new Error(`${status.code}: ${status.details}`)
   const started = events.find((event) => event.kind?.$case === 'started')?.kind
   const usage = events.at(-1)?.kind
   return {
@@ -150,12 +157,12 @@ interface ReflectionResponse {
 export async function reflectedClient(address: string): Promise<{ services: string[]; client: ReflectedClient }> {
   const listed = await reflect(address, { listServices: '*' })
   const files = await reflect(address, { fileContainingSymbol: 'edgeshift.v1.Gateway' })
-  const { FileDescriptorProto } = require('protobufjs/ext/descriptor') as {
-    FileDescriptorProto: { decode(bytes: Buffer): object }
-  }
+  const {
+    FileDescriptorProto,
+  }: { FileDescriptorProto: { decode(bytes: Buffer): object } } = require('protobufjs/ext/descriptor')
   const descriptors = files.fileDescriptorResponse?.fileDescriptorProto ?? []
   const definition = loadFileDescriptorSetFromObject({ file: descriptors.map((it) => FileDescriptorProto.decode(it)) })
-  const Gateway = constructorAt(loadPackageDefinition(definition), ['edgeshift', 'v1', 'Gateway'])
+  const Gateway = clientOf(definition, 'edgeshift.v1.Gateway')
   const client = new Gateway(address, credentials.createInsecure())
   return {
     services: (listed.listServicesResponse?.service ?? []).map(({ name }) => name),
@@ -171,16 +178,20 @@ export async function reflectedClient(address: string): Promise<{ services: stri
   }
 }
 
-function constructorAt(packages: object, path: string[]): ServiceClientConstructor {
-  let found: unknown = packages
-  for (const name of path) found = (found as Record<string, unknown>)[name]
-  return found as ServiceClientConstructor
+function clientOf(definition: PackageDefinition, name: string): ServiceClientConstructor {
+  const service = definition[name]
+  if (!service || !isService(service)) throw new Error(`no service ${name}`)
+  return makeGenericClientConstructor(service, name)
+}
+
+function isService(definition: AnyDefinition): definition is ServiceDefinition {
+  return !('format' in definition)
 }
 
 function reflect(address: string, request: object): Promise<ReflectionResponse> {
   const folder = dirname(require.resolve('@grpc/reflection'))
   const definition = loadSync(join(folder, '../proto/grpc/reflection/v1/reflection.proto'), { oneofs: true })
-  const Reflection = constructorAt(loadPackageDefinition(definition), ['grpc', 'reflection', 'v1', 'ServerReflection'])
+  const Reflection = clientOf(definition, 'grpc.reflection.v1.ServerReflection')
   const client = new Reflection(address, credentials.createInsecure())
   const call = client['ServerReflectionInfo']?.()
   return new Promise<ReflectionResponse>((resolve, reject) => {

@@ -70,42 +70,57 @@ void bias(const Row& row) {
   }
 }
 
-// The length of the shortest prefix, in the order of before(), that holds `share` of the candidates' probability.
-// Selection by halves: only the part that the border lies in is ever ordered further.
-size_t nucleus(std::vector<Candidate>& c, float top, double share) {
-  auto weight = [&](const Candidate& x) { return std::exp(double(x.value) - top); };
+double mass(const std::vector<Candidate>& c, size_t begin, size_t end, float top) {
   double total = 0;
-  for (const Candidate& x : c) total += weight(x);
-  double wanted = share * total, before_low = 0;
+  for (size_t i = begin; i < end; ++i) total += std::exp(double(c[i].value) - top);
+  return total;
+}
+
+// The length of the shortest prefix, in the order of before(), that holds `wanted` of sum exp(value - top).
+// Selection by halves: only the part that the border lies in is ordered further.
+size_t nucleus(std::vector<Candidate>& c, float top, double wanted) {
+  double kept = 0;
   size_t low = 0, high = c.size();  // the border lies in (low, high]
   while (high - low > 1) {
     size_t middle = low + (high - low) / 2;
     std::nth_element(c.begin() + int64_t(low), c.begin() + int64_t(middle), c.begin() + int64_t(high), before);
-    double left = 0;
-    for (size_t i = low; i < middle; ++i) left += weight(c[i]);
-    if (before_low + left >= wanted) {
+    double left = mass(c, low, middle, top);
+    if (kept + left >= wanted) {
       high = middle;
     } else {
       low = middle;
-      before_low += left;
+      kept += left;
     }
   }
   return high;
 }
 
-// Keeps what min_p, top_k and top_p leave, as candidates in no order.
+void collect(const Row& row, float limit, std::vector<Candidate>& c) {
+  c.resize(size_t(row.vocab));
+  c.resize(size_t(row.kernels.collect(row.logits, row.vocab, limit, c.data(), row.vocab)));
+}
+
+// Keeps what min_p, top_k and top_p leave, as candidates in no order. Looks at the likeliest tokens first and widens
+// the view only while it does not hold enough of them: the result is the same as looking at all.
 void restrict(const Row& row, float top, std::vector<Candidate>& c) {
   const SamplingState& s = row.state;
-  float limit = s.min_p > 0 ? top + std::log(s.min_p) : -INFINITY;
-  c.resize(size_t(row.vocab));
-  // Masked tokens are no candidates.
-  limit = std::max(limit, -3.4e38f);
-  c.resize(size_t(row.kernels.collect(row.logits, row.vocab, limit, c.data(), row.vocab)));
-  if (s.top_k > 0 && size_t(s.top_k) < c.size()) {
+  const float floor = std::max(s.min_p > 0 ? top + std::log(s.min_p) : -INFINITY, -3.4e38f);  // masked: no candidates
+  const bool by_count = s.top_k > 0 && s.top_k < row.vocab;
+  double wanted = -1;  // sum of exp(value - top) that top_p asks for, where top_k does not come before it
+  if (!by_count && s.top_p < 1 && !(s.min_p > 0)) wanted = double(s.top_p) * row.kernels.sum_exp(row.logits, row.vocab, top);
+  for (float width = 8;; width *= 4) {
+    float limit = std::max(floor, width > 1000 ? floor : top - width);
+    collect(row, limit, c);
+    if (limit == floor || (by_count && c.size() >= size_t(s.top_k))) break;
+    if (wanted >= 0 && mass(c, 0, c.size(), top) >= wanted) break;
+  }
+  if (by_count && size_t(s.top_k) < c.size()) {
     std::nth_element(c.begin(), c.begin() + s.top_k, c.end(), before);
     c.resize(size_t(s.top_k));
   }
-  if (s.top_p < 1 && !c.empty()) c.resize(nucleus(c, top, std::max(0.0, double(s.top_p))));
+  if (!(s.top_p < 1) || c.empty()) return;
+  if (wanted < 0) wanted = double(s.top_p) * mass(c, 0, c.size(), top);
+  c.resize(nucleus(c, top, wanted));
 }
 
 int draw_restricted(const Row& row, int top_token, DrawKey key) {

@@ -15,7 +15,9 @@
 
 #if defined(__AVX2__)
 #if defined(__AVX512F__)
+// GCC 12 takes the undefined operands of its own intrinsics for uninitialized variables (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #endif

@@ -7,7 +7,6 @@ import type { FairShare } from './fair-share.js'
 import { planEntry, type PlanEntry, type StepPlan } from './plan.js'
 import { absorbRows } from './postprocess.js'
 import { compareSequences, type Sequence } from './sequence.js'
-import { SlotPool } from './slot-pool.js'
 import { WaitingQueue } from './waiting-queue.js'
 
 /** Bounds of one variant's batches. */
@@ -57,7 +56,8 @@ export class Scheduler {
   readonly waiting: WaitingQueue
   /** Ordered by compareSequences: the last is preempted first. */
   readonly running: Sequence[] = []
-  private readonly slots: SlotPool
+  /** Of the executor; reuse is safe at once because it runs calls in order. */
+  private readonly freeSlots: number[]
   private readonly watermark: number
 
   constructor(
@@ -68,7 +68,7 @@ export class Scheduler {
     private readonly onFinish: (sequence: Sequence, now: number) => void = () => {},
   ) {
     this.waiting = new WaitingQueue(share)
-    this.slots = new SlotPool(limits.maxNumSeqs)
+    this.freeSlots = Array.from({ length: limits.maxNumSeqs }, (_, i) => limits.maxNumSeqs - 1 - i)
     this.watermark = Math.ceil(pool.capacity * WATERMARK)
   }
 
@@ -94,7 +94,6 @@ export class Scheduler {
     if (this.counters.preemptions === preempted) this.admitAll(plan, now)
     for (const { sequence, count } of plan.entries) this.share.charge(sequence.submit.tenant, count)
     if (plan.entries.length === 0) return undefined
-    this.slots.issue()
     this.counters.steps++
     this.counters.stepTokens += plan.tokens
     this.counters.stepSequences += plan.entries.length
@@ -103,7 +102,6 @@ export class Scheduler {
 
   /** Applies the results of the oldest open plan. */
   complete(plan: StepPlan, result: StepResult, now: number): void {
-    this.slots.settle()
     let row = 0
     for (const entry of plan.entries) {
       const { sequence } = entry
@@ -119,7 +117,6 @@ export class Scheduler {
 
   /** The step of the oldest open plan failed: its sequences end with the error and no cached block is trusted. */
   fail(plan: StepPlan, error: SequenceError, now: number): void {
-    this.slots.settle()
     for (const { sequence, epoch } of plan.entries) {
       if (sequence.epoch === epoch) this.end(sequence, FinishReason.ERROR, now, error)
     }
@@ -211,7 +208,7 @@ export class Scheduler {
 
   /** Moves a waiting sequence, with blocks for all its tokens, into the plan; false when slots or blocks are short. */
   private admit(plan: StepPlan, sequence: Sequence, now: number): boolean {
-    if (!this.slots.available || !this.arena.mayAdmit(this.pool)) return false
+    if (this.freeSlots.length === 0 || !this.arena.mayAdmit(this.pool)) return false
     this.attachCached(sequence)
     const reserve = this.running.length > 0 ? this.watermark : 0
     const enough = this.pool.available() >= this.blocksFor(sequence.length) - sequence.blocks.length + reserve
@@ -262,7 +259,7 @@ export class Scheduler {
 
   private enterRunning(sequence: Sequence, now: number): void {
     sequence.state = 'running'
-    sequence.slot = this.slots.take()
+    sequence.slot = this.freeSlots.pop() ?? -1
     const after = this.running.findIndex((other) => compareSequences(other, sequence) > 0)
     this.running.splice(after < 0 ? this.running.length : after, 0, sequence)
     if (sequence.firstScheduledAt !== undefined) return
@@ -276,7 +273,7 @@ export class Scheduler {
 
   private leaveRunning(sequence: Sequence): void {
     this.running.splice(this.running.indexOf(sequence), 1)
-    this.slots.give(sequence.slot)
+    this.freeSlots.push(sequence.slot)
     sequence.slot = -1
     this.detachBlocks(sequence)
   }

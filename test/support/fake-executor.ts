@@ -1,8 +1,15 @@
 import type { SlotState, StepBatch, StepResult } from '../../engine/native.js'
 import type { StepExecutor } from '../../engine/step/executor.js'
 
-/** KV memory of a fake device: which token's KV is at each place of each block. */
-export type FakeMemory = Map<number, Int32Array>
+/** What a block of a fake device holds: the tokens whose KV it is. */
+interface FakeBlock {
+  owner: FakeExecutor
+  entry: number
+  tokens: Int32Array
+}
+
+/** KV memory of a fake device: what every arena unit is part of. */
+export type FakeMemory = Map<number, FakeBlock>
 
 /** What a fake model answers after a context: any function of the tokens alone. */
 export function fakeNextToken(context: ArrayLike<number>, seed: number, vocabSize: number): number {
@@ -43,6 +50,7 @@ export class FakeExecutor implements StepExecutor {
     private readonly memory: FakeMemory,
     private readonly blockSize: number,
     private readonly vocabSize: number,
+    private readonly unitsPerBlock = 1,
   ) {}
 
   setSlot(slot: number, state: SlotState): void {
@@ -94,6 +102,7 @@ export class FakeExecutor implements StepExecutor {
     if (!slot) throw new Error(`slot ${batch.slots[s]} was never set`)
     const start = at(batch.seqStarts, s)
     const first = at(batch.firstPositions, s)
+    if (at(batch.seqStarts, s + 1) <= start) throw new Error(`sequence ${s} has no token in this step`)
     for (let t = start; t < at(batch.seqStarts, s + 1); t++) {
       const given = at(batch.tokens, t)
       const token = given === -1 ? slot.tokens.at(-1) : given
@@ -108,9 +117,14 @@ export class FakeExecutor implements StepExecutor {
     const index = at(batch.blockStarts, s) + Math.floor(position / this.blockSize)
     if (index >= at(batch.blockStarts, s + 1)) throw new Error(`position ${position} has no block`)
     const entry = at(batch.blocks, index)
-    const block = this.memory.get(entry) ?? new Int32Array(this.blockSize).fill(-1)
-    this.memory.set(entry, block)
-    return block
+    const units = Array.from({ length: this.unitsPerBlock }, (_, i) => entry + i)
+    const known = this.memory.get(entry)
+    const mine = known?.owner === this && known.entry === entry
+    if (mine && units.every((unit) => this.memory.get(unit) === known)) return known.tokens
+    // Another model wrote here since.
+    const block = { owner: this, entry, tokens: new Int32Array(this.blockSize).fill(-1) }
+    for (const unit of units) this.memory.set(unit, block)
+    return block.tokens
   }
 
   private sample(batch: StepBatch, row: number): number {

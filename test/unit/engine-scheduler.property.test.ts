@@ -1,0 +1,209 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
+import { KvArena } from '../../engine/kv/arena.js'
+import { BlockPool } from '../../engine/kv/block-pool.js'
+import { KV_UNIT_BYTES, type StepResult } from '../../engine/native.js'
+import { FairShare } from '../../engine/scheduler/fair-share.js'
+import type { StepPlan } from '../../engine/scheduler/plan.js'
+import { Scheduler, type SchedulerLimits } from '../../engine/scheduler/scheduler.js'
+import { Sequence } from '../../engine/scheduler/sequence.js'
+import { BatchBuilder, slotState } from '../../engine/step/batch.js'
+import { Collector, FAKE_VOCAB, neutralSampling, submitOf } from '../support/fake-engine.js'
+import { fakeAnswer, FakeExecutor, type FakeMemory } from '../support/fake-executor.js'
+
+const SLABS = 6
+const SLAB_BYTES = 6 * 256
+const LIMITS: SchedulerLimits = {
+  maxNumSeqs: 5,
+  maxBatchTokens: 12,
+  blockSize: 4,
+  maxModelLen: 40,
+  prefixCaching: true,
+}
+
+/** One variant of the simulated device. */
+class Model {
+  readonly pool: BlockPool
+  readonly scheduler: Scheduler
+  readonly executor: FakeExecutor
+  private readonly builder = new BatchBuilder(LIMITS.blockSize)
+
+  constructor(arena: KvArena, memory: FakeMemory, share: FairShare, blockBytes: number) {
+    this.pool = new BlockPool(arena, blockBytes)
+    this.scheduler = new Scheduler(LIMITS, arena, this.pool, share)
+    this.executor = new FakeExecutor(memory, LIMITS.blockSize, FAKE_VOCAB, blockBytes / KV_UNIT_BYTES)
+  }
+
+  run(plan: StepPlan): StepResult {
+    for (const sequence of plan.admitted) this.executor.setSlot(sequence.slot, slotState(sequence))
+    return this.executor.run(this.builder.build(plan))
+  }
+}
+
+/** Two variants with different block sizes on one arena, stepped by hand with steps left open on purpose. */
+class Simulation {
+  now = 0
+  readonly models: Model[]
+  readonly sequences: { sequence: Sequence; collector: Collector; model: Model }[] = []
+  private readonly open: { model: Model; plan: StepPlan; result: StepResult }[] = []
+
+  constructor(private readonly depth: number) {
+    const arena = new KvArena(SLABS * SLAB_BYTES, SLAB_BYTES)
+    const share = new FairShare()
+    const memory: FakeMemory = new Map()
+    this.models = [256, 768].map((blockBytes) => new Model(arena, memory, share, blockBytes))
+  }
+
+  submit(which: number, prompt: number[], maxTokens: number, tenant: string, priority: number): void {
+    const model = this.models[which % this.models.length]
+    if (!model) return
+    const collector = new Collector()
+    const id = this.sequences.length
+    const submit = submitOf(id, prompt, { maxTokens, tenant, priority, sampling: neutralSampling({ seed: id % 2 }) })
+    const sequence = new Sequence(submit, collector, id, this.now, LIMITS.maxModelLen)
+    model.scheduler.add(sequence)
+    this.sequences.push({ sequence, collector, model })
+  }
+
+  issue(which: number): boolean {
+    const model = this.models[which % this.models.length]
+    const plan = this.open.length < this.depth ? model?.scheduler.plan(this.now) : undefined
+    if (!model || !plan) return false
+    expect(plan.tokens).toBeLessThanOrEqual(LIMITS.maxBatchTokens)
+    expect(plan.entries.length).toBeLessThanOrEqual(LIMITS.maxNumSeqs)
+    this.open.push({ model, plan, result: model.run(plan) })
+    return true
+  }
+
+  settle(): boolean {
+    const step = this.open.shift()
+    step?.model.scheduler.complete(step.plan, step.result, this.now)
+    return step !== undefined
+  }
+
+  fail(): void {
+    const step = this.open.shift()
+    step?.model.scheduler.fail(step.plan, { code: 'engine_failed', message: '', retryAfterMs: 0 }, this.now)
+  }
+
+  check(): void {
+    for (const { pool, scheduler } of this.models) {
+      pool.checkInvariant()
+      const live = this.sequences.filter((s) => s.model.scheduler === scheduler && s.sequence.state !== 'finished')
+      expect(scheduler.size).toBe(live.length)
+      const held = new Set(live.flatMap(({ sequence }) => sequence.blocks))
+      expect(pool.stats().used).toBe(held.size)
+    }
+  }
+
+  /** Steps until nothing is left; the bound is far above what any order needs. */
+  drain(): void {
+    for (const { sequence } of this.sequences) sequence.pausedSince = undefined
+    for (let round = 0; this.models.some(({ scheduler }) => scheduler.size > 0); round++) {
+      if (round > 20_000) throw new Error('livelock')
+      this.now += 1
+      const issued = this.models.map((_, which) => this.issue(which))
+      const settled = this.settle()
+      if (!issued.includes(true) && !settled) throw new Error('nothing can run, but sequences are left')
+    }
+    while (this.settle());
+  }
+}
+
+const command = fc.oneof(
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant('issue' as const), which: fc.nat(1) }) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant('settle' as const) }) },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant('rounds' as const), count: fc.integer({ min: 1, max: 25 }) }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constant('submit' as const),
+      which: fc.nat(1),
+      // Few different prompts with long common beginnings, so that the prefix cache matters.
+      prompt: fc
+        .tuple(fc.constantFrom(1, 4, 5, 8, 9, 12, 16, 29, 30), fc.nat(1))
+        .map(([length, last]) => Array.from({ length }, (_, i) => (i < length - 1 ? i % 5 : last))),
+      maxTokens: fc.integer({ min: 1, max: 30 }),
+      tenant: fc.constantFrom('a', 'a', 'a', 'b'),
+      priority: fc.nat(2),
+    }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      kind: fc.constantFrom('cancel' as const, 'pause' as const, 'resume' as const),
+      at: fc.nat(),
+    }),
+  },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant('wait' as const), ms: fc.integer({ min: 1, max: 3000 }) }) },
+)
+
+function apply(simulation: Simulation, step: typeof command extends fc.Arbitrary<infer T> ? T : never): void {
+  if (step.kind === 'issue') simulation.issue(step.which)
+  else if (step.kind === 'settle') simulation.settle()
+  else if (step.kind === 'rounds') {
+    for (let i = 0; i < step.count; i++) if (!simulation.issue(i)) simulation.settle()
+  } else if (step.kind === 'wait') simulation.now += step.ms
+  else if (step.kind === 'submit') {
+    simulation.submit(step.which, step.prompt, step.maxTokens, step.tenant, step.priority)
+  } else {
+    const target = simulation.sequences[step.at % Math.max(1, simulation.sequences.length)]
+    if (!target) return
+    const { sequence, model } = target
+    if (step.kind === 'cancel') model.scheduler.end(sequence, FinishReason.CANCELLED, simulation.now)
+    else sequence.pausedSince = step.kind === 'pause' ? simulation.now : undefined
+  }
+}
+
+describe('scheduler under any order of events', () => {
+  for (const depth of [1, 2, 3]) {
+    it(`keeps its invariants, loses no sequence and answers as if alone (${depth} steps in flight)`, () => {
+      fc.assert(
+        fc.property(fc.array(command, { minLength: 10, maxLength: 60 }), (commands) => {
+          const simulation = new Simulation(depth)
+          for (const step of commands) {
+            apply(simulation, step)
+            simulation.check()
+          }
+          simulation.drain()
+          simulation.check()
+          for (const { sequence, collector } of simulation.sequences) {
+            const { prompt, maxTokens, sampling } = sequence.submit
+            const count = Math.min(maxTokens, LIMITS.maxModelLen - prompt.length)
+            const alone = fakeAnswer(prompt, count, sampling?.seed ?? 0, FAKE_VOCAB)
+            expect(collector.end).toBeDefined()
+            if (collector.end?.finishReason === FinishReason.CANCELLED) {
+              expect(collector.tokens).toEqual(alone.slice(0, collector.tokens.length))
+            } else expect(collector.tokens).toEqual(alone)
+          }
+          for (const { pool } of simulation.models) {
+            pool.clearCache()
+            expect(pool.stats()).toMatchObject({ used: 0, cached: 0 })
+            pool.close()
+          }
+        }),
+        { numRuns: 120 },
+      )
+    })
+  }
+
+  it('survives failed steps anywhere', () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.oneof(command, fc.constant({ kind: 'fail' as const })), { maxLength: 60 }),
+        (commands) => {
+          const simulation = new Simulation(2)
+          for (const step of commands) {
+            if (step.kind === 'fail') simulation.fail()
+            else apply(simulation, step)
+            simulation.check()
+          }
+          simulation.drain()
+          expect(simulation.sequences.every(({ collector }) => collector.end !== undefined)).toBe(true)
+        },
+      ),
+      { numRuns: 100 },
+    )
+  })
+})

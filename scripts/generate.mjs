@@ -1,6 +1,6 @@
 // Writes every generated file that is committed; with --check, fails when one is out of date.
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { root } from './setup.mjs'
@@ -15,6 +15,8 @@ function run(command, args) {
 function generateInto(folder) {
   run(bin('buf'), ['generate', '--output', folder])
   run(bin('buf'), ['build', '-o', join(folder, 'proto/gen/descriptor.binpb')])
+  mkdirSync(join(folder, 'docs'), { recursive: true })
+  run(bin('tsx'), ['scripts/websocket-schema.ts', join(folder, 'docs/websocket.schema.json')])
 }
 
 function* files(folder) {

@@ -18,5 +18,5 @@ await build({
   sourcemap: true,
   logLevel: 'warning',
 })
-copyFileSync(join(root, 'gateway', 'text', 'template-worker.mjs'), join(root, 'dist', 'template-worker.mjs'))
+copyFileSync(join(root, 'gateway', 'text', 'template-process.mjs'), join(root, 'dist', 'template-process.mjs'))
 chmodSync(join(root, 'dist', 'cli.js'), 0o755)

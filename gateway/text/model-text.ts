@@ -53,7 +53,7 @@ class BpeTextModel implements TextModel {
     return this.#renderer !== undefined
   }
 
-  /** Starts the template's thread; rejects when the template does not compile. What it raises of a chat is no fault. */
+  /** Starts the template's process; rejects when the template does not compile. What it raises of a chat is no fault. */
   async warmUp(): Promise<void> {
     if (this.#renderer === undefined) return
     await this.#renderer.compile()

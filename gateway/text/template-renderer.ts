@@ -1,4 +1,6 @@
-import { Worker } from 'node:worker_threads'
+import { type ChildProcess, fork } from 'node:child_process'
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
 import { GatewayError } from '../errors.js'
 
 /** Bounds of one renderer. */
@@ -18,28 +20,29 @@ interface Job {
   reject: (error: GatewayError) => void
 }
 
-/** A thread that compiled the template, or is about to. */
-interface Thread {
-  worker: Worker
-  /** Its first message has come: the template compiles. */
+/** A process that compiled the template, or is about to. */
+interface Renderer {
+  process: ChildProcess
+  /** Its first answer has come: the template compiles. */
   ready: boolean
 }
 
 type Answer = { text: string } | { error: string }
 
-const MEMORY = { maxOldGenerationSizeMb: 64, maxYoungGenerationSizeMb: 16, stackSizeMb: 2 }
+const PROGRAM = fileURLToPath(new URL('./template-process.mjs', import.meta.url))
+const MEMORY = ['--max-old-space-size=96', '--max-semi-space-size=4']
 const START_TIMEOUT_MS = 10_000
 
 /**
- * Renders an untrusted chat template, one render at a time, in a worker thread. One that takes too long or too much
- * memory costs its own request only: the thread is stopped and the next render starts another. Close it.
+ * Renders an untrusted chat template, one render at a time, in a process of its own. One that takes too long or too
+ * much memory costs its own request only: the process is killed and the next render starts another. Close it.
  */
 export class TemplateRenderer {
   readonly #source: string
   readonly #constants: Record<string, string>
   readonly #limits: TemplateLimits
   readonly #waiting: Job[] = []
-  #thread: Thread | undefined
+  #renderer: Renderer | undefined
   #current: Job | undefined
   #timer: NodeJS.Timeout | undefined
   #closed = false
@@ -55,17 +58,26 @@ export class TemplateRenderer {
     return this.#enqueue(variables)
   }
 
-  /** Starts the thread. Throws template_failed when the template does not compile. */
+  /** Starts the process. Throws template_failed when the template does not compile. */
   async compile(): Promise<void> {
     await this.#enqueue(undefined)
+  }
+
+  /** Ends the process; renders under way and waiting fail with shutting_down. */
+  async close(): Promise<void> {
+    this.#closed = true
+    const jobs = [this.#current, ...this.#waiting.splice(0)]
+    this.#current = undefined
+    for (const job of jobs) job?.reject(closing())
+    const child = this.#stop()
+    if (child !== undefined && child.exitCode === null && child.signalCode === null) await once(child, 'exit')
   }
 
   #enqueue(variables: Job['variables']): Promise<string> {
     if (this.#closed) return Promise.reject(closing())
     if (this.#waiting.length >= this.#limits.maxWaiting) {
-      return Promise.reject(
-        new GatewayError('queue_full', 'too many chats wait for the template', { retryAfterMs: 1000 }),
-      )
+      const error = new GatewayError('queue_full', 'too many chats wait for the template', { retryAfterMs: 1000 })
+      return Promise.reject(error)
     }
     return new Promise((resolve, reject) => {
       this.#waiting.push({ variables, resolve, reject })
@@ -73,69 +85,61 @@ export class TemplateRenderer {
     })
   }
 
-  /** Stops the thread; renders under way and waiting fail with shutting_down. */
-  async close(): Promise<void> {
-    this.#closed = true
-    const jobs = [this.#current, ...this.#waiting.splice(0)]
-    this.#current = undefined
-    for (const job of jobs) job?.reject(closing())
-    await this.#stopThread()
-  }
-
   #next(): void {
     if (this.#current !== undefined || this.#closed) return
-    const job = this.#waiting.shift()
-    if (job === undefined) return
-    this.#current = job
-    if (this.#thread === undefined) this.#start()
-    else this.#send(this.#thread)
+    this.#current = this.#waiting.shift()
+    if (this.#current === undefined) return
+    if (this.#renderer === undefined) this.#start()
+    else this.#send(this.#renderer)
   }
 
   #start(): void {
+    const child = fork(PROGRAM, [], { env: {}, execArgv: MEMORY, stdio: ['pipe', 'ignore', 'ignore', 'ipc'] })
+    const renderer = { process: child, ready: false }
+    this.#renderer = renderer
+    child.on('message', (answer: Answer) => this.#answered(renderer, answer))
+    child.on('error', () => this.#failed(renderer, 'its process cannot be started'))
+    child.on('exit', () => this.#failed(renderer, 'its process ended, by lack of memory or a fault'))
+    child.stdin?.on('error', () => undefined)
+    keepNothingAlive(child)
     const { maxLength } = this.#limits
-    const worker = new Worker(new URL('./template-worker.mjs', import.meta.url), {
-      workerData: { source: this.#source, constants: this.#constants, maxLength },
-      env: {},
-      execArgv: [],
-      resourceLimits: MEMORY,
-    })
-    const thread = { worker, ready: false }
-    this.#thread = thread
-    worker.unref()
-    worker.on('message', (answer: Answer) => this.#answered(thread, answer))
-    worker.on('error', (error) => this.#failed(thread, failure(error)))
-    worker.on('exit', () => this.#failed(thread, 'its thread ended'))
-    this.#arm(thread, START_TIMEOUT_MS)
+    this.#arm(renderer, START_TIMEOUT_MS)
+    this.#post(renderer, { source: this.#source, constants: this.#constants, maxLength })
   }
 
-  #send(thread: Thread): void {
+  #send(renderer: Renderer): void {
     const variables = this.#current?.variables
     if (variables === undefined) return this.#settle((job) => job.resolve(''))
-    this.#arm(thread, this.#limits.timeoutMs)
-    // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a thread, not a window
-    thread.worker.postMessage(variables)
+    this.#arm(renderer, this.#limits.timeoutMs)
+    this.#post(renderer, variables)
   }
 
-  #arm(thread: Thread, limitMs: number): void {
+  #post(renderer: Renderer, message: object): void {
+    renderer.process.send(message, (error) => {
+      if (error !== null) this.#failed(renderer, 'its process does not take messages')
+    })
+  }
+
+  #arm(renderer: Renderer, limitMs: number): void {
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#failed(thread, `it took more than ${limitMs} ms`), limitMs)
+    this.#timer = setTimeout(() => this.#failed(renderer, `it took more than ${limitMs} ms`), limitMs)
   }
 
-  #answered(thread: Thread, answer: Answer): void {
-    if (thread !== this.#thread) return
+  #answered(renderer: Renderer, answer: Answer): void {
+    if (renderer !== this.#renderer) return
     if ('error' in answer) {
-      if (!thread.ready) return this.#failed(thread, answer.error)
+      if (!renderer.ready) return this.#failed(renderer, answer.error)
       return this.#settle((job) => job.reject(templateFailed(answer.error)))
     }
-    if (thread.ready) return this.#settle((job) => job.resolve(answer.text))
-    thread.ready = true
-    this.#send(thread)
+    if (renderer.ready) return this.#settle((job) => job.resolve(answer.text))
+    renderer.ready = true
+    this.#send(renderer)
   }
 
-  /** The thread is of no use any more: the current render fails, the next one starts another thread. */
-  #failed(thread: Thread, reason: string): void {
-    if (thread !== this.#thread) return
-    this.#stopThread().catch(() => undefined)
+  /** The process is of no use any more: the current render fails, the next one starts another process. */
+  #failed(renderer: Renderer, reason: string): void {
+    if (renderer !== this.#renderer) return
+    this.#stop()
     this.#settle((job) => job.reject(templateFailed(reason)))
   }
 
@@ -147,17 +151,20 @@ export class TemplateRenderer {
     this.#next()
   }
 
-  async #stopThread(): Promise<void> {
+  #stop(): ChildProcess | undefined {
     clearTimeout(this.#timer)
-    const thread = this.#thread
-    this.#thread = undefined
-    await thread?.worker.terminate()
+    const child = this.#renderer?.process
+    this.#renderer = undefined
+    child?.kill('SIGKILL')
+    return child
   }
 }
 
-function failure(error: unknown): string {
-  const code = error instanceof Error && 'code' in error ? error.code : undefined
-  return code === 'ERR_WORKER_OUT_OF_MEMORY' ? 'it took too much memory' : 'its thread failed'
+/** The renderer alone is no reason for the gateway to go on. */
+function keepNothingAlive(child: ChildProcess): void {
+  child.unref()
+  child.channel?.unref()
+  if (child.stdin !== null && 'unref' in child.stdin && typeof child.stdin.unref === 'function') child.stdin.unref()
 }
 
 function templateFailed(reason: string): GatewayError {

@@ -7,7 +7,7 @@ export interface ModelAsset {
   data: Uint8Array
 }
 
-/** Everything text of one model: tokenizer, chat template, token texts. Owns a worker thread: close it. */
+/** Everything text of one model: tokenizer, chat template, token texts. Owns a process that renders the template: close it. */
 export interface TextModel {
   /** Ids run from 0 to vocabSize - 1. */
   readonly vocabSize: number
@@ -35,7 +35,7 @@ export interface TextModel {
   newDetokenizer(skipSpecial: boolean): Detokenizer
   /** Incremental decoding with stop strings: what a choice's tokens become for the client. */
   newOutput(options: OutputOptions): OutputText
-  /** Stops the worker; pending renders fail with shutting_down. */
+  /** Ends the process; pending renders fail with shutting_down. */
   close(): Promise<void>
 }
 

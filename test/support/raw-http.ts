@@ -5,9 +5,9 @@ import { connect, type Socket } from 'node:net'
 /** A connection whose received bytes are kept. */
 export interface RawConnection {
   socket: Socket
-  received(): string
+  received: () => string
   /** Resolves with all received so far as soon as it matches. */
-  until(pattern: RegExp): Promise<string>
+  until: (pattern: RegExp) => Promise<string>
   /** Resolves with everything when the server has closed. */
   closed: Promise<string>
 }

@@ -35,15 +35,16 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
   const heartbeat = new Heartbeat(times)
 
   const route = (method: Method, path: string, handler: Handler): void => {
+    const name = path.replace(/\{.*\}/, '')
     app.on(method, path, async (c) => {
-      c.var.exchange.route = path
+      c.var.exchange.route = name
       await handler(c)
       return RESPONSE_ALREADY_SENT
     })
     app.all(path, (c) => {
-      c.var.exchange.route = path
+      c.var.exchange.route = name
       c.env.outgoing.setHeader('allow', method === 'GET' ? 'GET, HEAD' : method)
-      throw new GatewayError('method_not_allowed', `${c.req.method} is not allowed on ${path}; use ${method}`)
+      throw new GatewayError('method_not_allowed', `${c.req.method} is not allowed on ${name}; use ${method}`)
     })
   }
   const body = (c: HttpContext): Promise<unknown> => readJson(c.env.incoming, limits.maxBodyBytes)

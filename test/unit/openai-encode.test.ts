@@ -1,0 +1,94 @@
+import { describe, expect, it } from 'vitest'
+import { Collected, encodeChatAnswer } from '../../gateway/protocols/openai/answer.js'
+import { chatChunks, completionChunks } from '../../gateway/protocols/openai/chunks.js'
+import { chatLogprobs, completionLogprobs } from '../../gateway/protocols/openai/logprobs.js'
+
+const served = { id: 'chatcmpl-1', created: 5, variant: 'm:int4' }
+const usage = { promptTokens: 3, completionTokens: 2, cachedTokens: 1 }
+const parse = (event: string): unknown => JSON.parse(event.slice('data: '.length))
+const entry = (token: string, logprob: number | null = -1) => ({ id: 1, token, logprob, top: [] })
+
+describe('chunks', () => {
+  const common = { created: 5, id: 'chatcmpl-1', model: 'm:int4', system_fingerprint: 'fp-m:int4' }
+
+  it('of a chat', () => {
+    const encoder = chatChunks(served, false)
+    const object = 'chat.completion.chunk'
+    const choice = { index: 1, logprobs: null, finish_reason: null }
+    expect(parse(encoder.opening(1))).toEqual({
+      ...common,
+      object,
+      choices: [{ ...choice, delta: { role: 'assistant', content: '' } }],
+    })
+    const text = 'a "quoted"\n\u2028 line'
+    const event = encoder.text({ type: 'text', index: 1, text, tokens: [1] })
+    expect(event).toMatch(/^data: [^\n]*\n\n$/)
+    expect(parse(event)).toEqual({ ...common, object, choices: [{ ...choice, delta: { content: text } }] })
+    expect(parse(encoder.finished(1, 'length'))).toEqual({
+      ...common,
+      object,
+      choices: [{ ...choice, delta: {}, finish_reason: 'length' }],
+    })
+  })
+
+  it('of a completion count text offsets per choice', () => {
+    const encoder = completionChunks(served, false)
+    const offsets = ['é', '😀', 'x'].map((token) => {
+      const event = encoder.text({ type: 'text', index: 2, text: token, tokens: [1], logprobs: [entry(token)] })
+      return parse(event)
+    })
+    expect(offsets).toMatchObject([0, 1, 2].map((start) => ({ choices: [{ logprobs: { text_offset: [start] } }] })))
+  })
+
+  it('say nothing for text that is held back', () => {
+    expect(chatChunks(served, false).text({ type: 'text', index: 0, text: '', tokens: [1] })).toBe('')
+  })
+
+  it('carry a usage, null until the last, when it was asked for', () => {
+    const encoder = chatChunks(served, true)
+    expect(parse(encoder.opening(0))).toMatchObject({ usage: null })
+    expect(parse(encoder.usage(usage))).toEqual({
+      ...common,
+      object: 'chat.completion.chunk',
+      choices: [],
+      usage: {
+        prompt_tokens: 3,
+        completion_tokens: 2,
+        total_tokens: 5,
+        prompt_tokens_details: { cached_tokens: 1 },
+      },
+    })
+  })
+})
+
+describe('log probabilities', () => {
+  it('have no bytes for a part of a character', () => {
+    expect(chatLogprobs([entry('é'), entry('\uFFFD')])).toMatchObject({
+      content: [{ bytes: [0xc3, 0xa9] }, { bytes: null }],
+    })
+  })
+
+  it('survive a token named like a prototype', () => {
+    const top = [{ id: 2, token: '__proto__', logprob: -2 }]
+    const { json, end } = completionLogprobs([{ ...entry('ab'), top }], 10)
+    expect(JSON.stringify(json)).toBe(
+      '{"tokens":["ab"],"token_logprobs":[-1],"top_logprobs":[{"__proto__":-2,"ab":-1}],"text_offset":[10]}',
+    )
+    expect(end).toBe(12)
+  })
+})
+
+describe('a whole answer', () => {
+  it('collects every choice', () => {
+    const answer = new Collected(2)
+    answer.add({ type: 'text', index: 1, text: 'a', tokens: [1] })
+    answer.add({ type: 'text', index: 1, text: 'b', tokens: [2] })
+    answer.add({ type: 'finished', index: 1, reason: 'length' })
+    expect(JSON.parse(encodeChatAnswer(served, answer, usage))).toMatchObject({
+      choices: [
+        { index: 0, message: { content: '' }, finish_reason: null },
+        { index: 1, message: { role: 'assistant', content: 'ab' }, finish_reason: 'length', logprobs: null },
+      ],
+    })
+  })
+})

@@ -91,6 +91,11 @@ export class Core {
     this.engine.start()
   }
 
+  /** Requests in flight. */
+  get active(): number {
+    return this.#pipeline.active
+  }
+
   /** Takes no new requests; resolves when those in flight have ended, after `limitMs` by failing them. */
   drain(limitMs: number): Promise<void> {
     return this.#pipeline.drain(limitMs)

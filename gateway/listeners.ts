@@ -18,6 +18,9 @@ export class ListenError extends Error {
   }
 }
 
+/** How often connections that fell idle are closed at the end. */
+const IDLE_SWEEP_MS = 50
+
 /** "host:port", IPv6 hosts in brackets. */
 export function formatAddress({ host, port }: Address): string {
   return `${host.includes(':') ? `[${host}]` : host}:${port}`
@@ -57,11 +60,14 @@ export class Listeners {
     clearTimeout(cut)
   }
 
-  #closeHttp(): Promise<void> {
-    return new Promise((resolve) => {
+  /** A connection that was answering is idle later, and then the server itself would wait for its client. */
+  async #closeHttp(): Promise<void> {
+    const sweep = setInterval(() => this.httpServer.closeIdleConnections(), IDLE_SWEEP_MS)
+    await new Promise<void>((resolve) => {
       this.httpServer.close(() => resolve())
       this.httpServer.closeIdleConnections()
     })
+    clearInterval(sweep)
   }
 }
 

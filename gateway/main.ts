@@ -78,6 +78,7 @@ export class Gateway {
 
   /** Takes no new requests, lets those in flight end for up to `drainMs`, then stops engine and listeners. */
   async stop(drainMs: number): Promise<void> {
+    this.log.logger.info({ active: this.core.active }, 'stopping')
     await Promise.all([this.core.drain(drainMs), this.listeners.close(drainMs)])
     await this.core.stop()
     this.log.flush()

@@ -57,7 +57,6 @@ export class EngineSupervisor {
   #status: EngineStatus | undefined
   #state: EngineState = 'starting'
   #exit: ExitInfo | undefined
-  #pid: number | undefined
   #starts = 0
   #running: Promise<void> | undefined
 
@@ -92,11 +91,6 @@ export class EngineSupervisor {
   /** Last known status of the running engine, undefined while there is none. */
   get status(): EngineStatus | undefined {
     return this.#session && this.#status
-  }
-
-  /** Process id of the running engine. */
-  get pid(): number | undefined {
-    return this.#pid
   }
 
   /** How the engine last ended. */
@@ -165,7 +159,7 @@ export class EngineSupervisor {
     const args = ['--config', this.#options.configFile, '--socket', socket]
     const child = new EngineProcess(this.#options.command, args, this.#log)
     const client = openClient(socket)
-    this.#pid = child.pid
+    this.#log.info({ enginePid: child.pid, socket }, 'engine started')
     let servedSince = 0
     try {
       await this.#connect(client, child)
@@ -179,7 +173,6 @@ export class EngineSupervisor {
       this.#client = undefined
       client.close()
       await child.stop(this.#options.stopGraceMs)
-      this.#pid = undefined
       rmSync(socket, { force: true })
     }
     return { servedMs: servedSince === 0 ? 0 : Date.now() - servedSince, exit: await child.exited }

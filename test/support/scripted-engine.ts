@@ -1,12 +1,12 @@
 // A runnable engine without a model: `node --import tsx scripted-engine.ts --config FILE --socket PATH`.
 // Every sequence gets the token ids of TOKENS (default: a few words), one a step, a step every STEP_MS (default 0: as
-// fast as its reader takes them). Its assets are the tokenizer fixture's.
-import { existsSync, readFileSync, unlinkSync } from 'node:fs'
-import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+// fast as its reader takes them). Assets are the models' own.
+// FAIL=TEXT: it fails at its start.
+import { unlinkSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js'
 import { loadConfig } from '../../engine/config/index.js'
+import { readCatalog } from '../../engine/residency/catalog.js'
 import {
   EngineService,
   FinishReason,
@@ -18,12 +18,14 @@ import {
   type SessionRequest,
   type Submit,
 } from '../../proto/gen/edgeshift/v1/engine.js'
+import { readGgufInTypeScript } from './read-gguf.js'
 
 const { values } = parseArgs({ options: { config: { type: 'string' }, socket: { type: 'string' } } })
+if (process.env.FAIL) throw new Error(process.env.FAIL)
 const config = loadConfig(values.config ?? 'models.yaml')
 const stepMs = Number(process.env.STEP_MS ?? 0)
 const tokens = (process.env.TOKENS ?? '504 338 253 1028').split(' ').map(Number)
-const assets = process.env.ASSETS ?? fileURLToPath(new URL('../fixtures/tokenizer', import.meta.url))
+const catalog = readCatalog(config, readGgufInTypeScript)
 
 const status: EngineStatus = {
   engineVersion: 'scripted',
@@ -102,12 +104,8 @@ const handlers: EngineServer = {
   session: play,
   describe: (_call, reply) => reply(null, { status, devices: [] }),
   getModelAssets: (call) => {
-    for (const name of ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'chat_template.jinja']) {
-      call.write({
-        name,
-        data: existsSync(join(assets, name)) ? readFileSync(join(assets, name)) : Buffer.from('{"eos_token_id":2}'),
-      })
-    }
+    for (const asset of catalog.assets.get(call.request.model) ?? [])
+      call.write({ name: asset.name, data: Buffer.from(asset.data) })
     call.end()
   },
 }

@@ -52,7 +52,10 @@ export function readModelCard(file: string, readGguf: (path: string) => GgufFile
 }
 
 /** The files that the gateway builds a model's tokenizer, chat template and stop tokens from. */
-export function modelAssets({ tokenizer, contextLength }: ModelCard): ModelAsset[] {
+export function modelAssets({
+  tokenizer,
+  contextLength,
+}: Pick<ModelCard, 'tokenizer' | 'contextLength'>): ModelAsset[] {
   const template = tokenizer.chatTemplate
   return [
     json('tokenizer.json', tokenizerJson(tokenizer)),

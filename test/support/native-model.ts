@@ -123,6 +123,24 @@ export async function scoreNext(
   return logprobs
 }
 
+/** The most likely token after each of `count` positions from `first` on, the text being given. */
+export async function mostLikely(
+  model: NativeModel,
+  tokens: readonly number[],
+  first: number,
+  count: number,
+): Promise<number[]> {
+  model.setSlot(0, greedyState(tokens))
+  const rows = Array.from({ length: count }, (_, i) => ({ at: first + i, target: 0, top: 1 }))
+  const { topTokens } = await model.step(makeBatch(model, [{ slot: 0, first: 0, tokens, rows }]))
+  return Array.from(topTokens)
+}
+
+export function standardDeviation(values: Float32Array): number {
+  const mean = values.reduce((sum, x) => sum + x, 0) / values.length
+  return Math.sqrt(values.reduce((sum, x) => sum + (x - mean) ** 2, 0) / values.length)
+}
+
 /** A two-dimensional (or flat) float32 array of a .npy file in test/fixtures, row by row. */
 export function readNpy(path: string): Float32Array {
   const bytes = readFileSync(new URL(`../fixtures/${path}`, import.meta.url))

@@ -51,5 +51,5 @@ export function stories260kRequest(precision: Precision): LoadRequest {
   addLayers('up', ffn, hidden)
   add('final_norm', hidden)
   if (offset > statSync(PATH).size) throw new Error('stories260K.bin is shorter than its header says')
-  return { spec, files: [PATH], weights, precision, maxSlots: 8, maxBatchTokens: 128, blockSize: BLOCK_SIZE }
+  return { spec, files: [PATH], weights, precision, maxSlots: 8, maxBatchTokens: 256, blockSize: BLOCK_SIZE }
 }

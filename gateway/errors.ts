@@ -68,6 +68,9 @@ export class GatewayError extends Error {
   }
 }
 
+/** Every code, in the catalogue's order. */
+export const ERROR_CODES: readonly ErrorCode[] = Object.keys(CATALOGUE).filter(isErrorCode)
+
 /** True when `code` is in the catalogue (codes arrive as strings from the engine). */
 export function isErrorCode(code: string): code is ErrorCode {
   return Object.hasOwn(CATALOGUE, code)

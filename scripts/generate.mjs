@@ -17,6 +17,7 @@ function generateInto(folder) {
   run(bin('buf'), ['build', '-o', join(folder, 'proto/gen/descriptor.binpb')])
   mkdirSync(join(folder, 'docs'), { recursive: true })
   run(bin('tsx'), ['scripts/websocket-schema.ts', join(folder, 'docs/websocket.schema.json')])
+  run(bin('tsx'), ['scripts/config-docs.ts', join(folder, 'docs')])
 }
 
 function* files(folder) {

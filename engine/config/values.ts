@@ -7,14 +7,14 @@ export interface Address {
   port: number
 }
 
-const ADDRESS = /^(?:\[(?<v6>[0-9a-fA-F:.]+)\]|(?<host>[A-Za-z0-9.-]+)):(?<port>\d{1,5})$/
+const ADDRESS = /^(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})$/
 const DURATION = /^(\d{1,9})(ms|s|m|h)$/
 const UNITS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
 
 function parseAddress(text: string): Address | undefined {
-  const groups = ADDRESS.exec(text)?.groups
-  const host = groups?.v6 ?? groups?.host
-  const port = Number(groups?.port)
+  const [, v6, name, digits] = ADDRESS.exec(text) ?? []
+  const host = v6 ?? name
+  const port = Number(digits)
   return host === undefined || port > 65_535 ? undefined : { host, port }
 }
 
@@ -25,20 +25,23 @@ function parseDuration(text: string): number | undefined {
 }
 
 /** A string that `parse` turns into a value; `expected` says what it must look like. */
-function parsed<T>(parse: (text: string) => T | undefined, expected: string) {
-  return z.string().transform((text, context) => {
-    const value = parse(text)
-    if (value !== undefined) return value
-    context.addIssue({ code: 'custom', message: `expected ${expected}, found ${JSON.stringify(text)}` })
-    return z.NEVER
-  })
+function parsed<T>(pattern: RegExp, parse: (text: string) => T | undefined, expected: string) {
+  return z
+    .string()
+    .meta({ pattern: pattern.source })
+    .transform((text, context) => {
+      const value = parse(text)
+      if (value !== undefined) return value
+      context.addIssue({ code: 'custom', message: `expected ${expected}, found ${JSON.stringify(text)}` })
+      return z.NEVER
+    })
 }
 
 /** "host:port" or "[ipv6]:port"; port 0 lets the system choose. */
-export const address = () => parsed(parseAddress, 'host:port, e.g. 127.0.0.1:8080')
+export const address = () => parsed(ADDRESS, parseAddress, 'host:port, e.g. 127.0.0.1:8080')
 
 /** "500ms", "60s", "10m" or "1h"; milliseconds after parsing. */
-export const duration = () => parsed(parseDuration, 'a duration such as 500ms, 60s, 10m or 1h')
+export const duration = () => parsed(DURATION, parseDuration, 'a duration such as 500ms, 60s, 10m or 1h')
 
 /** "auto" (every core this process may use) or a number. */
 export const threads = () =>

@@ -16,15 +16,12 @@ void Task::run() noexcept {
 }
 
 void Task::settle(Napi::Env env) {
-  if (status_.ok()) {
-    try {
-      return deferred_.Resolve(result(env));
-    } catch (const Napi::Error& e) {
-      return deferred_.Reject(e.Value());
-    }
+  try {
+    if (!status_.ok()) failed();
+    status_.ok() ? deferred_.Resolve(result(env)) : deferred_.Reject(to_error(env, status_).Value());
+  } catch (const Napi::Error&) {
+    // JavaScript can't run any more: its thread is being terminated, nobody waits for the promise.
   }
-  failed();
-  deferred_.Reject(to_error(env, status_).Value());
 }
 
 TaskThread::TaskThread(std::function<void(std::unique_ptr<Task>)> done)

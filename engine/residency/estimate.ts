@@ -7,9 +7,13 @@ const LOGIT_ROWS = 64
 /** Packed activations, thread stacks, sampling state. */
 const FIXED_BYTES = 16 * 2 ** 20
 
+/** Heads are padded to a multiple of this (native/model/head_padding.h). */
+const HEAD_MULTIPLE = 16
+
 /** Bytes of one KV block of a model: keys and values of all layers in fp16, in whole units (native/ops/kv_layout.h). */
 export function kvBlockBytes(spec: ModelSpec, blockSize: number): number {
-  const bytes = spec.numLayers * 2 * spec.numKvHeads * blockSize * spec.headDim * KV_ELEMENT_BYTES
+  const headDim = Math.ceil(spec.headDim / HEAD_MULTIPLE) * HEAD_MULTIPLE
+  const bytes = spec.numLayers * 2 * spec.numKvHeads * blockSize * headDim * KV_ELEMENT_BYTES
   return Math.ceil(bytes / KV_UNIT_BYTES) * KV_UNIT_BYTES
 }
 

@@ -9,11 +9,12 @@ import {
 import { EngineDevice } from '../../engine/device.js'
 import { Engine } from '../../engine/engine.js'
 import { KvArena } from '../../engine/kv/arena.js'
+import { KV_UNIT_BYTES } from '../../engine/native.js'
 import { MemoryLedger } from '../../engine/residency/ledger.js'
 import type { SequenceOwner } from '../../engine/scheduler/sequence.js'
 import type { SchedulerLimits } from '../../engine/scheduler/scheduler.js'
 import type { StepExecutor } from '../../engine/step/executor.js'
-import { FakeExecutor, type FakeMemory } from './fake-executor.js'
+import { FakeExecutor } from './fake-executor.js'
 
 /** Vocabulary of fake models. */
 export const FAKE_VOCAB = 1000
@@ -32,7 +33,8 @@ export interface FakeEngineOptions {
   maxWaiting?: number
   depth?: number
   clock?: () => number
-  executor?: StepExecutor
+  /** Instead of the fake model, with its own block and vocabulary sizes. */
+  model?: { executor: StepExecutor; blockBytes: number; vocabSize: number }
   onDeviceFailed?: (error: unknown) => void
 }
 
@@ -48,7 +50,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     prefixCaching: true,
     ...options.limits,
   }
-  const arena = new KvArena((options.blocks ?? 64) * 256, 4 * 256)
+  const blockBytes = options.model?.blockBytes ?? KV_UNIT_BYTES
+  const arena = new KvArena((options.blocks ?? 64) * blockBytes, 4 * blockBytes)
   const events = { deviceFailed: options.onDeviceFailed ?? (() => {}), sequenceFinished: engine.sequenceFinished }
   const description = { id: 'cpu0', kind: 'cpu' as const, name: 'fake' }
   const device = new EngineDevice(description, new MemoryLedger(1e9), arena, {
@@ -58,19 +61,18 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     depth: options.depth ?? 1,
   })
   engine.devices.push(device)
-  const memory: FakeMemory = new Map()
-  const executor = options.executor ?? new FakeExecutor(memory, limits.blockSize, FAKE_VOCAB)
+  const executor = options.model?.executor ?? new FakeExecutor(new Map(), limits.blockSize, FAKE_VOCAB)
   engine.variants.set('fake:int4', {
     name: 'fake:int4',
     model: 'fake',
     precision: 'int4',
     device: 'cpu0',
     maxModelLen: limits.maxModelLen,
-    vocabSize: FAKE_VOCAB,
+    vocabSize: options.model?.vocabSize ?? FAKE_VOCAB,
     state: VariantState.READY,
     error: '',
     weightBytes: 1000,
-    resident: device.addVariant(executor, 256, limits),
+    resident: device.addVariant(executor, blockBytes, limits),
   })
   return { engine, device, executor }
 }

@@ -1,0 +1,298 @@
+// Decode and prefill speed of a named shape with random weights, natively (no Node):
+//   cuda_decode_bench [--shape llama2-7b] [--precision int4] [--group 128] [--batch 1,4,16] [--context 128] [--new 64]
+//                     [--prefill 512,2048] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5] [--json FILE]
+// Decode: CUDA graph of one step replayed --new times from --context cached tokens, the token fed back on the device;
+// median and spread over --repeat runs after one warm-up. Limit: bytes read per step (weights and mean cache) over the
+// read bandwidth measured in the same run.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <sstream>
+
+#include "cuda/sample.h"
+#include "random_model.cuh"
+
+using namespace edgeshift;
+
+namespace {
+
+struct Options {
+  std::string shape = "llama2-7b", precision = "int4", json;
+  int group = 128, context = 128, fresh = 64, repeat = 5, splits = 0;
+  std::vector<int> batches = {1}, prefill;
+  size_t lookahead = 8 << 20;
+  bool plain = false;
+};
+
+void require(const Status& status, const char* what) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s: %s\n", what, status.message().c_str());
+  std::exit(1);
+}
+void require(cudaError_t error, const char* what) { require(cuda::to_status(error, what), what); }
+
+std::vector<int> numbers(const char* text) {
+  std::vector<int> out;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) out.push_back(std::atoi(part.c_str()));
+  return out;
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    std::string name = argv[i];
+    if (name == "--plain") { o.plain = true; continue; }
+    if (i + 1 >= argc) { std::fprintf(stderr, "%s needs a value\n", argv[i]); std::exit(2); }
+    const char* value = argv[++i];
+    if (name == "--shape") o.shape = value;
+    else if (name == "--precision") o.precision = value;
+    else if (name == "--group") o.group = std::atoi(value);
+    else if (name == "--batch") o.batches = numbers(value);
+    else if (name == "--context") o.context = std::atoi(value);
+    else if (name == "--new") o.fresh = std::atoi(value);
+    else if (name == "--prefill") o.prefill = numbers(value);
+    else if (name == "--lookahead") o.lookahead = std::strtoull(value, nullptr, 10);
+    else if (name == "--splits") o.splits = std::atoi(value);
+    else if (name == "--repeat") o.repeat = std::atoi(value);
+    else if (name == "--json") o.json = value;
+    else { std::fprintf(stderr, "unknown option %s\n", name.c_str()); std::exit(2); }
+  }
+  return o;
+}
+
+__global__ void read_all(const uint4* data, size_t count, uint32_t* sink) {
+  uint32_t sum = 0;
+  size_t stride = size_t(gridDim.x) * blockDim.x, i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+  for (; i + 7 * stride < count; i += 8 * stride) {
+    uint4 v[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = __ldcs(data + i + j * stride);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+  }
+  if (sum == 0x12345678) *sink = sum;
+}
+
+class Timer {
+ public:
+  Timer() {
+    require(cudaEventCreate(&begin_), "event");
+    require(cudaEventCreate(&end_), "event");
+  }
+  ~Timer() {
+    cudaEventDestroy(begin_);
+    cudaEventDestroy(end_);
+  }
+  // Seconds of the work that `enqueue` puts on the stream.
+  template <class F>
+  double run(cudaStream_t stream, F enqueue) {
+    require(cudaEventRecord(begin_, stream), "record");
+    enqueue();
+    require(cudaEventRecord(end_, stream), "record");
+    require(cudaEventSynchronize(end_), "kernel");
+    float ms = 0;
+    require(cudaEventElapsedTime(&ms, begin_, end_), "elapsed");
+    return ms * 1e-3;
+  }
+
+ private:
+  cudaEvent_t begin_, end_;
+};
+
+struct Spread {
+  double median, least, most;
+};
+Spread spread(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return {v[v.size() / 2], v.front(), v.back()};
+}
+
+// Bytes per second of a large read.
+double read_bandwidth(const cuda::Launch& on) {
+  cuda::Buffer data, sink;
+  require(data.allocate(size_t(4) << 30), "bandwidth buffer");
+  require(sink.allocate(16), "sink");
+  bench::fill_bytes<<<bench::blocks_for(data.bytes() / 4), 256, 0, on.stream>>>(data.as<uint32_t>(), data.bytes() / 4, 7);
+  Timer timer;
+  std::vector<double> seconds;
+  for (int i = 0; i < 6; ++i)
+    seconds.push_back(timer.run(on.stream, [&] {
+      read_all<<<on.device.multiprocessors * 8, 256, 0, on.stream>>>(data.as<uint4>(), data.bytes() / 16, sink.as<uint32_t>());
+    }));
+  return data.bytes() / spread({seconds.begin() + 1, seconds.end()}).median;
+}
+
+template <class T>
+void put(const cuda::Buffer& buffer, const std::vector<T>& host) {
+  require(cudaMemcpy(buffer.as<void>(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice), "upload");
+}
+
+// A batch of `s` sequences with room for `tokens` cached tokens each, blocks shuffled over the arena.
+struct Cache {
+  KvLayout layout;
+  cuda::Buffer arena, starts, positions, block_starts, blocks, tokens, slots;
+  int s, room;
+
+  Cache(const ModelSpec& spec, int sequences, int capacity) : s(sequences) {
+    layout = {spec.layers, spec.kv_heads, spec.head_dim, 16};
+    int per = (capacity + 15) / 16;
+    room = per * 16;
+    size_t units = layout.block_bytes() / kKvUnitBytes;
+    require(arena.allocate(layout.block_bytes() * per * s), "cache");
+    bench::fill_halves<<<bench::blocks_for(arena.bytes() / 2), 256>>>(arena.as<f16>(), arena.bytes() / 2, 0.3f, true, 99);
+    std::vector<int32_t> first(s + 1);
+    std::vector<uint32_t> table(size_t(per) * s);
+    for (int i = 0; i <= s; ++i) first[i] = i * per;
+    for (size_t i = 0; i < table.size(); ++i) table[i] = uint32_t(i * 7919 % table.size() * units);
+    if (table.size() % 7919 == 0) std::exit(3);
+    for (auto [buffer, bytes] : {std::pair{&starts, size_t(s + 1) * 4}, {&positions, size_t(s) * 4}, {&block_starts, size_t(s + 1) * 4},
+                                 {&blocks, table.size() * 4}, {&tokens, size_t(room) * s * 4}, {&slots, s * sizeof(cuda::SampleSlot)}})
+      require(buffer->allocate(bytes), "cache");
+    put(block_starts, first);
+    put(blocks, table);
+    put(slots, std::vector<cuda::SampleSlot>(s));
+    reset(0, 1);
+  }
+
+  // Every sequence gets `count` tokens from `position` on.
+  SequenceBatch reset(int position, int count) {
+    std::vector<int32_t> start(s + 1), ids(size_t(s) * count);
+    for (int i = 0; i <= s; ++i) start[i] = i * count;
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = int(i * 37 % 1000);
+    put(starts, start);
+    put(tokens, ids);
+    put(positions, std::vector<int32_t>(s, position));
+    return {s, s * count, starts.as<int32_t>(), positions.as<int32_t>(), block_starts.as<int32_t>(), blocks.as<uint32_t>(), count, position + count};
+  }
+};
+
+struct Row {
+  std::string what;
+  int batch, tokens;
+  double rate, low, high, micros, share;
+  size_t bytes;
+};
+
+class Bench {
+ public:
+  Bench(const Options& options, const bench::RandomModel& model, cuda::Launch on, double bandwidth)
+      : o_(options), model_(model), on_(on), bandwidth_(bandwidth) {}
+
+  Row decode(int batch) {
+    int capacity = o_.context + o_.fresh + 1;
+    Cache cache(model_.spec, batch, capacity);
+    int splits = o_.splits ? o_.splits : cuda::choose_splits(model_.spec, on_.device, batch, capacity, 16);
+    cuda::Workspace workspace;
+    require(workspace.allocate(model_.spec, on_.device, batch, batch, 16), "workspace");
+    cuda::Forward pass{&model_.spec, &model_.weights, &workspace, &cache.layout, cache.arena.as<void>(), cache.tokens.as<int32_t>(),
+                       cache.reset(o_.context, 1), o_.lookahead};
+    cuda::SampleArgs sample{workspace.logits.as<float>(), cache.slots.as<cuda::SampleSlot>(), nullptr, cache.tokens.as<int32_t>(),
+                            cache.positions.as<int32_t>(), batch, model_.spec.vocab};
+    require(cuda::decode_forward(pass, splits, on_), "decode_forward");
+    require(cudaStreamSynchronize(on_.stream), "first step");
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cuda::Launch chained = on_;
+    chained.chain = !o_.plain;
+    require(cudaStreamBeginCapture(on_.stream, cudaStreamCaptureModeThreadLocal), "capture");
+    require(cuda::decode_forward(pass, splits, chained), "decode_forward");
+    require(cuda::sample(sample, chained), "sample");
+    require(cudaStreamEndCapture(on_.stream, &graph), "capture");
+    require(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    Timer timer;
+    std::vector<double> seconds;
+    for (int i = 0; i <= o_.repeat; ++i) {
+      cache.reset(o_.context, 1);
+      double s = timer.run(on_.stream, [&] {
+        for (int step = 0; step < o_.fresh; ++step) require(cudaGraphLaunch(exec, on_.stream), "launch");
+      });
+      if (i > 0) seconds.push_back(s / o_.fresh);
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    size_t kv = size_t(batch) * (o_.context + o_.fresh / 2) * cache.layout.layers * cache.layout.kv_heads * cache.layout.head_dim * 4;
+    return row("decode", batch, batch, seconds, model_.read_bytes + kv);
+  }
+
+  Row prefill(int tokens) {
+    Cache cache(model_.spec, 1, tokens);
+    cuda::Workspace workspace;
+    require(workspace.allocate(model_.spec, on_.device, tokens, 1, 1), "workspace");
+    cuda::Forward pass{&model_.spec, &model_.weights, &workspace, &cache.layout, cache.arena.as<void>(), cache.tokens.as<int32_t>(),
+                       cache.reset(0, tokens), 0};
+    Timer timer;
+    std::vector<double> seconds;
+    for (int i = 0; i <= o_.repeat; ++i) {
+      double s = timer.run(on_.stream, [&] { require(cuda::prefill_forward(pass, on_), "prefill_forward"); });
+      if (i > 0) seconds.push_back(s);
+    }
+    return row("prefill", 1, tokens, seconds, 0);
+  }
+
+ private:
+  Row row(const char* what, int batch, int tokens, const std::vector<double>& seconds, size_t bytes) {
+    Spread s = spread(seconds);
+    double share = bytes ? bytes / bandwidth_ / s.median : 0;
+    return {what, batch, tokens, tokens / s.median, tokens / s.most, tokens / s.least, s.median * 1e6, share, bytes};
+  }
+
+  const Options& o_;
+  const bench::RandomModel& model_;
+  cuda::Launch on_;
+  double bandwidth_;
+};
+
+void print(const Options& o, double bandwidth, const std::vector<Row>& rows) {
+  std::printf("%s %s group %d, context %d + %d, read bandwidth %.2f TB/s, lookahead %zu, %s\n", o.shape.c_str(), o.precision.c_str(),
+              o.group, o.context, o.fresh, bandwidth * 1e-12, o.lookahead, o.plain ? "plain graph" : "dependent launch");
+  for (const Row& r : rows)
+    std::printf("| %s | batch %d | %.0f tok/s (%.0f .. %.0f) | %.1f us | %.3f GB | %.1f%% of limit |\n", r.what.c_str(),
+                r.what == "prefill" ? r.tokens : r.batch, r.rate, r.low, r.high, r.micros, r.bytes * 1e-9, r.share * 100);
+  if (o.json.empty()) return;
+  std::FILE* file = std::fopen(o.json.c_str(), "w");
+  if (!file) return;
+  std::fprintf(file, "{\"shape\":\"%s\",\"precision\":\"%s\",\"group\":%d,\"context\":%d,\"new\":%d,\"read_bandwidth\":%.0f,\"rows\":[",
+               o.shape.c_str(), o.precision.c_str(), o.group, o.context, o.fresh, bandwidth);
+  for (size_t i = 0; i < rows.size(); ++i)
+    std::fprintf(file, "%s{\"what\":\"%s\",\"batch\":%d,\"tokens\":%d,\"tokens_per_second\":%.1f,\"low\":%.1f,\"high\":%.1f,\"microseconds\":%.2f,\"bytes\":%zu,\"share\":%.4f}",
+                 i ? "," : "", rows[i].what.c_str(), rows[i].batch, rows[i].tokens, rows[i].rate, rows[i].low, rows[i].high, rows[i].micros,
+                 rows[i].bytes, rows[i].share);
+  std::fprintf(file, "]}\n");
+  std::fclose(file);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options = parse(argc, argv);
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::fprintf(stderr, "no CUDA device\n");
+    return 77;
+  }
+  const bench::Shape* shape = nullptr;
+  for (const bench::Shape& s : bench::kShapes)
+    if (options.shape == s.name) shape = &s;
+  if (!shape) {
+    std::fprintf(stderr, "unknown shape %s\n", options.shape.c_str());
+    return 2;
+  }
+  Precision precision = options.precision == "fp16" ? Precision::fp16 : options.precision == "int8" ? Precision::int8 : Precision::int4;
+  auto traits = cuda::device_traits(0);
+  require(traits.status(), "device");
+  cuda::Launch on{nullptr, traits.value(), false};
+  require(cudaStreamCreate(&on.stream), "stream");
+  double bandwidth = read_bandwidth(on);
+  bench::RandomModel model;
+  require(bench::random_model(*shape, precision, options.group, model), "random_model");
+  Bench runner(options, model, on, bandwidth);
+  std::vector<Row> rows;
+  for (int batch : options.batches)
+    if (batch > 0) rows.push_back(runner.decode(batch));
+  for (int tokens : options.prefill) rows.push_back(runner.prefill(tokens));
+  print(options, bandwidth, rows);
+  return 0;
+}

@@ -107,6 +107,7 @@ const shared = {
   stream_options: z
     .strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: z.literal(false).nullish() })
     .optional(),
+  return_token_ids: z.boolean().optional().describe('Choices also carry token_ids. Default false.'),
   priority: z.int32().optional().describe('Lower is served first. Default 0.'),
   user: opaque,
   safety_identifier: opaque,

@@ -17,6 +17,8 @@ export interface Call {
   stream: boolean
   /** The stream ends with a usage chunk. */
   includeUsage: boolean
+  /** Choices carry their token ids beside the text. */
+  includeTokenIds: boolean
 }
 
 /** OpenAI's default for completions. */
@@ -117,6 +119,7 @@ function decodeCall(
     ],
     stream,
     includeUsage: body.stream_options?.include_usage ?? false,
+    includeTokenIds: body.return_token_ids ?? false,
   }
 }
 

@@ -12,7 +12,7 @@ describe('chunks', () => {
   const common = { created: 5, id: 'chatcmpl-1', model: 'm:int4', system_fingerprint: 'fp-m:int4' }
 
   it('of a chat', () => {
-    const encoder = chatChunks(served, false)
+    const encoder = chatChunks(served, { includeUsage: false, includeTokenIds: false })
     const object = 'chat.completion.chunk'
     const choice = { index: 1, logprobs: null, finish_reason: null }
     expect(parse(encoder.opening(1))).toEqual({
@@ -32,7 +32,7 @@ describe('chunks', () => {
   })
 
   it('of a completion count text offsets per choice', () => {
-    const encoder = completionChunks(served, false)
+    const encoder = completionChunks(served, { includeUsage: false, includeTokenIds: false })
     const offsets = ['é', '😀', 'x'].map((token) => {
       const event = encoder.text({ type: 'text', index: 2, text: token, tokens: [1], logprobs: [entry(token)] })
       return parse(event)
@@ -41,11 +41,15 @@ describe('chunks', () => {
   })
 
   it('say nothing for text that is held back', () => {
-    expect(chatChunks(served, false).text({ type: 'text', index: 0, text: '', tokens: [1] })).toBe('')
+    const event = { type: 'text', index: 0, text: '', tokens: [1] } as const
+    const silent = chatChunks(served, { includeUsage: false, includeTokenIds: false })
+    expect(silent.text({ ...event, tokens: [1] })).toBe('')
+    const withIds = chatChunks(served, { includeUsage: false, includeTokenIds: true })
+    expect(parse(withIds.text({ ...event, tokens: [1] }))).toMatchObject({ choices: [{ token_ids: [1] }] })
   })
 
   it('carry a usage, null until the last, when it was asked for', () => {
-    const encoder = chatChunks(served, true)
+    const encoder = chatChunks(served, { includeUsage: true, includeTokenIds: false })
     expect(parse(encoder.opening(0))).toMatchObject({ usage: null })
     expect(parse(encoder.usage(usage))).toEqual({
       ...common,
@@ -84,7 +88,7 @@ describe('a whole answer', () => {
     answer.add({ type: 'text', index: 1, text: 'a', tokens: [1] })
     answer.add({ type: 'text', index: 1, text: 'b', tokens: [2] })
     answer.add({ type: 'finished', index: 1, reason: 'length' })
-    expect(JSON.parse(encodeChatAnswer(served, answer, usage))).toMatchObject({
+    expect(JSON.parse(encodeChatAnswer(served, answer, usage, false))).toMatchObject({
       choices: [
         { index: 0, message: { content: '' }, finish_reason: null },
         { index: 1, message: { role: 'assistant', content: 'ab' }, finish_reason: 'length', logprobs: null },

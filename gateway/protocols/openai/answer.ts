@@ -14,6 +14,7 @@ export interface Served {
 /** One choice, complete or growing. */
 interface Choice {
   text: string
+  tokens: number[]
   logprobs: TokenLogprob[] | undefined
   finishReason: 'stop' | 'length' | null
 }
@@ -23,7 +24,12 @@ export class Collected {
   readonly choices: Choice[]
 
   constructor(count: number) {
-    this.choices = Array.from({ length: count }, () => ({ text: '', logprobs: undefined, finishReason: null }))
+    this.choices = Array.from({ length: count }, () => ({
+      text: '',
+      tokens: [],
+      logprobs: undefined,
+      finishReason: null,
+    }))
   }
 
   add(event: GenerateEvent): void {
@@ -35,6 +41,7 @@ export class Collected {
       return
     }
     choice.text += event.text
+    choice.tokens.push(...event.tokens)
     if (event.logprobs) (choice.logprobs ??= []).push(...event.logprobs)
   }
 }
@@ -55,15 +62,21 @@ export function fingerprint(variant: string): string {
 }
 
 /** Encodes a whole answer of one endpoint. */
-export type AnswerEncoder = (served: Served, answer: Collected, usage: Usage) => string
+export type AnswerEncoder = (served: Served, answer: Collected, usage: Usage, includeTokenIds: boolean) => string
 
 /** The body of a chat answer. */
-export const encodeChatAnswer: AnswerEncoder = (served, { choices }, usage) =>
-  encode('chat.completion', served, usage, choices.map(chatChoice))
+export const encodeChatAnswer: AnswerEncoder = (served, { choices }, usage, includeTokenIds) =>
+  encode('chat.completion', served, usage, choices.map(withTokenIds(chatChoice, includeTokenIds)))
 
 /** The body of a completion answer. */
-export const encodeCompletionAnswer: AnswerEncoder = (served, { choices }, usage) =>
-  encode('text_completion', served, usage, choices.map(completionChoice))
+export const encodeCompletionAnswer: AnswerEncoder = (served, { choices }, usage, includeTokenIds) =>
+  encode('text_completion', served, usage, choices.map(withTokenIds(completionChoice, includeTokenIds)))
+
+type ChoiceEncoder = (choice: Choice, index: number) => object
+
+function withTokenIds(encoder: ChoiceEncoder, include: boolean): ChoiceEncoder {
+  return include ? (choice, index) => ({ ...encoder(choice, index), token_ids: choice.tokens }) : encoder
+}
 
 function encode(object: string, { id, created, variant }: Served, usage: Usage, choices: object[]): string {
   const system_fingerprint = fingerprint(variant)

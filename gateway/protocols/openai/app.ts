@@ -37,12 +37,12 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
   const route = (method: Method, path: string, handler: Handler): void => {
     const name = path.replace(/\{.*\}/, '')
     app.on(method, path, async (c) => {
-      c.var.exchange.route = name
+      c.get('exchange').route = name
       await handler(c)
       return RESPONSE_ALREADY_SENT
     })
     app.all(path, (c) => {
-      c.var.exchange.route = name
+      c.get('exchange').route = name
       c.env.outgoing.setHeader('allow', method === 'GET' ? 'GET, HEAD' : method)
       throw new GatewayError('method_not_allowed', `${c.req.method} is not allowed on ${name}; use ${method}`)
     })
@@ -53,7 +53,7 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
     (endpoint: Endpoint, decode: (body: unknown, origin: Origin, services: Services) => Call): Handler =>
     async (c) => {
       const { incoming, outgoing } = c.env
-      const { exchange } = c.var
+      const exchange = c.get('exchange')
       const origin = readOrigin((name) => headerText(incoming.headers[name]), exchange.id)
       const call = decode(await body(c), origin, services)
       respond(call, { outgoing, exchange, endpoint, generator: services.generator, heartbeat, log })
@@ -61,7 +61,7 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
 
   app.use(observe(log, services.metrics))
   app.onError((thrown, c) => {
-    sendError(c.env.outgoing, noteError(c.var.exchange, thrown, log))
+    sendError(c.env.outgoing, noteError(c.get('exchange'), thrown, log))
     return RESPONSE_ALREADY_SENT
   })
   app.notFound((c) => {

@@ -18,23 +18,30 @@ export interface ChunkEncoder {
   usage(usage: Usage): string
 }
 
-/** Makes the encoder of one endpoint for one stream; with `includeUsage` every chunk states a usage, mostly null. */
-export type ChunkEncoderFactory = (served: Served, includeUsage: boolean) => ChunkEncoder
+/** What a stream's chunks carry beside the text; with `includeUsage` every chunk states a usage, mostly null. */
+export interface ChunkOptions {
+  includeUsage: boolean
+  includeTokenIds: boolean
+}
+
+/** Makes the encoder of one endpoint for one stream. */
+export type ChunkEncoderFactory = (served: Served, options: ChunkOptions) => ChunkEncoder
 
 /** The last event of a stream that did not fail. */
 export const DONE = 'data: [DONE]\n\n'
 
 /** Encoder of POST /v1/chat/completions. */
-export const chatChunks: ChunkEncoderFactory = (served, includeUsage) => {
+export const chatChunks: ChunkEncoderFactory = (served, { includeUsage, includeTokenIds }) => {
   const { head, choice, tail } = frame('chat.completion.chunk', served, includeUsage)
   return {
     opening: (index) =>
       `${choice}${index},"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null${tail}`,
-    text({ index, text, logprobs }) {
-      if (text === '' && !logprobs) return ''
+    text({ index, text, tokens, logprobs }) {
+      if (text === '' && !logprobs && !includeTokenIds) return ''
       const stated = logprobs ? JSON.stringify(chatLogprobs(logprobs)) : 'null'
       const delta = `"delta":{"content":${JSON.stringify(text)}}`
-      return `${choice}${index},${delta},"logprobs":${stated},"finish_reason":null${tail}`
+      const ids = includeTokenIds ? tokenIds(tokens) : ''
+      return `${choice}${index},${delta}${ids},"logprobs":${stated},"finish_reason":null${tail}`
     },
     finished: (index, reason) => `${choice}${index},"delta":{},"logprobs":null,"finish_reason":"${reason}"${tail}`,
     usage: (usage) => usageChunk(head, usage),
@@ -42,21 +49,26 @@ export const chatChunks: ChunkEncoderFactory = (served, includeUsage) => {
 }
 
 /** Encoder of POST /v1/completions. */
-export const completionChunks: ChunkEncoderFactory = (served, includeUsage) => {
+export const completionChunks: ChunkEncoderFactory = (served, { includeUsage, includeTokenIds }) => {
   const { head, choice, tail } = frame('text_completion', served, includeUsage)
   const offsets: number[] = []
   return {
     opening: () => '',
-    text({ index, text, logprobs }) {
-      if (text === '' && !logprobs) return ''
+    text({ index, text, tokens, logprobs }) {
+      if (text === '' && !logprobs && !includeTokenIds) return ''
       const encoded = logprobs && completionLogprobs(logprobs, offsets[index] ?? 0)
       if (encoded) offsets[index] = encoded.end
       const stated = encoded ? JSON.stringify(encoded.json) : 'null'
-      return `${choice}${index},"text":${JSON.stringify(text)},"logprobs":${stated},"finish_reason":null${tail}`
+      const ids = includeTokenIds ? tokenIds(tokens) : ''
+      return `${choice}${index},"text":${JSON.stringify(text)}${ids},"logprobs":${stated},"finish_reason":null${tail}`
     },
     finished: (index, reason) => `${choice}${index},"text":"","logprobs":null,"finish_reason":"${reason}"${tail}`,
     usage: (usage) => usageChunk(head, usage),
   }
+}
+
+function tokenIds(tokens: readonly number[]): string {
+  return `,"token_ids":${JSON.stringify(tokens)}`
 }
 
 function frame(object: string, { id, created, variant }: Served, includeUsage: boolean) {

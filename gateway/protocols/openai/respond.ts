@@ -112,7 +112,9 @@ class WholeResponder extends Responder {
 
   protected complete(usage: Usage): void {
     const { outgoing, endpoint } = this.responding
-    if (this.served) sendText(outgoing, 200, endpoint.answer(this.served, this.#collected, usage), this.#headers)
+    if (!this.served) return
+    const answer = endpoint.answer(this.served, this.#collected, usage, this.call.includeTokenIds)
+    sendText(outgoing, 200, answer, this.#headers)
   }
 
   protected fail(error: Parameters<typeof sendError>[1]): void {
@@ -137,7 +139,7 @@ class StreamedResponder extends Responder {
       'x-accel-buffering': 'no',
       ...headers,
     })
-    this.#encoder = endpoint.chunks(served, this.call.includeUsage)
+    this.#encoder = endpoint.chunks(served, this.call)
     this.#stream = new SseStream(outgoing, this, heartbeat)
     for (let index = 0; index < this.choices; index++) this.#push(this.#encoder.opening(index))
   }

@@ -1,4 +1,6 @@
 import { readdirSync } from 'node:fs'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
@@ -7,6 +9,8 @@ import { cpuDevice, generate, greedyState, makeBatch, smollm2Request } from '../
 import { stories260kRequest } from '../support/stories260k.js'
 
 const addon = loadAddon()
+setFlagsFromString('--expose-gc')
+const collectGarbage = runInNewContext('gc') as () => void
 const descriptors = (): number => readdirSync('/proc/self/fd').length
 
 describe('a device', () => {
@@ -63,19 +67,25 @@ describe('a device', () => {
 
   test('gives back memory and descriptors over 100 loads and unloads', async () => {
     const device = addon.openDevice(cpuDevice)
+    const rungs = ['fp16', 'int8', 'int4'] as const
+    const large = rungs.map((precision) => smollm2Request(precision, 64))
+    const small = rungs.map((precision) => stories260kRequest(precision))
     const cycle = async (request: LoadRequest): Promise<void> => {
       const model = await device.loadModel(request)
       await generate(model, [1], 3)
       await model.unload()
     }
-    await cycle(smollm2Request('int4'))
+    for (const request of [...large, ...small]) await cycle(request)
+    collectGarbage()
     const baseline = { rss: process.memoryUsage().rss, descriptors: descriptors() }
-    for (let i = 0; i < 97; i++) await cycle(stories260kRequest((['fp16', 'int8', 'int4'] as const)[i % 3] ?? 'int4'))
-    for (const precision of ['fp16', 'int8', 'int4'] as const) await cycle(smollm2Request(precision, 64))
+    for (let i = 0; i < 32; i++) for (const request of small) await cycle(request)
+    for (const request of large) await cycle(request)
+    collectGarbage()
     expect(descriptors()).toBe(baseline.descriptors)
-    expect(process.memoryUsage().rss - baseline.rss).toBeLessThan(48 << 20)
+    // Less than a tenth of one copy of the smallest rung's weights.
+    expect(process.memoryUsage().rss - baseline.rss).toBeLessThan(8 << 20)
     await device.close()
-  })
+  }, 60_000)
 
   test('frees what a terminated worker thread left open, in the middle of steps', async () => {
     const script = `

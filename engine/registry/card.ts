@@ -1,6 +1,6 @@
 import { closeSync, openSync, readSync } from 'node:fs'
 import { basename } from 'node:path'
-import type { GgufFile, ModelSpec, Precision, WeightSource } from '../native.js'
+import type { GgufFile, ModelSpec, WeightSource } from '../native.js'
 import { readLlama } from './llama.js'
 import { Metadata } from './metadata.js'
 import { generationConfig, type GgufTokenizer, readTokenizer, tokenizerConfig, tokenizerJson } from './tokenizer.js'
@@ -67,27 +67,6 @@ export function modelAssets({
 
 function json(name: string, value: object): ModelAsset {
   return { name, data: Buffer.from(JSON.stringify(value)) }
-}
-
-const GROUP = 32
-const KEPT_AS_FLOAT = 4
-
-/**
- * Bytes that a rung's weights take on a device, from above: groups of 32 with a scale and a minimum each, rows padded
- * to whole groups and whole tiles of 16. For the ledger before a load; afterwards NativeModel.weightBytes counts.
- */
-export function estimateWeightBytes(card: ModelCard, precision: Precision): number {
-  return card.weights.reduce((sum, { shape }) => sum + tensorBytes(shape, precision), 0)
-}
-
-function tensorBytes(shape: readonly number[], precision: Precision): number {
-  const [n = 0, k] = shape
-  if (k === undefined) return n * KEPT_AS_FLOAT
-  const rows = Math.ceil(n / 16) * 16
-  const groups = Math.ceil(k / GROUP)
-  const bitsPerWeight = { fp16: 16, int8: 8, int4: 4 }[precision]
-  const parameters = precision === 'fp16' ? 0 : 4
-  return rows * groups * ((GROUP * bitsPerWeight) / 8 + parameters)
 }
 
 function elements(shape: readonly number[]): number {

@@ -1,2 +1,3 @@
-export { estimateWeightBytes, type ModelAsset, type ModelCard, modelAssets, readModelCard } from './card.js'
+export { estimateWeightBytes } from './estimate.js'
+export { type ModelAsset, type ModelCard, modelAssets, readModelCard } from './card.js'
 export { ModelFileError } from './metadata.js'

@@ -81,6 +81,7 @@ function readSizes(metadata: Metadata, tensors: ReadonlyMap<string, TensorInfo>)
   const kvHeads = readKvHeads(metadata, heads, layers)
   if (heads % kvHeads !== 0)
     throw metadata.invalid(`llama.attention.head_count ${heads} is not a multiple of head_count_kv ${kvHeads}`)
+  const headDim = readHeadDim(metadata, hidden, heads)
   const embedding = tensors.get('token_embd.weight')
   if (embedding === undefined) throw metadata.invalid('tensor "token_embd.weight" is missing')
   const vocab = embedding.shape[0] ?? 0
@@ -95,7 +96,7 @@ function readSizes(metadata: Metadata, tensors: ReadonlyMap<string, TensorInfo>)
     kvHeads,
     vocab,
     ffn: metadata.integer('llama.feed_forward_length', 1, MAX_FFN),
-    headDim: readHeadDim(metadata, hidden, heads),
+    headDim,
   }
 }
 

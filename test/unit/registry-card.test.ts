@@ -1,0 +1,391 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, test } from 'vitest'
+import type { GgufFile, GgufValue, TensorInfo } from '../../engine/native.js'
+import { estimateWeightBytes, modelAssets, ModelFileError, readModelCard } from '../../engine/registry/index.js'
+import { tensor, TINY_TOKENS, tinyGguf } from '../support/tiny-gguf.js'
+
+const folder = mkdtempSync(join(tmpdir(), 'edgeshift-registry-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+
+const change = (key: string, value: GgufValue | undefined) => tinyGguf({ [key]: value })
+const card = (file: GgufFile, path = 'x.gguf') => readModelCard(path, () => file)
+const without = (name: string) => (tensors: TensorInfo[]) => tensors.filter((info) => info.name !== name)
+const replaced = (info: TensorInfo) => (tensors: TensorInfo[]) => [...without(info.name)(tensors), info]
+const added = (info: TensorInfo) => (tensors: TensorInfo[]) => [...tensors, info]
+
+/** "code: message" of what reading a header throws. */
+function fault(file: GgufFile): string {
+  try {
+    card(file)
+    return 'accepted'
+  } catch (error) {
+    if (!(error instanceof ModelFileError)) throw error
+    return `${error.code}: ${error.message}`
+  }
+}
+
+describe('a llama header', () => {
+  test('becomes spec, weights and limits', () => {
+    const { spec, weights, ...rest } = card(tinyGguf({ 'general.license': 'mit' }))
+    expect(rest).toMatchObject({
+      file: 'x.gguf',
+      name: 'tiny',
+      architecture: 'llama',
+      licence: 'mit',
+      contextLength: 128,
+      parameters: 9824,
+    })
+    expect(spec).toMatchObject({
+      vocabSize: TINY_TOKENS.length,
+      hiddenSize: 32,
+      numLayers: 1,
+      numHeads: 4,
+      numKvHeads: 2,
+      headDim: 8,
+      intermediateSize: 64,
+      ropeScale: 1,
+      ropeInterleaved: true,
+      windows: Int32Array.of(0),
+    })
+    expect(spec.attentionScale).toBeCloseTo(1 / Math.sqrt(8))
+    expect([...spec.ropeInvFreq]).toEqual([1, 0.1, 0.01, 0.001].map((frequency) => Math.fround(frequency)))
+    expect(weights.map(({ slot }) => slot)).toEqual(
+      ['embed', 'attn_norm', 'q', 'k', 'v', 'o', 'ffn_norm', 'gate', 'up', 'down', 'final_norm'].map((slot) =>
+        slot === 'embed' || slot === 'final_norm' ? slot : `layers.0.${slot}`,
+      ),
+    )
+  })
+
+  test('optional tensors take their slots', () => {
+    const biases = (tensors: TensorInfo[]) => [
+      ...tensors,
+      tensor('blk.0.attn_q.bias', [32]),
+      tensor('output.weight', [16, 32]),
+    ]
+    const slots = card(tinyGguf({}, biases)).weights.map(({ slot }) => slot)
+    expect(slots).toContain('layers.0.q_bias')
+    expect(slots).toContain('head')
+  })
+
+  test('settings with an effect on the numbers', () => {
+    const { spec } = card(
+      tinyGguf({
+        'llama.rope.freq_base': 500_000,
+        'llama.rope.dimension_count': 4,
+        'llama.rope.scaling.type': 'linear',
+        'llama.rope.scaling.factor': 2,
+        'llama.attention.sliding_window': 64,
+        'llama.attention.scale': 0.5,
+      }),
+    )
+    expect([...spec.ropeInvFreq]).toEqual([0.5, Math.fround(500_000 ** -0.5 / 2)])
+    expect(spec).toMatchObject({ attentionScale: 0.5, windows: Int32Array.of(64) })
+    expect(card(tinyGguf({ 'llama.attention.head_count_kv': [2] })).spec.numKvHeads).toBe(2)
+    expect(card(tinyGguf({ 'llama.attention.head_count_kv': Int32Array.of(2) })).spec.numKvHeads).toBe(2)
+  })
+
+  test('rope_freqs divides the frequencies', () => {
+    const path = join(folder, 'freqs.gguf')
+    const floats = Buffer.alloc(16 + 16)
+    for (const [index, value] of [1, 2, 4, 8].entries()) floats.writeFloatLE(value, 16 + index * 4)
+    writeFileSync(path, floats)
+    const file = tinyGguf({}, added({ ...tensor('rope_freqs.weight', [4]), offset: 16 }))
+    const { spec } = card(file, path)
+    expect([...spec.ropeInvFreq]).toEqual([1, 0.1 / 2, 0.01 / 4, 0.001 / 8].map((value) => expect.closeTo(value)))
+    floats.writeFloatLE(Number.NaN, 20)
+    writeFileSync(path, floats)
+    expect(() => card(file, path)).toThrow('holds a value outside 1e-6 to 1e6')
+  })
+
+  test.each<[string, GgufFile, string]>([
+    [
+      'no architecture',
+      change('general.architecture', undefined),
+      'invalid_file: x.gguf: general.architecture is missing',
+    ],
+    [
+      'other architecture',
+      change('general.architecture', 'gemma3'),
+      'unsupported: x.gguf: architecture "gemma3" is not supported (llama is)',
+    ],
+    [
+      'architecture of a number',
+      change('general.architecture', 7),
+      'invalid_file: x.gguf: general.architecture is 7, not a text',
+    ],
+    ['no layers', change('llama.block_count', 0), 'invalid_file: x.gguf: llama.block_count is 0, outside 1 to 1024'],
+    [
+      '2^31 layers',
+      change('llama.block_count', 2 ** 31),
+      'invalid_file: x.gguf: llama.block_count is 2147483648, outside 1 to 1024',
+    ],
+    [
+      'layers of text',
+      change('llama.block_count', '3'),
+      'invalid_file: x.gguf: llama.block_count is "3", not a whole number',
+    ],
+    [
+      'fraction of a layer',
+      change('llama.block_count', 0.5),
+      'invalid_file: x.gguf: llama.block_count is 0.5, not a whole number',
+    ],
+    [
+      'missing size',
+      change('llama.embedding_length', undefined),
+      'invalid_file: x.gguf: llama.embedding_length is missing, not a whole number',
+    ],
+    [
+      'no heads',
+      change('llama.attention.head_count', 0),
+      'invalid_file: x.gguf: llama.attention.head_count is 0, outside 1 to 1024',
+    ],
+    [
+      'heads that do not divide',
+      change('llama.attention.head_count', 3),
+      'invalid_file: x.gguf: llama.attention.head_count 3 is not a multiple of head_count_kv 2',
+    ],
+    [
+      'width not a multiple of heads',
+      tinyGguf({ 'llama.attention.head_count': 6 }),
+      'invalid_file: x.gguf: llama.embedding_length 32 is not a multiple of head_count 6, and no key_length is given',
+    ],
+    [
+      'more kv heads than heads',
+      change('llama.attention.head_count_kv', 8),
+      'invalid_file: x.gguf: llama.attention.head_count_kv is 8, outside 1 to 4',
+    ],
+    [
+      'kv heads by layer',
+      tinyGguf({ 'llama.attention.head_count_kv': [2, 4] }),
+      'invalid_file: x.gguf: llama.attention.head_count_kv is not a count for each layer',
+    ],
+    [
+      'odd head',
+      change('llama.attention.key_length', 7),
+      'invalid_file: x.gguf: a head of 7 values cannot be rotated in pairs',
+    ],
+    [
+      'keys unlike values',
+      tinyGguf({ 'llama.attention.value_length': 4 }),
+      'unsupported: x.gguf: key_length 8 and value_length 4 differ',
+    ],
+    [
+      'head size against tensors',
+      change('llama.attention.key_length', 16),
+      'invalid_file: x.gguf: tensor "blk.0.attn_q.weight" has shape [32, 32]; the metadata says [64, 32]',
+    ],
+    [
+      'width against tensors',
+      tinyGguf({ 'llama.embedding_length': 64 }),
+      'invalid_file: x.gguf: tensor "token_embd.weight" has shape [16, 32]; the metadata says [16, 64]',
+    ],
+    [
+      'vocabulary size',
+      change('llama.vocab_size', 99),
+      'invalid_file: x.gguf: llama.vocab_size is not the 16 rows of token_embd.weight',
+    ],
+    [
+      'no epsilon',
+      change('llama.attention.layer_norm_rms_epsilon', undefined),
+      'invalid_file: x.gguf: llama.attention.layer_norm_rms_epsilon is missing, not a number',
+    ],
+    [
+      'NaN',
+      change('llama.rope.freq_base', Number.NaN),
+      'invalid_file: x.gguf: llama.rope.freq_base is NaN, not a number',
+    ],
+    [
+      'infinity',
+      change('llama.rope.freq_base', Infinity),
+      'invalid_file: x.gguf: llama.rope.freq_base is Infinity, outside 1.000001 to 1000000000000',
+    ],
+    [
+      'odd rotation',
+      change('llama.rope.dimension_count', 3),
+      'invalid_file: x.gguf: llama.rope.dimension_count 3 is odd',
+    ],
+    [
+      'yarn',
+      change('llama.rope.scaling.type', 'yarn'),
+      'unsupported: x.gguf: rope scaling "yarn" is not supported (none and linear are)',
+    ],
+    ['experts', change('llama.expert_count', 8), 'unsupported: x.gguf: mixtures of experts are not supported'],
+    [
+      'missing tensor',
+      tinyGguf({}, without('blk.0.ffn_up.weight')),
+      'invalid_file: x.gguf: tensor "blk.0.ffn_up.weight" is missing',
+    ],
+    [
+      'missing layer',
+      change('llama.block_count', 2),
+      'invalid_file: x.gguf: tensor "blk.1.attn_norm.weight" is missing',
+    ],
+    [
+      'tensor with no place',
+      tinyGguf({}, added(tensor('blk.1.attn_norm.weight', [32]))),
+      'unsupported: x.gguf: tensor "blk.1.attn_norm.weight" has no place in a llama model of 1 layers',
+    ],
+    [
+      'bias with no place',
+      tinyGguf({}, added(tensor('blk.0.ffn_up.bias', [64]))),
+      'unsupported: x.gguf: tensor "blk.0.ffn_up.bias" has no place in a llama model of 1 layers',
+    ],
+    [
+      'tensor type',
+      tinyGguf({}, replaced(tensor('blk.0.ffn_up.weight', [64, 32], 'iq2_xs'))),
+      'unsupported: x.gguf: tensor "blk.0.ffn_up.weight" has type iq2_xs; supported are f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0',
+    ],
+    [
+      'wrong factors',
+      tinyGguf({}, added(tensor('rope_freqs.weight', [3]))),
+      'invalid_file: x.gguf: tensor "rope_freqs.weight" is not 4 values of type f32',
+    ],
+    [
+      'prototype as key',
+      tinyGguf({ 'llama.block_count': undefined, toString: 5 }),
+      'invalid_file: x.gguf: llama.block_count is missing, not a whole number',
+    ],
+  ])('%s', (_, file, message) => {
+    expect(fault(file)).toBe(message)
+  })
+})
+
+describe('a tokenizer', () => {
+  test.each<[string, GgufFile, string]>([
+    ['none', change('tokenizer.ggml.model', undefined), 'invalid_file: x.gguf: tokenizer.ggml.model is missing'],
+    [
+      'other kind',
+      change('tokenizer.ggml.model', 'llama'),
+      'unsupported: x.gguf: tokenizer.ggml.model "llama" is not supported (gpt2 is: byte-level BPE)',
+    ],
+    [
+      'unknown splitting',
+      change('tokenizer.ggml.pre', 'brand-new'),
+      'unsupported: x.gguf: tokenizer.ggml.pre "brand-new" is not known (gpt-2, smollm, starcoder, refact, command-r, llama-bpe, llama3, llama-v3, qwen2 are)',
+    ],
+    ['no splitting', change('tokenizer.ggml.pre', undefined), 'invalid_file: x.gguf: tokenizer.ggml.pre is missing'],
+    [
+      'too few tokens',
+      change('tokenizer.ggml.tokens', ['a']),
+      'invalid_file: x.gguf: tokenizer.ggml.tokens has 1 entries for 16 embeddings',
+    ],
+    [
+      'tokens of numbers',
+      change('tokenizer.ggml.tokens', [1, 2]),
+      'invalid_file: x.gguf: tokenizer.ggml.tokens is a list, not a list of texts',
+    ],
+    [
+      'token twice',
+      change('tokenizer.ggml.tokens', [...TINY_TOKENS.slice(0, 15), 'a']),
+      'invalid_file: x.gguf: token 15 ("a") occurs twice',
+    ],
+    [
+      'empty token',
+      change('tokenizer.ggml.tokens', [...TINY_TOKENS.slice(0, 15), '']),
+      'invalid_file: x.gguf: token 15 has 0 characters',
+    ],
+    [
+      'types',
+      change('tokenizer.ggml.token_type', [1]),
+      'invalid_file: x.gguf: tokenizer.ggml.token_type has 1 entries for 16 tokens',
+    ],
+    [
+      'no merges',
+      change('tokenizer.ggml.merges', undefined),
+      'invalid_file: x.gguf: tokenizer.ggml.merges is missing, not a list of texts',
+    ],
+    [
+      'merge of unknown tokens',
+      change('tokenizer.ggml.merges', ['a b', 'a z']),
+      'invalid_file: x.gguf: merge 1 ("a z") is not a pair of tokens that make a token',
+    ],
+    [
+      'merge to an unknown token',
+      change('tokenizer.ggml.merges', ['b a']),
+      'invalid_file: x.gguf: merge 0 ("b a") is not a pair of tokens that make a token',
+    ],
+    [
+      'merge of three',
+      change('tokenizer.ggml.merges', ['a b c']),
+      'invalid_file: x.gguf: merge 0 ("a b c") is not a pair of tokens that make a token',
+    ],
+    [
+      'BOS outside',
+      change('tokenizer.ggml.bos_token_id', 16),
+      'invalid_file: x.gguf: tokenizer.ggml.bos_token_id is 16, outside 0 to 15',
+    ],
+    [
+      'EOS outside',
+      change('tokenizer.ggml.eos_token_id', 2 ** 32 - 1),
+      'invalid_file: x.gguf: tokenizer.ggml.eos_token_id is 4294967295, outside 0 to 15',
+    ],
+    [
+      'BOS wanted, but none',
+      tinyGguf({ 'tokenizer.ggml.bos_token_id': undefined, 'tokenizer.ggml.add_bos_token': true }),
+      'invalid_file: x.gguf: tokenizer.ggml.add_bos_token is set, but there is no bos_token_id',
+    ],
+    [
+      'template too long',
+      tinyGguf({ 'tokenizer.chat_template': 'x'.repeat(2 ** 20 + 1) }),
+      'invalid_file: x.gguf: tokenizer.chat_template has 1048577 characters, more than 1048576',
+    ],
+  ])('%s', (_, file, message) => {
+    expect(fault(file)).toBe(message)
+  })
+
+  test('becomes the files of the text layer', () => {
+    const file = tinyGguf({
+      'tokenizer.chat_template': '{{ x }}',
+      'tokenizer.ggml.eot_token_id': 2,
+      'tokenizer.ggml.eom_token_id': 1,
+      'tokenizer.ggml.token_type': [3, 3, 2, ...TINY_TOKENS.slice(3).map((token) => (token === '!' ? 4 : 1))],
+    })
+    const assets = new Map(modelAssets(card(file)).map(({ name, data }) => [name, Buffer.from(data).toString()]))
+    expect([...assets.keys()]).toEqual([
+      'tokenizer.json',
+      'tokenizer_config.json',
+      'generation_config.json',
+      'chat_template.jinja',
+    ])
+    const parse = (name: string): unknown => JSON.parse(assets.get(name) ?? '')
+    expect(parse('tokenizer.json')).toMatchObject({
+      added_tokens: [
+        { id: 0, content: '<s>', special: true },
+        { id: 1, content: '</s>', special: true },
+        { id: 2, content: '<unk>', special: true },
+        { id: 15, content: '!', special: false },
+      ],
+      pre_tokenizer: { type: 'ByteLevel', use_regex: true },
+      model: {
+        type: 'BPE',
+        vocab: { '<s>': 0, a: 3 },
+        merges: [
+          ['a', 'b'],
+          ['Ġ', 'a'],
+          ['Ġ', 'ab'],
+          ['1', '2'],
+        ],
+      },
+    })
+    expect(parse('tokenizer_config.json')).toEqual({
+      bos_token: '<s>',
+      eos_token: '</s>',
+      add_bos_token: false,
+      model_max_length: 128,
+    })
+    expect(parse('generation_config.json')).toEqual({ bos_token_id: 0, eos_token_id: [1, 2] })
+    expect(assets.get('chat_template.jinja')).toBe('{{ x }}')
+  })
+})
+
+test('bytes of each rung', () => {
+  const tiny = card(tinyGguf())
+  // Worked by hand: padded heads (8 to 16) double q, k, v and o; norms are floats; whole pages.
+  const norms = 3 * 32 * 4
+  const fp16 = 2 * (16 * 32 + 128 * 32 + 32 * 64 + 128 * 32 + 32 * 64)
+  expect(estimateWeightBytes(tiny, 'fp16')).toBe(Math.ceil(fp16 / 4096) * 4096 + norms)
+  const sizes = (['fp16', 'int8', 'int4'] as const).map((precision) => estimateWeightBytes(tiny, precision))
+  expect(sizes.toSorted((a, b) => b - a)).toEqual(sizes)
+})

@@ -1,6 +1,6 @@
-/** A real gateway process with a scripted engine, for tests that kill things. */
+/** A real gateway process, with a scripted engine or the real one. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -59,18 +59,32 @@ export class GatewayProcess {
     })
   }
 
-  /** Starts it on free ports; `env` is the scripted engine's. Its TMPDIR is private, so that leftovers can be seen. */
+  /** Starts it on free ports with a scripted engine; `env` is the engine's. */
   static start(
     env: Record<string, string> = {},
     server = '{ http: "127.0.0.1:0", grpc: "127.0.0.1:0" }',
   ): GatewayProcess {
-    const dir = mkdtempSync(join(tmpdir(), 'es-fault-'))
-    const config = join(dir, 'models.yaml')
     const variants = `[{ precision: int4, path: ${JSON.stringify(MODEL)} }]`
-    writeFileSync(config, `server: ${server}\nmodels: [{ id: m, tags: [chat], variants: ${variants} }]\n`)
-    const script = [at('../../gateway/cli/main.ts'), 'serve', '--config', config]
-    const engine = ['--engine', at('scripted-engine.ts')]
-    const child = spawn(process.execPath, ['--import', 'tsx', ...script, ...engine], {
+    const config = `server: ${server}\nmodels: [{ id: m, tags: [chat], variants: ${variants} }]\n`
+    return GatewayProcess.spawn(config, ['--engine', at('scripted-engine.ts')], env)
+  }
+
+  /** Starts the shipped models.yaml on free ports with the real engine; `edit` may change the file's text. */
+  static startShipped(edit: (config: string) => string = (config) => config): GatewayProcess {
+    const shipped = readFileSync(at('../../models.yaml'), 'utf8')
+      .replace('127.0.0.1:8080', '127.0.0.1:0')
+      .replace('127.0.0.1:8081', '127.0.0.1:0')
+      .replaceAll('models/smollm2-135m-instruct-q4_1.gguf', MODEL)
+    return GatewayProcess.spawn(edit(shipped), [], {})
+  }
+
+  /** Its TMPDIR is private, so that leftovers can be seen. */
+  private static spawn(config: string, args: readonly string[], env: Record<string, string>): GatewayProcess {
+    const dir = mkdtempSync(join(tmpdir(), 'es-fault-'))
+    const file = join(dir, 'models.yaml')
+    writeFileSync(file, config)
+    const script = [at('../../gateway/cli/main.ts'), 'serve', '--config', file]
+    const child = spawn(process.execPath, ['--import', 'tsx', ...script, ...args], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...process.env, TMPDIR: dir, ...env },
     })
@@ -94,6 +108,11 @@ export class GatewayProcess {
   /** "http://127.0.0.1:PORT", from the banner. */
   get url(): string {
     return /http:\/\/\S+:\d+/.exec(this.stdout)?.[0] ?? ''
+  }
+
+  /** "127.0.0.1:PORT" of the public gRPC service, from the banner. */
+  get grpcAddress(): string {
+    return /gRPC\s+(\S+:\d+)/.exec(this.stdout)?.[1] ?? ''
   }
 
   /** Resolves when the banner is out. */

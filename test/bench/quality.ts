@@ -1,0 +1,27 @@
+/**
+ * The embedded model against the reference, through HTTP: greedy matches and perplexity of each rung.
+ * `npm run bench:quality -- [windows]` (20 by default; a few minutes).
+ */
+import { GatewayProcess } from '../support/gateway-process.js'
+import { compareGreedy, greedyRows, perplexity } from '../support/quality.js'
+
+const windows = Number(process.argv[2] ?? 20)
+const box = await GatewayProcess.startShipped().ready()
+try {
+  for (const rung of ['fp16', 'int8', 'int4']) {
+    const model = `smollm2:${rung}`
+    const results = await Promise.all(greedyRows().map((row) => compareGreedy(box.url, model, row)))
+    const margins = results.flatMap(({ margin }) => margin ?? [])
+    const exact = results.length - margins.length
+    console.log(
+      `${model}: ${exact} of ${results.length} continuations exact, largest margin left ${margins.length > 0 ? Math.max(...margins) : 0}`,
+    )
+    const { measured, reference } = await perplexity(box.url, model, windows)
+    const off = ((measured / reference - 1) * 100).toFixed(3)
+    console.log(
+      `${model}: perplexity ${measured.toFixed(4)} over ${windows} windows, reference ${reference.toFixed(4)} (${off}%)`,
+    )
+  }
+} finally {
+  await box.close()
+}

@@ -54,7 +54,7 @@ function randoms(seed: number): (below: number) => number {
 }
 
 /** Requests of mixed lengths, tenants and sampling, some with a common beginning. */
-function mixedSubmits(count: number, vocab: number, longest: number): Submit[] {
+function mixedSubmits(count: number, vocab: number, longest: number, longestAnswer: number): Submit[] {
   const random = randoms(7)
   const shared = Array.from({ length: longest }, () => 3 + random(vocab - 3))
   return Array.from({ length: count }, (_, id) => {
@@ -68,7 +68,12 @@ function mixedSubmits(count: number, vocab: number, longest: number): Submit[] {
       seed: id,
       repetitionPenalty: id % 7 === 0 ? 1.2 : 1,
     })
-    return submitOf(id, prompt, { sampling, maxTokens: 1 + random(60), tenant: `t${id % 4}`, priority: id % 2 })
+    return submitOf(id, prompt, {
+      sampling,
+      maxTokens: 1 + random(longestAnswer),
+      tenant: `t${id % 4}`,
+      priority: id % 2,
+    })
   })
 }
 
@@ -101,7 +106,7 @@ describe('engine over the CPU backend', () => {
       const limits = { maxNumSeqs: 64, maxBatchTokens: 96, maxModelLen: 160 }
       // Too few blocks for all of them: some are preempted.
       const fake = await engineOn(request, 64, { limits, depth, maxWaiting: 100 })
-      const submits = mixedSubmits(64, 512, 100)
+      const submits = mixedSubmits(64, 512, 100, 60)
       const together = await runTogether(fake, submits)
       assertIdle(fake)
       const counters = { ...fake.device.residents[0]?.scheduler.counters }
@@ -113,7 +118,7 @@ describe('engine over the CPU backend', () => {
 
   it('reports the same prompt log probabilities whole, in chunks and beside cached blocks', async () => {
     const request = { ...stories260kRequest('fp16'), maxSlots: 8, maxBatchTokens: 128 }
-    const prompt = mixedSubmits(1, 512, 90)[0]?.prompt ?? []
+    const prompt = mixedSubmits(1, 512, 90, 1)[0]?.prompt ?? []
     const long = [...prompt, ...prompt, ...prompt].slice(0, 70)
     const scored: number[][] = []
     for (const maxBatchTokens of [128, 16]) {
@@ -152,10 +157,7 @@ describe('engine over the CPU backend', () => {
     const request = { ...smollm2Request('int4', 128), maxSlots: 12 }
     const limits = { maxNumSeqs: 12, maxBatchTokens: 128, maxModelLen: 128 }
     const fake = await engineOn(request, 96, { limits })
-    const submits = mixedSubmits(12, 49152, 40).map((submit) => ({
-      ...submit,
-      maxTokens: 1 + (submit.sequenceId % 12),
-    }))
+    const submits = mixedSubmits(12, 49152, 40, 12)
     const together = await runTogether(fake, submits)
     expect(await runAlone(fake, submits)).toEqual(together)
     assertIdle(fake)

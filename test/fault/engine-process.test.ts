@@ -1,0 +1,182 @@
+/** The engine as a process: what it says of its models, and that nothing of it is left however it ends. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { credentials } from '@grpc/grpc-js'
+import { afterEach, describe, expect, it } from 'vitest'
+import {
+  EngineClient,
+  type EngineStatus,
+  FinishReason,
+  type SessionEvent,
+  VariantState,
+} from '../../proto/gen/edgeshift/v1/engine.js'
+import { eventually, isRunning } from '../support/gateway-process.js'
+import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { submitOf } from '../support/fake-engine.js'
+
+const MAIN = new URL('../../engine/main.ts', import.meta.url).pathname
+const cleanups: (() => void)[] = []
+
+afterEach(() => {
+  for (const cleanup of cleanups.splice(0).toReversed()) cleanup()
+})
+
+/** Paths of one engine; its rungs are int4 of the embedded model, plus what `extra` adds to the configuration. */
+function files(config: string): { socket: string; command: string[] } {
+  const dir = mkdtempSync(join(tmpdir(), 'es-engine-'))
+  cleanups.push(() => rmSync(dir, { recursive: true, force: true }))
+  const file = join(dir, 'models.yaml')
+  writeFileSync(file, config)
+  const socket = join(dir, 'engine.sock')
+  return { socket, command: ['--import', 'tsx', MAIN, '--config', file, '--socket', socket] }
+}
+
+interface Started {
+  child: ChildProcess
+  exited: Promise<number | null>
+  log: string[]
+}
+
+function start(command: string[]): Started {
+  const child = spawn(process.execPath, command, { stdio: ['pipe', 'ignore', 'pipe'] })
+  cleanups.push(() => child.kill('SIGKILL'))
+  const log: string[] = []
+  if (child.stderr) createInterface({ input: child.stderr }).on('line', (line) => log.push(line))
+  return { child, log, exited: new Promise((resolve) => child.once('exit', resolve)) }
+}
+
+function connect(socket: string): EngineClient {
+  const client = new EngineClient(`unix:${socket}`, credentials.createInsecure())
+  cleanups.push(() => client.close())
+  return client
+}
+
+/** The engine's status as soon as no variant is loading any more. */
+async function loaded(client: EngineClient, { exited, log }: Started): Promise<EngineStatus> {
+  const ready = new Promise<void>((resolve, reject) => {
+    client.waitForReady(Date.now() + 15_000, (error) => (error ? reject(error) : resolve()))
+  })
+  const ended = exited.then((code) => Promise.reject(new Error(`the process ended with ${code}: ${log.join(' ')}`)))
+  ended.catch(() => {})
+  await Promise.race([ready, ended])
+  return new Promise((resolve, reject) => {
+    const session = client.session()
+    session.on('error', reject)
+    session.on('data', ({ kind }: SessionEvent) => {
+      if (kind?.$case !== 'status') return
+      const { status } = kind
+      if (status.variants.length === 0 || status.variants.some(({ state }) => state === VariantState.LOADING)) return
+      session.removeAllListeners('error').on('error', () => {})
+      session.cancel()
+      resolve(status)
+    })
+  })
+}
+
+const INT4 = `models: [{ id: m, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 512 }]`
+
+describe('engine process', () => {
+  it('says of each variant whether it is ready, and why not with figures', async () => {
+    const { socket, command } = files(`
+devices: [{ id: cpu0, kind: cpu, memory_gb: 0.5 }]
+models:
+  - id: m
+    max_model_len: 512
+    variants:
+      - { precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }
+      - { precision: int8, from: fp16 }
+      - { precision: int4, from: fp16 }
+  - id: broken
+    variants: [{ precision: int4, path: ${JSON.stringify(MAIN)} }]
+`)
+    const status = await loaded(connect(socket), start(command))
+    const states = Object.fromEntries(status.variants.map((variant) => [variant.name, variant]))
+    expect(states['m:fp16']?.state).toBe(VariantState.READY)
+    expect(states['m:int8']?.error).toMatch(/needs \d+ MiB weights .* cpu0 has \d+ MiB of 477 MiB free/)
+    expect(states['broken:int4']).toMatchObject({ state: VariantState.FAILED })
+    expect(states['broken:int4']?.error).not.toBe('')
+    const [device] = status.devices
+    const taken = device?.ledger.reduce((sum, { bytes }) => sum + bytes, 0) ?? 0
+    expect(taken).toBeLessThanOrEqual(device?.budgetBytes ?? 0)
+    expect(device?.ledger.find(({ kind }) => kind === 'weights')?.bytes).toBe(states['m:fp16']?.weightBytes)
+  })
+
+  it('ends by itself when its parent closes the pipe, and leaves no socket', async () => {
+    const { socket, command } = files(INT4)
+    const engine = start(command)
+    const { child, exited } = engine
+    await loaded(connect(socket), engine)
+    const closedAt = performance.now()
+    child.stdin?.end()
+    expect(await exited).toBe(0)
+    expect(performance.now() - closedAt).toBeLessThan(2000)
+    expect(existsSync(socket)).toBe(false)
+  })
+
+  it('ends by itself when its parent is killed', async () => {
+    const { socket, command } = files(INT4)
+    const script = `
+      const { spawn } = require('node:child_process')
+      const child = spawn(process.execPath, ${JSON.stringify(command)}, { stdio: ['ignore', 'ignore', 'ignore'], detached: true })
+      process.stderr.write(child.pid + '\\n')
+      setInterval(() => {}, 1000)`
+    const parent = start(['-e', script])
+    const { child, exited, log } = parent
+    await loaded(connect(socket), parent)
+    const pid = Number(log[0])
+    expect(isRunning(pid)).toBe(true)
+    child.kill('SIGKILL')
+    await exited
+    await eventually(() => !isRunning(pid) && !existsSync(socket), 'the engine ends')
+  })
+
+  it('on SIGTERM refuses new work, ends what runs and removes the socket', async () => {
+    const { socket, command } = files(INT4)
+    const engine = start(command)
+    const { child, exited } = engine
+    const client = connect(socket)
+    await loaded(client, engine)
+    const session = client.session()
+    const ends: (string | undefined)[] = []
+    const received = new Promise<void>((resolve) => {
+      session.on('error', () => resolve())
+      session.on('end', () => resolve())
+      session.on('data', ({ kind }: SessionEvent) => {
+        if (kind?.$case !== 'step') return
+        for (const delta of kind.step.deltas) {
+          if (delta.sequenceId === 1 && delta.start) {
+            child.kill('SIGTERM')
+            setTimeout(
+              () => session.write({ kind: { $case: 'submit', submit: { ...submitOf(2, [1]), variant: 'm:int4' } } }),
+              50,
+            )
+          }
+          if (delta.finishReason !== FinishReason.UNSPECIFIED) ends[delta.sequenceId] = delta.error?.code
+        }
+      })
+    })
+    session.write({
+      kind: { $case: 'submit', submit: { ...submitOf(1, [1, 2, 3], { maxTokens: 60 }), variant: 'm:int4' } },
+    })
+    expect(await exited).toBe(0)
+    await received
+    expect(ends).toEqual([undefined, undefined, 'shutting_down'])
+    expect(existsSync(socket)).toBe(false)
+  })
+
+  it('replaces the socket file of a dead engine and leaves a living one alone', async () => {
+    const { socket, command } = files(INT4)
+    const first = start(command)
+    await loaded(connect(socket), first)
+    const second = start(command)
+    expect(await second.exited).toBe(1)
+    expect(second.log.join('\n')).toContain('another process serves')
+    first.child.kill('SIGKILL')
+    await first.exited
+    expect(existsSync(socket)).toBe(true)
+    expect((await loaded(connect(socket), start(command))).variants[0]?.state).toBe(VariantState.READY)
+  })
+})

@@ -29,9 +29,14 @@ export function observe(log: Logger, registry: Registry): MiddlewareHandler<Http
     const exchange: Exchange = { id: newRequestId(), route: 'unmatched' }
     c.set('exchange', exchange)
     outgoing.setHeader('x-request-id', exchange.id)
+    let complete = false
+    // Before Node's own listener, which may close the socket; a destroyed one also reports that it has finished.
+    outgoing.prependOnceListener('finish', () => {
+      complete = !incoming.socket.destroyed
+    })
     outgoing.once('close', () => {
       const seconds = (performance.now() - start) / 1000
-      const status = outgoing.writableFinished ? outgoing.statusCode : 499
+      const status = complete ? outgoing.statusCode : 499
       requests.inc({ route: exchange.route, status })
       duration.observe({ route: exchange.route }, seconds)
       log.info(logFields(exchange, incoming, status, seconds), 'request')

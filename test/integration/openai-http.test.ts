@@ -1,3 +1,4 @@
+import { pino } from 'pino'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { GatewayError } from '../../gateway/errors.js'
 import { answer, type FakeServices, fakeServices, hold } from '../support/fake-services.js'
@@ -165,6 +166,46 @@ describe('an unforeseen failure', () => {
   })
 })
 
+describe('a whole answer', () => {
+  it('is cut off when its reader stalls', async () => {
+    await restart({ stallMs: 40 })
+    services.generator.script = answer('x'.repeat(16 * 1024 * 1024))
+    const { socket, closed } = await rawConnection(server.port)
+    socket.write(rawPost(CHAT, body()))
+    socket.pause()
+    await (await services.generator.run(0)).until(({ ended }) => ended)
+    const counted = /edgeshift_http_requests_total\{route="\/v1\/chat\/completions",status="499"\} 1/
+    while (!counted.test(await services.metrics.metrics())) await new Promise((resolve) => setImmediate(resolve))
+    socket.resume()
+    expect((await closed).length).toBeLessThan(16 * 1024 * 1024)
+  })
+})
+
+describe('the log', () => {
+  it("has the exchange and the client's id, cleaned, but no prompt", async () => {
+    const lines: string[] = []
+    services.log = pino({ level: 'trace' }, { write: (line: string) => void lines.push(line) })
+    await server.close()
+    services.metrics.clear()
+    server = await serveHttp(services)
+    const messages = [{ role: 'user', content: 'secret' }]
+    const { headers } = await post(CHAT, body({ messages }), { 'x-request-id': `a b${'c'.repeat(100)}` })
+    await post(`${CHAT}?q=secret`, '{"secret')
+    while (lines.length < 2) await new Promise((resolve) => setImmediate(resolve))
+    expect(lines.map((line) => JSON.parse(line) as unknown)).toMatchObject([
+      {
+        id: headers.get('x-request-id'),
+        route: CHAT,
+        status: 200,
+        variant: 'fake:int4',
+        clientRequestId: `a?b${'c'.repeat(61)}`,
+      },
+      { route: CHAT, status: 400, error: 'invalid_request' },
+    ])
+    expect(lines.join('')).not.toContain('secret')
+  })
+})
+
 describe('a stream', () => {
   it('is framed as server-sent events', async () => {
     const response = await fetch(server.url + CHAT, {
@@ -264,7 +305,7 @@ describe('a stream', () => {
 
   it('is cancelled at once when the client goes', async () => {
     services.generator.script = (run) => run.start()
-    for (let i = 0; i < 20; i++) {
+    for (let i = 0; i < 100; i++) {
       const { socket, until } = await rawConnection(server.port)
       socket.write(rawPost(CHAT, body({ stream: true })))
       await until(/assistant/)
@@ -272,6 +313,7 @@ describe('a stream', () => {
       const run = await services.generator.run(i)
       await run.until(({ cancelled }) => cancelled)
     }
+    expect(await services.metrics.metrics()).toContain('{route="/v1/chat/completions",status="499"} 100')
     expect(services.generator.active).toBe(0)
   })
 })

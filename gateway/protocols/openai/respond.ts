@@ -8,7 +8,7 @@ import type { Call } from '../decode.js'
 import { generateAll } from '../merge.js'
 import { type AnswerEncoder, Collected, type Served } from './answer.js'
 import { type ChunkEncoder, type ChunkEncoderFactory, DONE } from './chunks.js'
-import { type Heartbeat, SseStream } from './sse.js'
+import { boundEnd, type Heartbeat, SseStream } from './sse.js'
 
 /** How one endpoint names and encodes its answers. */
 export interface Endpoint {
@@ -111,10 +111,11 @@ class WholeResponder extends Responder {
   }
 
   protected complete(usage: Usage): void {
-    const { outgoing, endpoint } = this.responding
+    const { outgoing, endpoint, heartbeat } = this.responding
     if (!this.served) return
     const answer = endpoint.answer(this.served, this.#collected, usage, this.call.includeTokenIds)
     sendText(outgoing, 200, answer, this.#headers)
+    boundEnd(outgoing, heartbeat)
   }
 
   protected fail(error: Parameters<typeof sendError>[1]): void {

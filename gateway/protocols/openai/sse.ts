@@ -17,11 +17,29 @@ interface StreamOwner {
 
 const PING = ': ping\n\n'
 
+/** What the heartbeat looks at. */
+interface Watched {
+  beat(now: number, times: StreamTimes): void
+}
+
+/** Cuts off a reader that has not taken a whole answer within the time of one stall; nothing when it already has. */
+export function boundEnd(outgoing: ServerResponse, heartbeat: Heartbeat): void {
+  if (outgoing.destroyed || outgoing.writableLength === 0) return
+  const ended = performance.now()
+  const watched: Watched = {
+    beat(now, { stallMs }) {
+      if (now - ended >= stallMs) outgoing.destroy()
+    },
+  }
+  heartbeat.add(watched)
+  outgoing.once('close', () => heartbeat.delete(watched))
+}
+
 /** Bytes a stream may hold for a reader that lags, over what pausing the source leaves in flight. */
 const MAX_BUFFERED = 1024 * 1024
 
 /** One streamed response. It belongs to its `Heartbeat` until the response closes. */
-export class SseStream {
+export class SseStream implements Watched {
   readonly #outgoing: ServerResponse
   readonly #owner: StreamOwner
   #pending = ''
@@ -94,31 +112,31 @@ export class SseStream {
   }
 }
 
-/** The one timer of all streams of a server; it runs only while there are any. */
+/** The one timer of all slow or streamed responses of a server; it runs only while there are any. */
 export class Heartbeat {
   readonly #times: StreamTimes
-  readonly #streams = new Set<SseStream>()
+  readonly #watched = new Set<Watched>()
   #timer: NodeJS.Timeout | undefined
 
   constructor(times: StreamTimes) {
     this.#times = times
   }
 
-  add(stream: SseStream): void {
-    this.#streams.add(stream)
+  add(watched: Watched): void {
+    this.#watched.add(watched)
     const period = Math.max(1, Math.min(this.#times.pingMs, this.#times.stallMs) / 4)
     this.#timer ??= setInterval(() => this.#beat(), period)
   }
 
-  delete(stream: SseStream): void {
-    this.#streams.delete(stream)
-    if (this.#streams.size > 0) return
+  delete(watched: Watched): void {
+    this.#watched.delete(watched)
+    if (this.#watched.size > 0) return
     clearInterval(this.#timer)
     this.#timer = undefined
   }
 
   #beat(): void {
     const now = performance.now()
-    for (const stream of this.#streams) stream.beat(now, this.#times)
+    for (const watched of this.#watched) watched.beat(now, this.#times)
   }
 }

@@ -7,6 +7,10 @@
 
 #include "quant/half.h"
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 namespace edgeshift {
 
 namespace {
@@ -30,8 +34,6 @@ struct Group {
   f16 minimum{};
   int* codes;  // [group]
 };
-
-void put_nibble(uint8_t* row, int64_t i, int code) { row[i / 2] = uint8_t(row[i / 2] | (i % 2 ? code << 4 : code)); }
 
 // The block's own codes, scale and minimum, with the offset that the format subtracts from codes.
 int read_block(BlockType type, const uint8_t* b, Group& out) {
@@ -147,38 +149,71 @@ Status check_form(BlockType source, CanonicalForm form, int k) {
   return {};
 }
 
+// A group's codes to bytes. int4: two codes a byte; `count` is even unless it ends the row.
+void store_codes(const int* codes, int count, Precision precision, uint8_t* to) {
+  if (precision == Precision::int8) {
+    for (int i = 0; i < count; ++i) to[i] = uint8_t(int8_t(codes[i]));
+    return;
+  }
+  for (int i = 0; i + 1 < count; i += 2) to[i / 2] = uint8_t(codes[i] | codes[i + 1] << 4);
+  if (count % 2) to[count / 2] = uint8_t(codes[count - 1]);
+}
+
 // Codes and parameters of one row.
 void convert_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
   int groups = (k + form.group - 1) / form.group;
   int padded = groups * form.group;
   bool keeps = fits_exactly(source, form.precision);
-  static thread_local std::vector<float> weights;
-  static thread_local std::vector<int> codes;
-  weights.assign(keeps ? 0 : size_t(padded), 0.0f);
-  codes.resize(size_t(form.group));
-  if (!keeps) (void)dequantize_rows(source, data, 1, k, weights.data());
+  static thread_local std::vector<float> row_weights;
+  static thread_local std::vector<int> group_codes;
+  row_weights.assign(keeps ? 0 : size_t(padded), 0.0f);
+  group_codes.resize(size_t(form.group));
+  // Thread-local variables are slow to reach: once a row.
+  float* weights = row_weights.data();
+  int* codes = group_codes.data();
+  if (!keeps) (void)dequantize_rows(source, data, 1, k, weights);
+  int codes_per_byte = form.precision == Precision::int4 ? 2 : 1;
+  uint8_t* to = out.codes.data() + size_t(row) * size_t(padded / codes_per_byte);
   for (int g = 0; g < groups; ++g) {
-    Group group{{}, {}, codes.data()};
+    Group group{{}, {}, codes};
     int count = std::min(form.group, k - g * form.group);
     if (keeps) keep_block(source, form.precision, data + size_t(g) * size_t(block_bytes(source)), group);
-    else if (form.precision == Precision::int4) round_asymmetric(&weights[size_t(g * form.group)], count, group);
-    else round_symmetric(&weights[size_t(g * form.group)], count, group);
+    else if (form.precision == Precision::int4) round_asymmetric(weights + g * form.group, count, group);
+    else round_symmetric(weights + g * form.group, count, group);
     size_t place = size_t(row) * size_t(groups) + size_t(g);
     out.scales[place] = group.scale;
     if (form.has_minimums) out.minimums[place] = group.minimum;
-    for (int i = 0; i < count; ++i) {
-      int64_t at = int64_t(g) * form.group + i;
-      if (form.precision == Precision::int4) put_nibble(&out.codes[size_t(row) * size_t(padded / 2)], at, codes[size_t(i)]);
-      else out.codes[size_t(row) * size_t(padded) + size_t(at)] = uint8_t(int8_t(codes[size_t(i)]));
-    }
+    store_codes(codes, count, form.precision, to + g * form.group / codes_per_byte);
   }
+}
+
+#ifdef __x86_64__
+// The processor's conversion rounds as to_f16 does.
+__attribute__((target("avx,f16c"))) void halves_f16c(const float* from, int count, f16* to) {
+  const __m256 limit = _mm256_set1_ps(kLargestHalf);
+  int i = 0;
+  for (; i + 8 <= count; i += 8) {
+    // The weight as second operand: NaN stays.
+    __m256 v = _mm256_max_ps(_mm256_sub_ps(_mm256_setzero_ps(), limit), _mm256_min_ps(limit, _mm256_loadu_ps(from + i)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  for (; i < count; ++i) to[i] = to_finite_f16(from[i]);
+}
+#endif
+
+void to_halves(const float* from, int count, f16* to) {
+#ifdef __x86_64__
+  static const bool fast = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  if (fast) return halves_f16c(from, count, to);
+#endif
+  for (int i = 0; i < count; ++i) to[i] = to_finite_f16(from[i]);
 }
 
 void convert_to_half(BlockType source, const uint8_t* data, int k, int row, CanonicalStorage& out) {
   static thread_local std::vector<float> weights;
   weights.resize(size_t(k));
   (void)dequantize_rows(source, data, 1, k, weights.data());
-  for (int i = 0; i < k; ++i) out.values[size_t(row) * size_t(k) + size_t(i)] = to_finite_f16(weights[size_t(i)]);
+  to_halves(weights.data(), k, out.values.data() + size_t(row) * size_t(k));
 }
 
 void resize(CanonicalStorage& out) {

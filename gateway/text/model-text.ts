@@ -12,6 +12,18 @@ import type { Detokenizer, ModelAsset, OutputOptions, OutputText, TextModel } fr
 const RENDER_TIMEOUT_MS = 1000
 const MAX_WAITING_RENDERS = 256
 
+/** Chats that show which texts a template always adds. */
+const SAMPLE = '\u{F0000}'
+const SAMPLES: readonly (readonly ChatMessage[])[] = [
+  [{ role: 'user', content: SAMPLE }],
+  [
+    { role: 'system', content: SAMPLE },
+    { role: 'user', content: SAMPLE },
+    { role: 'assistant', content: SAMPLE },
+    { role: 'user', content: SAMPLE },
+  ],
+]
+
 /**
  * Builds a model's text side from its files. Texts longer than any of `maxTokens` tokens are refused unread; 0 takes
  * the tokenizer's own limit. Rejects when a file is missing or broken, or the chat template does not compile.
@@ -30,6 +42,8 @@ class BpeTextModel implements TextModel {
   readonly #encoder: BpeEncoder
   readonly #special: SpecialTokens
   readonly #renderer: TemplateRenderer | undefined
+  /** Texts of the template itself, encoded: never of a message, whose reuse another client could time. */
+  readonly #constant = new Map<string, readonly number[]>()
   readonly #bosId: number | undefined
   readonly #maxTokens: number
   readonly #maxLength: number
@@ -53,10 +67,18 @@ class BpeTextModel implements TextModel {
     return this.#renderer !== undefined
   }
 
-  /** Starts the template's process; rejects when the template does not compile. What it raises of a chat is no fault. */
+  /** Starts the template's process; rejects when the template does not compile. */
   async warmUp(): Promise<void> {
     if (this.#renderer === undefined) return
     await this.#renderer.compile()
+    await Promise.all(SAMPLES.map((messages) => this.#learn(messages)))
+  }
+
+  /** Encodes the texts that a template puts between any messages. What it raises of this chat is no fault. */
+  async #learn(messages: readonly ChatMessage[]): Promise<void> {
+    const text = await this.renderChat(messages).catch(() => '')
+    const parts = this.#special.split(text).filter((part) => typeof part === 'string' && !part.includes(SAMPLE))
+    for (const part of parts) if (typeof part === 'string') this.#constant.set(part, await this.encode(part, false))
   }
 
   async encode(text: string, parseSpecial: boolean): Promise<number[]> {
@@ -123,9 +145,14 @@ class BpeTextModel implements TextModel {
   }
 
   async #encodeSegments(segments: readonly Segment[]): Promise<number[]> {
-    const parts = segments.filter((part) => part !== '')
+    const parts = segments.filter((part) => part !== '').map((part) => this.#known(part))
     const encoded = (await this.#encoder.encode(parts.filter((part) => typeof part === 'string'))).values()
-    return parts.flatMap((part) => (typeof part === 'number' ? [part] : (encoded.next().value ?? [])))
+    return parts.flatMap((part) => (typeof part === 'string' ? (encoded.next().value ?? []) : part))
+  }
+
+  /** The ids of a part where they need no work. */
+  #known(part: Segment): string | readonly number[] {
+    return typeof part === 'number' ? [part] : (this.#constant.get(part) ?? part)
   }
 
   #checkLength(length: number): void {

@@ -7,13 +7,14 @@ import { estimateWeightBytes, readModelCard } from '../../engine/registry/index.
 import { SMOLLM2_FILE, smollm2Card } from '../support/smollm2.js'
 
 let addon: NativeAddon
+const plain = (value: unknown): unknown => JSON.parse(JSON.stringify(value))
+const readGguf = (path: string) => addon.readGguf(path)
 beforeAll(() => {
   addon = loadAddon()
 })
 
 test('the card of the embedded model is the same with both readers', () => {
-  const plain = (value: unknown): unknown => JSON.parse(JSON.stringify(value))
-  expect(plain(readModelCard(SMOLLM2_FILE, addon.readGguf))).toEqual(plain(smollm2Card()))
+  expect(plain(readModelCard(SMOLLM2_FILE, readGguf))).toEqual(plain(smollm2Card()))
 })
 
 describe('estimates', () => {
@@ -26,7 +27,7 @@ describe('estimates', () => {
   test.each(['fp16', 'int8', 'int4'] as const)(
     '%s: the bytes of the rung are known before it is loaded',
     async (precision) => {
-      const card = readModelCard(SMOLLM2_FILE, addon.readGguf)
+      const card = readModelCard(SMOLLM2_FILE, readGguf)
       const { spec, weights, file } = card
       const limits = { maxSlots: 4, maxBatchTokens: 64, blockSize: 16 }
       const model = await device.loadModel({ spec, files: [file], weights, precision, ...limits })
@@ -46,7 +47,7 @@ test('hostile files: an error that names file and reason, no memory for what the
   const before = process.memoryUsage.rss()
   for (const path of files) {
     const file = fileURLToPath(new URL(path, folder))
-    expect(() => readModelCard(file, addon.readGguf), path).toThrow(file)
+    expect(() => readModelCard(file, readGguf)).toThrow(file)
   }
   expect(process.memoryUsage.rss() - before).toBeLessThan(64 * 2 ** 20)
 })

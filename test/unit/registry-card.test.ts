@@ -15,6 +15,12 @@ const without = (name: string) => (tensors: TensorInfo[]) => tensors.filter((inf
 const replaced = (info: TensorInfo) => (tensors: TensorInfo[]) => [...without(info.name)(tensors), info]
 const added = (info: TensorInfo) => (tensors: TensorInfo[]) => [...tensors, info]
 
+const biases = (tensors: TensorInfo[]) => [
+  ...tensors,
+  tensor('blk.0.attn_q.bias', [32]),
+  tensor('output.weight', [16, 32]),
+]
+
 /** "code: message" of what reading a header throws. */
 function fault(file: GgufFile): string {
   try {
@@ -59,11 +65,6 @@ describe('a llama header', () => {
   })
 
   test('optional tensors take their slots', () => {
-    const biases = (tensors: TensorInfo[]) => [
-      ...tensors,
-      tensor('blk.0.attn_q.bias', [32]),
-      tensor('output.weight', [16, 32]),
-    ]
     const slots = card(tinyGguf({}, biases)).weights.map(({ slot }) => slot)
     expect(slots).toContain('layers.0.q_bias')
     expect(slots).toContain('head')

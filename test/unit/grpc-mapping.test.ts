@@ -39,8 +39,8 @@ describe('requests become HTTP bodies', () => {
   it('reads 32-bit floats as they were written', () => {
     const decimal = fc.integer({ min: -200_000, max: 200_000 }).map((n) => n / 10_000)
     fc.assert(fc.property(decimal, (value) => asWritten(Math.fround(value)) === value))
-    fc.assert(fc.property(fc.float(), (value) => Object.is(Math.fround(asWritten(value) ?? 1), value)))
-    expect(asWritten(undefined)).toBe(undefined)
+    fc.assert(fc.property(fc.float({ noNaN: true }), (value) => Math.fround(asWritten(value) ?? 1) === value))
+    expect([asWritten(undefined), asWritten(Number.NaN)]).toEqual([undefined, Number.NaN])
   })
 })
 

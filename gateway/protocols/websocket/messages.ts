@@ -9,8 +9,11 @@ const idSchema = z
   .max(64)
   .describe('Chosen by the client; unique among the running requests of its socket.')
 
-const chatFields = chatBodySchema.omit({ stream: true, stream_options: true }).shape
-const completionFields = completionBodySchema.omit({ stream: true, stream_options: true }).shape
+/** Fields of the HTTP bodies that choose a form of the answer; here every answer streams, with its token ids. */
+export const FORM_FIELDS = { stream: true, stream_options: true, return_token_ids: true } as const
+
+const chatFields = chatBodySchema.omit(FORM_FIELDS).shape
+const completionFields = completionBodySchema.omit(FORM_FIELDS).shape
 
 const chatMessage = z
   .strictObject({ type: z.literal('chat'), id: idSchema, ...chatFields })

@@ -8,7 +8,7 @@ import { generateAll } from '../merge.js'
 import { isRecord, parseBody } from '../fields.js'
 import { newRequestId, type Origin } from '../origin.js'
 import { encodeError, EventEncoder, PONG } from './encode.js'
-import { cancelSchema, isRequestId, pingSchema } from './messages.js'
+import { cancelSchema, FORM_FIELDS, isRequestId, pingSchema } from './messages.js'
 import { Outbox, type OutboxBounds, type OutboxOwner } from './outbox.js'
 
 /** Bounds and times of a socket. */
@@ -179,9 +179,13 @@ export class Session implements OutboxOwner {
   }
 
   private decode(type: 'chat' | 'completion', body: Record<string, unknown>): Call {
-    for (const param of ['stream', 'stream_options']) {
+    for (const param of Object.keys(FORM_FIELDS)) {
       if (!Object.hasOwn(body, param)) continue
-      throw new GatewayError('unsupported_parameter', `${param} has no meaning here: every answer streams`, { param })
+      throw new GatewayError(
+        'unsupported_parameter',
+        `${param} has no meaning here: every answer streams, with its token ids`,
+        { param },
+      )
     }
     const origin = { ...this.origin, id: newRequestId() }
     return type === 'chat' ? decodeChat(body, origin, this.services) : decodeCompletion(body, origin, this.services)

@@ -146,7 +146,7 @@ export type DeviceConfig = ParsedConfig['devices'][number]
 export type SchedulerConfig = ParsedConfig['scheduler']
 
 /** A rung whose file is known: `path` is absolute; `from` names the rung it is derived from, if any. */
-export interface VariantConfig {
+interface VariantConfig {
   precision: Precision
   path: string
   from?: Precision

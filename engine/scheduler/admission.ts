@@ -1,5 +1,5 @@
 import type { SamplingParams, SequenceError, Submit } from '../../proto/gen/edgeshift/v1/engine.js'
-import { compareSequences, type Sequence } from './sequence.js'
+import type { Sequence } from './sequence.js'
 
 /** What a request is checked against. */
 export interface AdmissionLimits {
@@ -65,23 +65,33 @@ function samplingFault(sampling: SamplingParams | undefined, { vocabSize }: Admi
 }
 
 /**
- * Who leaves a full queue in favour of a newcomer: the newest of those with a worse priority, else the newest of
- * the tenant that holds clearly more of it. Undefined: the newcomer itself. Only sequences that never ran are shed.
+ * Who leaves a full queue in favour of a newcomer: of the sequences with the worst priority, the newest of the tenant
+ * that holds most of the queue; for a newcomer of the same priority only where that tenant holds clearly more than its
+ * own. Undefined: the newcomer itself. Sequences that ran already are never shed.
  */
 export function chooseShed(waiting: Iterable<Sequence>, priority: number, tenant: string): Sequence | undefined {
   const held = new Map<string, number>()
-  const newest = new Map<string, Sequence>()
-  let worst: Sequence | undefined
+  const candidates: Sequence[] = []
   for (const sequence of waiting) {
-    const owner = sequence.submit.tenant
-    held.set(owner, (held.get(owner) ?? 0) + 1)
-    if (sequence.firstScheduledAt !== undefined || sequence.submit.priority < priority) continue
-    if (!worst || compareSequences(sequence, worst) > 0) worst = sequence
-    const last = newest.get(owner)
-    if (!last || compareSequences(sequence, last) > 0) newest.set(owner, sequence)
+    held.set(sequence.submit.tenant, heldBy(held, sequence.submit.tenant) + 1)
+    if (sequence.firstScheduledAt === undefined && sequence.submit.priority >= priority) candidates.push(sequence)
   }
-  if (worst && worst.submit.priority > priority) return worst
-  const [largest] = [...newest.keys()].sort((a, b) => (held.get(b) ?? 0) - (held.get(a) ?? 0))
-  if (largest === undefined || (held.get(largest) ?? 0) <= (held.get(tenant) ?? 0) + 1) return undefined
-  return newest.get(largest)
+  const shed = candidates.reduce<Sequence | undefined>(
+    (worst, candidate) => (!worst || isWorse(candidate, worst, held) ? candidate : worst),
+    undefined,
+  )
+  if (!shed || shed.submit.priority > priority) return shed
+  return heldBy(held, shed.submit.tenant) > heldBy(held, tenant) + 1 ? shed : undefined
+}
+
+function isWorse(a: Sequence, b: Sequence, held: ReadonlyMap<string, number>): boolean {
+  const order =
+    a.submit.priority - b.submit.priority ||
+    heldBy(held, a.submit.tenant) - heldBy(held, b.submit.tenant) ||
+    a.arrival - b.arrival
+  return order > 0
+}
+
+function heldBy(held: ReadonlyMap<string, number>, tenant: string): number {
+  return held.get(tenant) ?? 0
 }

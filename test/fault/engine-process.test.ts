@@ -57,7 +57,7 @@ function connect(socket: string): EngineClient {
 /** The engine's status as soon as no variant is loading any more. */
 async function loaded(client: EngineClient, { exited, log }: Started): Promise<EngineStatus> {
   const ready = new Promise<void>((resolve, reject) => {
-    client.waitForReady(Date.now() + 15_000, (error) => (error ? reject(error) : resolve()))
+    client.waitForReady(Date.now() + 40_000, (error) => (error ? reject(error) : resolve()))
   })
   const ended = exited.then((code) => Promise.reject(new Error(`the process ended with ${code}: ${log.join(' ')}`)))
   ended.catch(() => {})
@@ -78,7 +78,7 @@ async function loaded(client: EngineClient, { exited, log }: Started): Promise<E
 
 const INT4 = `models: [{ id: m, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 512 }]`
 
-describe('engine process', () => {
+describe('engine process', { timeout: 60_000 }, () => {
   it('says of each variant whether it is ready, and why not with figures', async () => {
     const { socket, command } = files(`
 devices: [{ id: cpu0, kind: cpu, memory_gb: 0.5 }]

@@ -111,6 +111,28 @@ export async function generate(
   return (await Promise.all(pending)).flatMap(({ tokens }) => Array.from(tokens))
 }
 
+/** Greedy tokens of several prompts that run in the same steps; slots 0, 1, ... */
+export async function generateTogether(
+  model: NativeModel,
+  prompts: readonly (readonly number[])[],
+  count: number,
+): Promise<number[][]> {
+  prompts.forEach((prompt, slot) => model.setSlot(slot, greedyState(prompt)))
+  const prefill = prompts.map((tokens, slot) => ({ slot, first: 0, tokens, rows: [{ at: tokens.length - 1 }] }))
+  const pending = [model.step(makeBatch(model, prefill))]
+  for (let i = 1; i < count; i++) {
+    const decode = prompts.map((prompt, slot) => ({
+      slot,
+      first: prompt.length + i - 1,
+      tokens: [-1],
+      rows: [{ at: 0 }],
+    }))
+    pending.push(model.step(makeBatch(model, decode)))
+  }
+  const steps = await Promise.all(pending)
+  return prompts.map((_, slot) => steps.map(({ tokens }) => tokens[slot] ?? -1))
+}
+
 /** Log probabilities of `targets` after a prompt. */
 export async function scoreNext(
   model: NativeModel,

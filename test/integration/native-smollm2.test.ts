@@ -1,0 +1,107 @@
+import { readFileSync } from 'node:fs'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { loadAddon } from '../../engine/addon.js'
+import type { NativeDevice, NativeModel, Precision } from '../../engine/native.js'
+import {
+  cpuDevice,
+  generate,
+  generateTogether,
+  greedyState,
+  logSoftmax,
+  makeBatch,
+  readNpy,
+  scoreNext,
+  smollm2Request,
+} from '../support/native-model.js'
+
+interface GreedyRow {
+  n: number
+  prompt_ids: number[]
+  generated_ids: number[]
+  margins: number[]
+}
+
+const greedy = readFileSync(new URL('../fixtures/smollm2/greedy.jsonl', import.meta.url), 'utf8')
+  .split('\n')
+  .filter((line) => line !== '')
+  .map((line) => JSON.parse(line) as GreedyRow)
+const row = (n: number): GreedyRow => greedy.find((entry) => entry.n === n) as GreedyRow
+
+/**
+ * Largest difference of a log probability from the float32 reference, and the margin below which a greedy choice may
+ * differ. int8 and int4 multiply with activations rounded to 8 bits and keep the file's own 4-bit and 8-bit codes.
+ */
+const TOLERANCES: Record<Precision, { logprob: number; nearTie: number }> = {
+  fp16: { logprob: 0.03, nearTie: 0.05 },
+  int8: { logprob: 0.7, nearTie: 0.3 },
+  int4: { logprob: 0.7, nearTie: 0.3 },
+}
+
+describe.each(['fp16', 'int8', 'int4'] as const)('SmolLM2 at the %s rung', (precision) => {
+  const { logprob, nearTie } = TOLERANCES[precision]
+  let device: NativeDevice
+  let model: NativeModel
+  beforeAll(async () => {
+    device = loadAddon().openDevice(cpuDevice)
+    model = await device.loadModel(smollm2Request(precision))
+  })
+  afterAll(async () => {
+    await model.unload()
+    await device.close()
+  })
+
+  test.each([
+    [0, 'logits_00_raw_short'],
+    [14, 'logits_14_chat_short'],
+    [22, 'logits_22_chat_multi'],
+    [10, 'logits_10_raw_400'],
+  ])('the distribution after prompt %i is the reference\'s', async (n, file) => {
+    const logits = readNpy(`smollm2/${file}.npy`)
+    const reference = logSoftmax(logits)
+    const likely = [...logits.keys()].toSorted((a, b) => (logits[b] ?? 0) - (logits[a] ?? 0)).slice(0, 30)
+    const targets = [...likely, ...Array.from({ length: 66 }, (_, i) => i * 744)]
+    const measured = await scoreNext(model, row(n).prompt_ids, targets)
+    const worst = Math.max(...targets.map((id, i) => Math.abs((measured[i] ?? NaN) - (reference[id] ?? NaN))))
+    expect(worst).toBeLessThan(logprob)
+  })
+
+  test('greedy decoding of prompts that share their steps follows the reference to near ties', async () => {
+    const rows = [0, 1, 4, 14, 16, 18, 21, 22].map(row)
+    const texts = await generateTogether(
+      model,
+      rows.map(({ prompt_ids }) => prompt_ids),
+      64,
+    )
+    const wrong = rows.filter(({ generated_ids, margins }, i) => {
+      const divergedAt = generated_ids.findIndex((id, at) => texts[i]?.[at] !== id)
+      return divergedAt >= 0 && (margins[divergedAt] ?? 0) >= nearTie
+    })
+    expect(wrong.map(({ n }) => n)).toEqual([])
+  })
+
+  test('a sequence gets the same tokens and log probabilities alone and among others', async () => {
+    const prompt = row(14).prompt_ids
+    const one = { slot: 0, first: 0, tokens: prompt, rows: [{ at: prompt.length - 1, top: 20 }] }
+    model.setSlot(0, greedyState(prompt))
+    const alone = await model.step(makeBatch(model, [one]))
+    const others = [0, 1, 22].map((n, i) => ({
+      slot: i + 1,
+      first: 0,
+      tokens: row(n).prompt_ids,
+      rows: [{ at: 2, target: 7, top: 20 }],
+    }))
+    for (const [slot, tokens] of [prompt, ...others.map(({ tokens }) => tokens)].entries())
+      model.setSlot(slot, greedyState(tokens))
+    const together = await model.step(makeBatch(model, [...others, one]))
+    const last = others.length
+    expect(together.tokens[last]).toBe(alone.tokens[0])
+    expect(together.logprobs[last]).toBe(alone.logprobs[0])
+    expect(together.topTokens.slice(20 * last)).toEqual(alone.topTokens)
+    expect(together.topLogprobs.slice(20 * last)).toEqual(alone.topLogprobs)
+  })
+
+  test('a prompt gives the same tokens in chunks as whole', async () => {
+    const prompt = row(10).prompt_ids
+    expect(await generate(model, prompt, 8, { slot: 1, chunk: 37 })).toEqual(await generate(model, prompt, 8))
+  })
+})

@@ -1,5 +1,5 @@
 import { status } from '@grpc/grpc-js'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { GatewayError } from '../../gateway/errors.js'
 import { asWritten, chatBody, completionBody } from '../../gateway/protocols/grpc/decode.js'

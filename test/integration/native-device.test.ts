@@ -11,11 +11,11 @@ import { stories260kRequest } from '../support/stories260k.js'
 const addon = loadAddon()
 setFlagsFromString('--expose-gc')
 const collectGarbage = runInNewContext('gc') as () => void
+const open = (change: object) => () => addon.openDevice({ ...cpuDevice, ...change })
 const descriptors = (): number => readdirSync('/proc/self/fd').length
 
 describe('a device', () => {
   test('refuses options that are wrong', () => {
-    const open = (change: object) => () => addon.openDevice({ ...cpuDevice, ...change })
     expect(open({ kind: 'tpu' })).toThrow('tpu')
     expect(open({ threads: 0 })).toThrow('threads')
     expect(open({ kvArenaBytes: 2 ** 49 })).toThrow(expect.objectContaining({ code: 'out_of_memory' }))
@@ -130,6 +130,7 @@ describe('a step', () => {
     await device.close()
   })
 
+  const set = (change: object) => () => model.setSlot(0, greedyState([1], change))
   const good = (): StepBatch =>
     makeBatch(model, [
       { slot: 0, first: 0, tokens: [1, 5], rows: [{ at: 1 }] },
@@ -175,7 +176,6 @@ describe('a step', () => {
   })
 
   test('with a bad slot state is refused by setSlot', () => {
-    const set = (change: object) => () => model.setSlot(0, greedyState([1], change))
     expect(set({ tokens: Int32Array.of(512), promptLength: 0 })).toThrow('vocabulary')
     expect(set({ promptLength: 2 })).toThrow('promptLength')
     expect(set({ temperature: NaN })).toThrow('temperature')

@@ -68,14 +68,21 @@ function blockTable(model: NativeModel, slot: number, tokens: number): number[] 
   return Array.from({ length: Math.ceil(tokens / BLOCK_SIZE) }, (_, i) => (slot * perSlot + i) * units)
 }
 
-const prefixSums = (counts: readonly number[]): Int32Array =>
-  Int32Array.from(counts.reduce((sums, n) => [...sums, (sums.at(-1) ?? 0) + n], [0]))
+function prefixSums(counts: readonly number[]): Int32Array {
+  const sums = new Int32Array(counts.length + 1)
+  counts.forEach((count, i) => {
+    sums[i + 1] = (sums[i] ?? 0) + count
+  })
+  return sums
+}
 
 /** Flattens sequences into a batch. */
 export function makeBatch(model: NativeModel, steps: readonly SequenceStep[]): StepBatch {
   const starts = prefixSums(steps.map(({ tokens }) => tokens.length))
   const tables = steps.map(({ slot, first, tokens }) => blockTable(model, slot, first + tokens.length))
-  const rows = steps.flatMap(({ rows }, seq) => rows.map((row) => ({ ...row, seq, token: (starts[seq] ?? 0) + row.at })))
+  const rows = steps.flatMap((step, seq) =>
+    step.rows.map((row) => ({ ...row, seq, token: (starts[seq] ?? 0) + row.at })),
+  )
   return {
     tokens: Int32Array.from(steps.flatMap(({ tokens }) => tokens)),
     seqStarts: starts,
@@ -106,7 +113,9 @@ export async function generate(
     pending.push(model.step(makeBatch(model, [{ slot, first, tokens, rows }])))
   }
   for (let i = 1; i < count; i++) {
-    pending.push(model.step(makeBatch(model, [{ slot, first: prompt.length + i - 1, tokens: [-1], rows: [{ at: 0 }] }])))
+    pending.push(
+      model.step(makeBatch(model, [{ slot, first: prompt.length + i - 1, tokens: [-1], rows: [{ at: 0 }] }])),
+    )
   }
   return (await Promise.all(pending)).flatMap(({ tokens }) => Array.from(tokens))
 }

@@ -19,7 +19,7 @@ export interface ChunkEncoder {
 }
 
 /** What a stream's chunks carry beside the text; with `includeUsage` every chunk states a usage, mostly null. */
-export interface ChunkOptions {
+interface ChunkOptions {
   includeUsage: boolean
   includeTokenIds: boolean
 }

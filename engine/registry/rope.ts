@@ -79,7 +79,7 @@ export function ropeTable(scaling: RopeScaling, inputs: RopeInputs): RopeTable {
       return table(frequencies(inputs).map(llama3Scaled(scaling)), 1)
     case 'yarn':
       return yarnTable(scaling, inputs)
-    case 'longrope':
+    default:
       return longropeTable(scaling, inputs)
   }
 }

@@ -119,9 +119,15 @@ export interface NativeAddon {
   openDevice(options: DeviceOptions): NativeDevice
 }
 
-/** An open device: owns the arena and a worker thread; calls run in order, off the event loop. */
+/**
+ * An open device: owns the arena and two threads, one that runs loads and one that runs everything else, each in
+ * order and off the event loop. Steps of resident models go on while another model loads.
+ */
 export interface NativeDevice {
-  /** A transaction: on rejection every byte taken is given back. */
+  /**
+   * A transaction: on rejection every byte taken is given back. The files are mapped while it runs; one that is
+   * truncated meanwhile kills the process (SIGBUS), so replace model files by renaming.
+   */
   loadModel(request: LoadRequest): Promise<NativeModel>
   /** Frees the arena and stops the threads. All models must be unloaded first. */
   close(): Promise<void>

@@ -1,6 +1,7 @@
 import { GatewayError } from '../errors.js'
 import type { ChatMessage } from '../request.js'
 import { parseAssets, type TextAssets, type TokenizerConfig } from './assets.js'
+import { BoundedTemplate } from './bounded-template.js'
 import { BpeEncoder } from './bpe.js'
 import { decodeIds, StreamDetokenizer } from './detokenizer.js'
 import { StreamOutput } from './output.js'
@@ -42,6 +43,8 @@ class BpeTextModel implements TextModel {
   readonly #encoder: BpeEncoder
   readonly #special: SpecialTokens
   readonly #renderer: TemplateRenderer | undefined
+  /** Renders most chats without leaving the event loop; undefined where the template allows no bound. */
+  readonly #bounded: BoundedTemplate | undefined
   /** Texts of the template itself, encoded: never of a message, whose reuse another client could time. */
   readonly #constant = new Map<string, readonly number[]>()
   readonly #bosId: number | undefined
@@ -61,16 +64,17 @@ class BpeTextModel implements TextModel {
     if (chatTemplate === undefined) return
     const limits = { timeoutMs: RENDER_TIMEOUT_MS, maxLength: this.#maxLength, maxWaiting: MAX_WAITING_RENDERS }
     this.#renderer = new TemplateRenderer(chatTemplate, templateConstants(config), limits)
+    this.#bounded = BoundedTemplate.from(chatTemplate, templateConstants(config), this.#maxLength)
   }
 
   get hasChatTemplate(): boolean {
     return this.#renderer !== undefined
   }
 
-  /** Starts the template's process; rejects when the template does not compile. */
+  /** Starts the template's process where it is needed; rejects when the template does not compile. */
   async warmUp(): Promise<void> {
     if (this.#renderer === undefined) return
-    await this.#renderer.compile()
+    if (this.#bounded === undefined) await this.#renderer.compile()
     await Promise.all(SAMPLES.map((messages) => this.#learn(messages)))
   }
 
@@ -131,12 +135,14 @@ class BpeTextModel implements TextModel {
       throw new GatewayError('template_failed', 'the model has no chat template', { param: 'messages' })
     }
     const contents = messages.flatMap(({ content, name }) => (name === undefined ? [content] : [content, name]))
-    this.#checkLength(contents.reduce((sum, content) => sum + content.length, 0))
+    const characters = contents.reduce((sum, content) => sum + content.length, 0)
+    this.#checkLength(characters)
     const mark = unusedMark(contents)
     if (mark === undefined) throw new GatewayError('invalid_request', 'the messages use every private-use character')
     const guarded = messages.map((message) => this.#guard(message, mark))
     const variables = { messages: guarded, add_generation_prompt: addGenerationPrompt }
-    return { text: await this.#renderer.render(variables), mark }
+    const text = this.#bounded?.render(variables, messages.length, characters)
+    return { text: text ?? (await this.#renderer.render(variables)), mark }
   }
 
   #guard({ role, content, name }: ChatMessage, mark: string): ChatMessage {

@@ -14,7 +14,8 @@ import { EngineService } from './server/service.js'
 const EXIT_DEVICE_FAILED = 70
 /** Time that running sequences get to end after SIGTERM. */
 const DRAIN_MS = 5000
-const STEPS_IN_FLIGHT = 1
+/** One runs while the host reads the last one's tokens. */
+const STEPS_IN_FLIGHT = 2
 
 const clock = (): number => performance.now()
 

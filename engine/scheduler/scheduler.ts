@@ -297,6 +297,8 @@ export class Scheduler {
     if (sequence.state === 'running') this.leaveRunning(sequence)
     else this.waiting.remove(sequence)
     sequence.state = 'finished'
+    // Without work it is not planned any more, and must not keep others waiting.
+    if (this.size === 0) this.arena.setStarving(this.pool, false)
     this.share.leave(sequence.submit.tenant)
     this.onFinish(sequence, now)
   }

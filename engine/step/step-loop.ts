@@ -9,8 +9,8 @@ export interface StepLoopEvents {
 }
 
 /**
- * Runs one device: a step of each variant in turn while it has work. With depth 2 the next step is issued before the
- * last one's tokens are read, so that the device never waits for the host.
+ * Runs one device: a step of each variant in turn while it has work. With depth 2 a step is issued before the last
+ * one's tokens are read, so that the device does not wait for the host.
  */
 export class StepLoop {
   private readonly runners: VariantRunner[] = []
@@ -49,12 +49,21 @@ export class StepLoop {
 
   private async run(): Promise<void> {
     while (!this.stopping || this.issued.length > 0) {
-      const issued = !this.stopping && this.issueNext()
-      if (issued && this.issued.length < this.depth) continue
+      if (this.mayIssue() && this.issueNext()) continue
       const oldest = this.issued.shift()
       if (oldest) await this.settle(oldest)
       else await this.idle()
     }
+  }
+
+  /**
+   * Overlap pays behind a decode step, which is short. Behind a prefill it would only make those wait longer that
+   * arrive meanwhile.
+   */
+  private mayIssue(): boolean {
+    if (this.stopping) return false
+    const last = this.issued.at(-1)
+    return !last || (this.issued.length < this.depth && last.plan.tokens === last.plan.entries.length)
   }
 
   private idle(): Promise<void> {

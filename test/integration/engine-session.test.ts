@@ -137,7 +137,7 @@ describe('engine session', () => {
     const session = new TestSession(client)
     session.call.pause()
     const sampling = neutralSampling({ topLogprobs: 20 })
-    for (let id = 1; id <= 8; id++) session.submit(submitOf(id, [id, 2, 3], { maxTokens: 1000, sampling }))
+    for (let id = 1; id <= 8; id++) session.submit(submitOf(id, [id, 2, 3], { maxTokens: 400, sampling }))
     const running = fake.device.residents[0]?.scheduler.running ?? []
     await vi.waitFor(() => expect(running.filter((s) => s.heldSince !== undefined)).toHaveLength(8), {
       timeout: 10_000,
@@ -145,7 +145,7 @@ describe('engine session', () => {
     session.call.resume()
     for (let id = 1; id <= 8; id++) {
       expect((await session.end(id)).finishReason).toBe(FinishReason.LENGTH)
-      expect(session.tokens(id)).toEqual(fakeAnswer([id, 2, 3], 1000, 0, FAKE_VOCAB))
+      expect(session.tokens(id)).toEqual(fakeAnswer([id, 2, 3], 400, 0, FAKE_VOCAB))
     }
   })
 

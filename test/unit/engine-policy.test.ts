@@ -1,7 +1,7 @@
 /** The engine's pure parts by table: admission, rates, fair share, memory plan, ledger, arena. */
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { Submit } from '../../proto/gen/edgeshift/v1/engine.js'
+import { FinishReason, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
 import { chooseSlabBytes, KvArena } from '../../engine/kv/arena.js'
 import { chainHash, rootHash } from '../../engine/kv/block-hash.js'
 import { BlockPool } from '../../engine/kv/block-pool.js'
@@ -158,6 +158,27 @@ describe('MemoryLedger', () => {
   })
 })
 
+/** Two variants on an arena of eight blocks of four tokens. */
+function twoVariants() {
+  const arena = new KvArena(8 * 256, 256)
+  const share = new FairShare()
+  const limits = { maxNumSeqs: 4, maxBatchTokens: 16, blockSize: 4, maxModelLen: 32, prefixCaching: false }
+  const schedulers = [0, 1].map(() => new Scheduler(limits, arena, new BlockPool(arena, 256), share))
+  const [busy, starving] = schedulers
+  if (!busy || !starving) throw new Error('unreachable')
+  const add = (scheduler: Scheduler, id: number, length: number): Sequence => {
+    const submit = submitOf(
+      id,
+      Array.from({ length }, () => id),
+      { maxTokens: 1 },
+    )
+    const sequence = new Sequence(submit, new Collector(), id, 0, limits.maxModelLen)
+    scheduler.add(sequence)
+    return sequence
+  }
+  return { busy, starving, add }
+}
+
 describe('KV arena', () => {
   it('moves slabs between pools: empty ones first, cached ones when it must, used ones never', () => {
     const arena = new KvArena(4 * 1024, 1024)
@@ -197,30 +218,27 @@ describe('KV arena', () => {
   })
 
   it('lets a variant without any block go first: others admit nothing new until it is served', () => {
-    const arena = new KvArena(8 * 256, 256)
-    const share = new FairShare()
-    const limits = { maxNumSeqs: 4, maxBatchTokens: 16, blockSize: 4, maxModelLen: 32, prefixCaching: false }
-    const schedulers = [0, 1].map(() => new Scheduler(limits, arena, new BlockPool(arena, 256), share))
-    const [busy, starving] = schedulers
-    if (!busy || !starving) throw new Error('unreachable')
-    const add = (scheduler: Scheduler, id: number, length: number): Sequence => {
-      const submit = submitOf(
-        id,
-        Array.from({ length }, () => id),
-        { maxTokens: 1 },
-      )
-      const sequence = new Sequence(submit, new Collector(), id, 0, limits.maxModelLen)
-      scheduler.add(sequence)
-      return sequence
-    }
+    const { busy, starving, add } = twoVariants()
     const first = add(busy, 1, 12)
     expect(busy.plan(0)?.entries).toHaveLength(1)
     const large = add(starving, 2, 28)
     expect(starving.plan(0)).toBeUndefined()
     add(busy, 3, 4)
     expect(busy.plan(0)).toBeUndefined()
-    busy.end(first, 3, 0)
+    busy.end(first, FinishReason.CANCELLED, 0)
     expect(starving.plan(0)?.entries[0]?.sequence).toBe(large)
+    expect(busy.plan(0)?.entries).toHaveLength(1)
+  })
+
+  it('forgets a starving variant whose work was cancelled', () => {
+    const { busy, starving, add } = twoVariants()
+    add(busy, 1, 12)
+    expect(busy.plan(0)?.entries).toHaveLength(1)
+    const large = add(starving, 2, 28)
+    expect(starving.plan(0)).toBeUndefined()
+    add(busy, 3, 4)
+    expect(busy.plan(0)).toBeUndefined()
+    starving.end(large, FinishReason.CANCELLED, 0)
     expect(busy.plan(0)?.entries).toHaveLength(1)
   })
 

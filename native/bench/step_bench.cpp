@@ -137,7 +137,7 @@ int main(int argc, char** argv) {
   std::printf("%s, %d threads: loaded in %.0f ms, %.1f MB\n", name.c_str(), threads, (bench::seconds_now() - start) * 1e3, double(model.weight_bytes()) / 1e6);
   for (int s = 0; s < 16; ++s) (void)model.set_slot(s, {});
   double prefill = 1e9;
-  for (int s = 0; s < 5; ++s) prefill = std::min(prefill, run(model, make_batch(model, 1, 0, kPrompt)));
+  for (int s = 0; s < 9; ++s) prefill = std::min(prefill, run(model, make_batch(model, 1, 0, kPrompt)));
   std::printf("prefill %d: %.1f ms, %.0f tokens/s\n", kPrompt, prefill * 1e3, kPrompt / prefill);
   run(model, make_batch(model, 16, 0, kPrompt));
   for (int sequences : {1, 8, 16}) {

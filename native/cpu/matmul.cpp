@@ -13,6 +13,8 @@ constexpr int64_t kRowBlockBytes = 384 << 10;
 // Below this many values quantizing on the caller is cheaper than waking the workers.
 constexpr int64_t kSerialValues = 8192;
 
+int64_t bundled(int64_t t) { return (t + kRowBundle - 1) / kRowBundle * kRowBundle; }
+
 QuantizedRows carve(void* memory, int64_t t, int64_t padded_k) {
   int64_t blocks = padded_k / 32;
   char* p = static_cast<char*>(memory);
@@ -32,7 +34,7 @@ void gather(const float* x, const int32_t* permutation, int k, float* out) {
   for (int i = 0; i < k; ++i) out[i] = x[permutation[i]];
 }
 
-size_t quantized_bytes(int64_t t, int64_t padded_k) { return size_t(t * padded_k + t * (padded_k / 32) * 12); }
+size_t quantized_bytes(int64_t t, int64_t padded_k) { return size_t(bundled(t) * (padded_k + padded_k / 32 * 12)); }
 
 Status quantize_rows(ThreadPool& pool, const MatmulArgs<float>& args, int padded_k, QuantizedRows& rows) {
   const PackedMatrix& w = *args.weight;
@@ -40,7 +42,7 @@ Status quantize_rows(ThreadPool& pool, const MatmulArgs<float>& args, int padded
   size_t bytes = round_up_64(quantized_bytes(args.t, padded_k));
   Result<void*> scratch = pool.scratch(bytes + row_space);
   if (!scratch.ok()) return scratch.status();
-  rows = carve(scratch.value(), args.t, padded_k);
+  rows = carve(scratch.value(), bundled(args.t), padded_k);
   float* gathered = reinterpret_cast<float*>(static_cast<char*>(scratch.value()) + bytes);
   QuantizeKernel quantize = ES_KERNELS(pool.isa(), matmul).quantize;
   int64_t chunk = std::max<int64_t>(1, kSerialValues / w.k);
@@ -76,7 +78,7 @@ Status matmul(ThreadPool& pool, const MatmulArgs<float>& args) {
   int64_t row_bytes = w.precision == Precision::fp16 ? int64_t(w.k) * 4 : job.tile.padded_k;
   if (w.precision != Precision::fp16) ES_RETURN_IF_ERROR(quantize_rows(pool, args, job.tile.padded_k, job.xq));
   else if (w.permutation) return {Code::unsupported, "act-order has no meaning for fp16 weights"};
-  int rows = int(std::clamp<int64_t>(kRowBlockBytes / row_bytes, 16, 512));
+  int rows = int(std::clamp<int64_t>(kRowBlockBytes / row_bytes / kRowBundle * kRowBundle, 16, 512));
   int64_t tiles = tile_count(w.n);
   for (int begin = 0; begin < args.t; begin += rows) {
     job.row_begin = begin;

@@ -90,7 +90,7 @@ void fp16(const MatmulKernelArgs& a, int64_t tile_begin, int64_t tile_end) {
 // Sums of 32 products per output row for R rows of x and 8 outputs.
 // int4: the pair sums of 8 steps fit 16 bits (8 * 2 * 15 * 127 = 30480), so they are widened once.
 template <int R>
-inline void dot_block(const char* codes, const int8_t* x, int k, __m256i out[R], std::integral_constant<Precision, Precision::int4>) {
+inline void dot_block(const char* codes, const int8_t* x, __m256i out[R], std::integral_constant<Precision, Precision::int4>) {
   const __m256i low = _mm256_set1_epi8(15);
   for (int r = 0; r < R; ++r) out[r] = _mm256_setzero_si256();
   for (int j = 0; j < 4; ++j) {
@@ -98,7 +98,7 @@ inline void dot_block(const char* codes, const int8_t* x, int k, __m256i out[R],
     __m256i first = _mm256_and_si256(pair, low);
     __m256i second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low);
     for (int r = 0; r < R; ++r) {
-      const int8_t* xr = x + int64_t(r) * k + j * 8;
+      const int8_t* xr = x + r * 32 + j * 8;
       out[r] = _mm256_add_epi16(out[r], _mm256_maddubs_epi16(first, broadcast4(xr)));
       out[r] = _mm256_add_epi16(out[r], _mm256_maddubs_epi16(second, broadcast4(xr + 4)));
     }
@@ -108,13 +108,13 @@ inline void dot_block(const char* codes, const int8_t* x, int k, __m256i out[R],
 
 // int8: |w| * (x with the sign of w) fits the unsigned-by-signed product, and a pair sum (2 * 128 * 127) 16 bits.
 template <int R>
-inline void dot_block(const char* codes, const int8_t* x, int k, __m256i out[R], std::integral_constant<Precision, Precision::int8>) {
+inline void dot_block(const char* codes, const int8_t* x, __m256i out[R], std::integral_constant<Precision, Precision::int8>) {
   for (int r = 0; r < R; ++r) out[r] = _mm256_setzero_si256();
   for (int j = 0; j < 8; ++j) {
     __m256i w = load_bytes(codes + j * 64);
     __m256i size = _mm256_abs_epi8(w);
     for (int r = 0; r < R; ++r) {
-      __m256i value = _mm256_sign_epi8(broadcast4(x + int64_t(r) * k + j * 4), w);
+      __m256i value = _mm256_sign_epi8(broadcast4(x + r * 32 + j * 4), w);
       out[r] = _mm256_add_epi32(out[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, value), _mm256_set1_epi16(1)));
     }
   }
@@ -126,26 +126,24 @@ inline constexpr int kBlockBytes = P == Precision::int4 ? 256 : 512;
 // R rows of x against one half (8 output rows) of a tile; `half` is 0 or 1.
 template <Precision P, bool Minimums, int R>
 inline void quantized_half(const MatmulKernelArgs& a, int row, int64_t tile, int half) {
-  const int k = a.tile.padded_k;
-  const int blocks = k / 32;
+  const int blocks = a.tile.padded_k / 32;
   const int per_group = a.weight->group / 32;
   const char* base = tile_at(a, tile);
   const char* codes = base + a.tile.codes + half * 32;
-  const int8_t* x = a.xq.codes + int64_t(row) * k;
-  const float* x_scales = a.xq.scales + int64_t(row) * blocks;
-  const float* x_sums = a.xq.sums + int64_t(row) * blocks;
+  int64_t place = QuantizedRows::place(row, blocks);
   __m256 acc[R];
   for (int r = 0; r < R; ++r) acc[r] = _mm256_setzero_ps();
   for (int g = 0, b = 0; b < blocks; ++g) {
     __m256 scale = load_half(base + g * 32 + half * 16);
     __m256 minimum = Minimums ? load_half(base + a.tile.minimums + g * 32 + half * 16) : _mm256_setzero_ps();
-    for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>) {
+    for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>, place += kRowBundle) {
+      for (int line = half * 64; line < kBlockBytes<P>; line += 128) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
       __m256i dot[R];
-      dot_block<R>(codes, x + b * 32, k, dot, std::integral_constant<Precision, P>());
+      dot_block<R>(codes, a.xq.codes + place * 32, dot, std::integral_constant<Precision, P>());
       for (int r = 0; r < R; ++r) {
-        __m256 factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(x_scales + r * blocks + b));
+        __m256 factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(a.xq.scales + place + r));
         acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), factor, acc[r]);
-        if (Minimums) acc[r] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(x_sums + r * blocks + b), acc[r]);
+        if (Minimums) acc[r] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(a.xq.sums + place + r), acc[r]);
       }
     }
   }
@@ -159,22 +157,20 @@ inline void quantized_single(const MatmulKernelArgs& a, int row, int64_t tile) {
   const int per_group = a.weight->group / 32;
   const char* base = tile_at(a, tile);
   const char* codes = base + a.tile.codes;
-  const int8_t* x = a.xq.codes + int64_t(row) * a.tile.padded_k;
-  const float* x_scales = a.xq.scales + int64_t(row) * blocks;
-  const float* x_sums = a.xq.sums + int64_t(row) * blocks;
+  int64_t place = QuantizedRows::place(row, blocks);
   __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int g = 0, b = 0; b < blocks; ++g) {
-    for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>, x += 32) {
+    for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>, place += kRowBundle) {
       for (int line = 0; line < kBlockBytes<P>; line += 64) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
       for (int half = 0; half < 2; ++half) {
         __m256i dot[1];
-        dot_block<1>(codes + half * 32, x, 0, dot, std::integral_constant<Precision, P>());
+        dot_block<1>(codes + half * 32, a.xq.codes + place * 32, dot, std::integral_constant<Precision, P>());
         __m256 scale = load_half(base + g * 32 + half * 16);
-        __m256 factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(x_scales + b));
+        __m256 factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(a.xq.scales + place));
         acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[0]), factor, acc[half]);
         if (!Minimums) continue;
         __m256 minimum = load_half(base + a.tile.minimums + g * 32 + half * 16);
-        acc[half] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(x_sums + b), acc[half]);
+        acc[half] = _mm256_fmadd_ps(minimum, _mm256_broadcast_ss(a.xq.sums + place), acc[half]);
       }
     }
   }
@@ -220,9 +216,8 @@ inline int reduce_add(__m256i v) {
 void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within 128-bit halves
-  int8_t* codes = to.codes + int64_t(row) * padded_k;
-  int64_t place = int64_t(row) * (padded_k / 32);
-  for (int begin = 0; begin < padded_k; begin += 32, ++place) {
+  int64_t place = QuantizedRows::place(row, padded_k / 32);
+  for (int begin = 0; begin < padded_k; begin += 32, place += kRowBundle) {
     __m256 v[4];
     __m256 top = _mm256_setzero_ps();
     for (int i = 0; i < 4; ++i) {
@@ -234,7 +229,7 @@ void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
     __m256i q[4];
     for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
     __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + begin), _mm256_permutevar8x32_epi32(packed, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.codes + place * 32), _mm256_permutevar8x32_epi32(packed, order));
     int sum = reduce_add(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
     to.scales[place] = largest / 127.0f;
     to.sums[place] = largest / 127.0f * float(sum);

@@ -96,40 +96,34 @@ inline constexpr int kBlockBytes = P == Precision::int4 ? 256 : 512;
 // R rows of x against one tile. Per 32 inputs: 8 dot products a row, then one conversion and one or two FMAs.
 template <Precision P, bool Minimums, int R>
 inline void quantized_block(const MatmulKernelArgs& a, int row, int64_t tile) {
-  const int k = a.tile.padded_k;
-  const int blocks = k / 32;
+  const int blocks = a.tile.padded_k / 32;
   const int per_group = a.weight->group / 32;
   const char* base = tile_at(a, tile);
   const char* scales = base;
   const char* minimums = base + a.tile.minimums;
   const char* codes = base + a.tile.codes;
-  const int8_t* x = a.xq.codes + int64_t(row) * k;
-  const float* x_scales = a.xq.scales + int64_t(row) * blocks;
-  const float* x_sums = a.xq.sums + int64_t(row) * blocks;
-  const int32_t* x_offsets = a.xq.offsets + int64_t(row) * blocks;
+  int64_t place = QuantizedRows::place(row, blocks);
   __m512 acc[R];
   for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
   for (int g = 0, b = 0; b < blocks; ++g) {
     __m512 scale = load_half(scales + g * 32);
     __m512 minimum = Minimums ? load_half(minimums + g * 32) : _mm512_setzero_ps();
-    for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>) {
-      if (R == 1) {
-        for (int line = 0; line < kBlockBytes<P>; line += 64) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
-      }
+    for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>, place += kRowBundle) {
+      for (int line = 0; line < kBlockBytes<P>; line += 64) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
+      const int8_t* x = a.xq.codes + place * 32;
       __m512i w[8];
       load_codes<P>(codes, w);
       for (int r = 0; r < R; ++r) {
-        const int8_t* xr = x + int64_t(r) * k + b * 32;
-        int place = r * blocks + b;
-        __m512i sum = P == Precision::int8 ? _mm512_set1_epi32(x_offsets[place]) : _mm512_setzero_si512();
+        const int8_t* xr = x + r * 32;
+        __m512i sum = P == Precision::int8 ? _mm512_set1_epi32(a.xq.offsets[place + r]) : _mm512_setzero_si512();
         __m512i odd = _mm512_setzero_si512();
         for (int j = 0; j < 8; j += 2) {
           sum = _mm512_dpbusd_epi32(sum, w[j], _mm512_set1_epi32(*reinterpret_cast<const int*>(xr + j * 4)));
           odd = _mm512_dpbusd_epi32(odd, w[j + 1], _mm512_set1_epi32(*reinterpret_cast<const int*>(xr + j * 4 + 4)));
         }
         __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, odd));
-        acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[place])), acc[r]);
-        if (Minimums) acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x_sums[place]), acc[r]);
+        acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(a.xq.scales[place + r])), acc[r]);
+        if (Minimums) acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(a.xq.sums[place + r]), acc[r]);
       }
     }
   }
@@ -157,9 +151,9 @@ void int4(const MatmulKernelArgs& a, int64_t tile_begin, int64_t tile_end) {
 }
 
 void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
-  int8_t* codes = to.codes + int64_t(row) * padded_k;
-  int64_t place = int64_t(row) * (padded_k / 32);
-  for (int begin = 0; begin < padded_k; begin += 32, ++place) {
+  int64_t place = QuantizedRows::place(row, padded_k / 32);
+  for (int begin = 0; begin < padded_k; begin += 32, place += kRowBundle) {
+    int8_t* codes = to.codes + place * 32;
     int left = k - begin;
     uint32_t bits = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0u;
     __m512 low = _mm512_maskz_loadu_ps(__mmask16(bits), x + begin);
@@ -168,8 +162,8 @@ void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
     __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
     __m512i low_codes = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
     __m512i high_codes = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + begin), _mm512_cvtsepi32_epi8(low_codes));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + begin + 16), _mm512_cvtsepi32_epi8(high_codes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtsepi32_epi8(low_codes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm512_cvtsepi32_epi8(high_codes));
     int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low_codes, high_codes));
     to.scales[place] = largest / 127.0f;
     to.sums[place] = largest / 127.0f * float(sum);

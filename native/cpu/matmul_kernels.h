@@ -12,12 +12,19 @@
 
 namespace edgeshift::cpu {
 
-// x quantized per row and per 32 inputs: x ~ codes * scales. Rows padded with zeros to the weight's padded_k.
+inline constexpr int kRowBundle = 8;
+
+// x quantized per row and per 32 inputs: x ~ codes * scales. Rows are padded with zeros to the weight's padded_k and
+// stored in bundles of 8, block by block: [t / 8][padded_k / 32][8][32] codes, [t / 8][padded_k / 32][8] parameters.
+// So a kernel that works on 8 rows reads one contiguous stream from one pointer.
 struct QuantizedRows {
-  int8_t* codes = nullptr;     // [t, padded_k], -127 .. 127
-  float* scales = nullptr;     // [t, padded_k / 32]
-  float* sums = nullptr;       // [t, padded_k / 32] scale * (sum of codes), for the minimums
-  int32_t* offsets = nullptr;  // [t, padded_k / 32] -128 * (sum of codes), for int8 codes biased to unsigned
+  int8_t* codes = nullptr;     // -127 .. 127
+  float* scales = nullptr;
+  float* sums = nullptr;       // scale * (sum of codes), for the minimums
+  int32_t* offsets = nullptr;  // -128 * (sum of codes), for int8 codes biased to unsigned
+
+  // Index of row `row`'s first block's parameters; the next block's are kRowBundle further. Codes: times 32.
+  static int64_t place(int row, int blocks) { return int64_t(row / kRowBundle) * blocks * kRowBundle + row % kRowBundle; }
 };
 
 struct MatmulKernelArgs {

@@ -45,14 +45,14 @@ void quantized(const MatmulKernelArgs& a, int64_t tile, int row) {
   const f16* scales = reinterpret_cast<const f16*>(base);
   const f16* minimums = reinterpret_cast<const f16*>(base + a.tile.minimums);
   int blocks = a.tile.padded_k / 32;
-  const int8_t* x = a.xq.codes + int64_t(row) * a.tile.padded_k;
   float acc[kTileRows] = {};
   for (int b = 0; b < blocks; ++b) {
     int g = b * 32 / a.weight->group;
-    int64_t place = int64_t(row) * blocks + b;
+    int64_t place = QuantizedRows::place(row, blocks) + b * kRowBundle;
+    const int8_t* x = a.xq.codes + place * 32;
     for (int c = 0; c < kTileRows; ++c) {
       int sum = 0;
-      for (int i = b * 32; i < b * 32 + 32; ++i) sum += code_at(a.weight->precision, base + a.tile.codes, i, c) * x[i];
+      for (int i = 0; i < 32; ++i) sum += code_at(a.weight->precision, base + a.tile.codes, b * 32 + i, c) * x[i];
       acc[c] += float(sum) * (to_float(scales[g * kTileRows + c]) * a.xq.scales[place]);
       if (a.weight->has_minimums) acc[c] += to_float(minimums[g * kTileRows + c]) * a.xq.sums[place];
     }
@@ -67,8 +67,8 @@ void integer(const MatmulKernelArgs& a, int64_t tile_begin, int64_t tile_end) {
 }
 
 void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
-  int8_t* codes = to.codes + int64_t(row) * padded_k;
   for (int b = 0; b < padded_k / 32; ++b) {
+    int64_t place = QuantizedRows::place(row, padded_k / 32) + b * kRowBundle;
     int count = k - b * 32 < 32 ? (k > b * 32 ? k - b * 32 : 0) : 32;
     float largest = 0;
     for (int i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(x[b * 32 + i]));
@@ -76,10 +76,9 @@ void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
     int sum = 0;
     for (int i = 0; i < 32; ++i) {
       int code = i < count ? int(std::nearbyint(x[b * 32 + i] * inverse)) : 0;
-      codes[b * 32 + i] = int8_t(code);
+      to.codes[place * 32 + i] = int8_t(code);
       sum += code;
     }
-    int64_t place = int64_t(row) * (padded_k / 32) + b;
     to.scales[place] = largest / 127.0f;
     to.sums[place] = largest / 127.0f * float(sum);
     to.offsets[place] = -128 * sum;

@@ -17,7 +17,7 @@ export interface KnownVariant {
 }
 
 /** A rung whose file cannot be served. */
-export interface BrokenVariant {
+interface BrokenVariant {
   name: string
   model: string
   precision: Precision

@@ -1,18 +1,17 @@
 import { status as grpcStatus, type ServerWritableStream } from '@grpc/grpc-js'
 import type { Logger } from 'pino'
-import type { EngineServer, GetModelAssetsRequest, ModelAsset } from '../../proto/gen/edgeshift/v1/engine.js'
+import type {
+  EngineServer,
+  GetModelAssetsRequest,
+  ModelAsset as AssetChunk,
+} from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
+import type { ModelAsset } from '../registry/index.js'
 import { Session } from './session.js'
 import { engineStatus } from './status.js'
 
-/** A file that the gateway's text layer needs. */
-export interface Asset {
-  name: string
-  data: Uint8Array
-}
-
 /** The assets of a model; undefined for a model that is not served. */
-export type AssetSource = (model: string) => Promise<readonly Asset[] | undefined>
+export type AssetSource = (model: string) => Promise<readonly ModelAsset[] | undefined>
 
 const CHUNK_BYTES = 2 ** 20
 const STATUS_INTERVAL_MS = 250
@@ -69,7 +68,7 @@ export class EngineService {
     }, STATUS_INTERVAL_MS)
   }
 
-  private async sendAssets(call: ServerWritableStream<GetModelAssetsRequest, ModelAsset>): Promise<void> {
+  private async sendAssets(call: ServerWritableStream<GetModelAssetsRequest, AssetChunk>): Promise<void> {
     const assets = await this.assets(call.request.model)
     if (!assets) {
       call.emit('error', { code: grpcStatus.NOT_FOUND, details: `unknown model ${call.request.model.slice(0, 200)}` })
@@ -86,7 +85,7 @@ export class EngineService {
 }
 
 /** Resolves when the reader has caught up or is gone. */
-function drained(call: ServerWritableStream<GetModelAssetsRequest, ModelAsset>): Promise<void> {
+function drained(call: ServerWritableStream<GetModelAssetsRequest, AssetChunk>): Promise<void> {
   return new Promise((resolve) => {
     for (const event of ['drain', 'cancelled', 'close']) call.once(event, resolve)
   })

@@ -12,7 +12,7 @@ interface FakeBlock {
 export type FakeMemory = Map<number, FakeBlock>
 
 /** What a fake model answers after a context: any function of the tokens alone. */
-export function fakeNextToken(context: ArrayLike<number>, seed: number, vocabSize: number): number {
+function fakeNextToken(context: ArrayLike<number>, seed: number, vocabSize: number): number {
   let hash = 2166136261 ^ seed
   for (let i = 0; i < context.length; i++) hash = Math.imul(hash ^ (context[i] ?? 0), 16777619)
   return (hash >>> 0) % vocabSize

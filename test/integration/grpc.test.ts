@@ -235,6 +235,24 @@ describe('ends', () => {
     expect((await peer.chat(chat())).response.choices[0]?.text).toBe('still here')
   })
 
+  it('leaves nothing behind after 1,000 calls that are aborted', async () => {
+    services.generator.script = (run) => run.start()
+    const before = process.getActiveResourcesInfo().length
+    for (let batch = 0; batch < 10; batch++) {
+      const ends = Array.from({ length: 100 }, async () => {
+        const call = peer.client.chatStream(chat())
+        const ended = collect(call)
+        // Not before: the library's client sends the request, but not the cancellation, of a call cancelled at once.
+        await new Promise((resolve) => call.once('data', resolve))
+        call.cancel()
+        return (await ended).status.code
+      })
+      expect(new Set(await Promise.all(ends))).toEqual(new Set([status.CANCELLED]))
+    }
+    await vi.waitFor(() => expect(services.generator.active).toBe(0))
+    await vi.waitFor(() => expect(process.getActiveResourcesInfo().length).toBeLessThanOrEqual(before + 4))
+  })
+
   it('lets running calls end when it closes', async () => {
     services.generator.script = hold
     const result = collect(peer.client.chatStream(chat()))

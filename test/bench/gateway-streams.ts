@@ -132,7 +132,8 @@ const protocols: [string, Opener][] = [
   ['gRPC', openGrpc],
   ['WebSocket', openWs],
 ]
-for (const [name, open] of protocols) {
+const only = process.env.ONLY
+for (const [name, open] of protocols.filter(([name]) => only === undefined || only === name)) {
   const rounds: { ours: number; bare: number }[] = []
   for (let i = 0; i < ROUNDS; i++) rounds.push({ ours: await rate(open, gateway), bare: await rate(open, barePorts) })
   const ours = percentile(

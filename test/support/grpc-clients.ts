@@ -1,6 +1,7 @@
 /** gRPC clients for tests: the generated one, health, raw bytes, and one built from reflection. Work on any stack. */
 import { createRequire } from 'node:module'
 import { join, dirname } from 'node:path'
+import { BinaryWriter } from '@bufbuild/protobuf/wire'
 import {
   Client,
   type ClientReadableStream,
@@ -14,7 +15,7 @@ import {
 } from '@grpc/grpc-js'
 import {
   type AnyDefinition,
-  loadFileDescriptorSetFromObject,
+  loadFileDescriptorSetFromBuffer,
   loadSync,
   type PackageDefinition,
   type ServiceDefinition,
@@ -157,11 +158,10 @@ interface ReflectionResponse {
 export async function reflectedClient(address: string): Promise<{ services: string[]; client: ReflectedClient }> {
   const listed = await reflect(address, { listServices: '*' })
   const files = await reflect(address, { fileContainingSymbol: 'edgeshift.v1.Gateway' })
-  const {
-    FileDescriptorProto,
-  }: { FileDescriptorProto: { decode(bytes: Buffer): object } } = require('protobufjs/ext/descriptor')
-  const descriptors = files.fileDescriptorResponse?.fileDescriptorProto ?? []
-  const definition = loadFileDescriptorSetFromObject({ file: descriptors.map((it) => FileDescriptorProto.decode(it)) })
+  const descriptors = new BinaryWriter()
+  // google.protobuf.FileDescriptorSet: field 1, repeated FileDescriptorProto.
+  for (const file of files.fileDescriptorResponse?.fileDescriptorProto ?? []) descriptors.tag(1, 2).bytes(file)
+  const definition = loadFileDescriptorSetFromBuffer(Buffer.from(descriptors.finish()))
   const Gateway = clientOf(definition, 'edgeshift.v1.Gateway')
   const client = new Gateway(address, credentials.createInsecure())
   return {

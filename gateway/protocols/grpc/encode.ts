@@ -29,7 +29,7 @@ export function encodeEvent(id: string, event: StreamedEvent): EventMessage {
 }
 
 /** proto3 floats have no null: an undefined log probability (the first prompt token's) is NaN. */
-export function encodeLogprobs(logprobs: readonly TokenLogprob[] | undefined): Logprob[] {
+function encodeLogprobs(logprobs: readonly TokenLogprob[] | undefined): Logprob[] {
   if (!logprobs) return []
   return logprobs.map(({ id, token, logprob, top }) => ({
     id,
@@ -39,7 +39,7 @@ export function encodeLogprobs(logprobs: readonly TokenLogprob[] | undefined): L
   }))
 }
 
-export function encodeUsage(usage: Usage): UsageMessage {
+function encodeUsage(usage: Usage): UsageMessage {
   return {
     promptTokens: usage.promptTokens,
     completionTokens: usage.completionTokens,

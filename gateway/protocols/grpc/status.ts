@@ -3,7 +3,7 @@ import { Metadata, type StatusObject } from '@grpc/grpc-js'
 import { toGatewayError } from '../../errors.js'
 
 /** Trailer names; x-edgeshift-* are the HTTP headers' names too. */
-export const ERROR_CODE = 'edgeshift-error-code'
+const ERROR_CODE = 'edgeshift-error-code'
 const ERROR_PARAM = 'edgeshift-error-param'
 const RETRY_AFTER = 'retry-after-ms'
 const VARIANT = 'x-edgeshift-variant'

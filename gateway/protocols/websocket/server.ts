@@ -9,7 +9,7 @@ import { isOriginAllowed } from './origin-policy.js'
 import { Session, type SessionSettings } from './session.js'
 
 /** Where chats are served. */
-export const CHAT_PATH = '/v1/chat/ws'
+const CHAT_PATH = '/v1/chat/ws'
 
 /** Bounds and times of the server; every one has a default. */
 export interface ChatSocketSettings extends SessionSettings {

@@ -14,6 +14,8 @@ import { EngineService } from './server/service.js'
 const EXIT_DEVICE_FAILED = 70
 /** Time that running sequences get to end after SIGTERM. */
 const DRAIN_MS = 5000
+/** Time for the last messages to be written out. */
+const FLUSH_MS = 500
 /** One runs while the host reads the last one's tokens. */
 const STEPS_IN_FLIGHT = 2
 
@@ -47,30 +49,32 @@ async function main({ config: file, socket, device }: Arguments, logger: Logger)
   const service = new EngineService(engine, async (model) => catalog.assets.get(model), logger)
   const listener = await listen(socket, service.handlers)
 
-  const exit = (code: number): never => {
+  const exit = (code: number, graceMs: number): void => {
     service.close()
-    listener.close()
-    process.exit(code)
+    listener
+      .close(graceMs)
+      .catch((error: unknown) => logger.error({ err: error }, 'closing failed'))
+      .finally(() => process.exit(code))
   }
   const deviceFailed = (): void => {
     logger.fatal('a device is lost')
     // After this step's sequences were told.
-    setImmediate(() => exit(EXIT_DEVICE_FAILED))
+    setImmediate(() => exit(EXIT_DEVICE_FAILED, FLUSH_MS))
   }
   const stop = (): void => {
     logger.info({ running: engine.running, waiting: engine.waiting }, 'stopping')
     drain(engine)
-      .then(() => exit(0))
+      .then(() => exit(0, FLUSH_MS))
       .catch((error: unknown) => {
         logger.error({ err: error }, 'stopping failed')
-        exit(1)
+        exit(1, 0)
       })
   }
   process.once('SIGTERM', stop)
   process.once('SIGINT', stop)
   watchParent(() => {
     logger.warn('the process that started this engine is gone')
-    exit(0)
+    exit(0, 0)
   })
 
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }

@@ -83,7 +83,7 @@ export class Scheduler {
     this.waiting.push(sequence)
   }
 
-  /** The next step, its blocks taken; undefined when nothing can run now. Decodes come first, then prefills, then admissions. */
+  /** The next step, its blocks taken: decodes, then prefills, then admissions. Undefined when nothing can run now. */
   plan(now: number): StepPlan | undefined {
     const plan: StepPlan = { entries: [], admitted: [], tokens: 0 }
     const preempted = this.counters.preemptions
@@ -181,7 +181,9 @@ export class Scheduler {
   /** Whom to preempt: a held sequence, else the last in order that the plan does not hold yet. */
   private victim(plan: StepPlan): Sequence | undefined {
     const held = this.running.findLast((s) => s.heldSince !== undefined)
-    return held ?? this.running.findLast((s) => !plan.entries.some((e) => e.sequence === s))
+    if (held) return held
+    const planned = new Set(plan.entries.map((entry) => entry.sequence))
+    return this.running.findLast((sequence) => !planned.has(sequence))
   }
 
   /** Back to the queue; its full blocks stay cached, so the recomputation is usually short. */

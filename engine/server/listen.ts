@@ -8,8 +8,8 @@ const MAX_MESSAGE_BYTES = 8 * 2 ** 20
 
 /** A listening server. */
 export interface Listener {
-  /** Stops listening, ends every call and removes the socket file. */
-  close(): void
+  /** Stops listening, gives calls that are ending `graceMs` to be written out, removes the socket file. */
+  close(graceMs?: number): Promise<void>
 }
 
 /**
@@ -27,11 +27,23 @@ export async function listen(socketPath: string, handlers: EngineServer): Promis
     process.umask(umask)
   }
   return {
-    close: () => {
+    close: async (graceMs = 0) => {
+      if (graceMs > 0) await shutDown(server, graceMs)
       server.forceShutdown()
       if (existsSync(socketPath)) unlinkSync(socketPath)
     },
   }
+}
+
+/** Resolves when every call has ended, or after `graceMs`. */
+function shutDown(server: Server, graceMs: number): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, graceMs)
+    server.tryShutdown(() => {
+      clearTimeout(timer)
+      resolve()
+    })
+  })
 }
 
 function bind(server: Server, address: string): Promise<void> {

@@ -78,7 +78,7 @@ beforeEach(async () => {
 afterEach(async () => {
   client.close()
   service.close()
-  listener.close()
+  await listener.close()
   await fake.engine.stop(FinishReason.CANCELLED)
 })
 
@@ -156,8 +156,8 @@ describe('engine session', () => {
     expect(await session.ended).toBe(3)
   })
 
-  it('leaves no socket file when it closes', () => {
-    listener.close()
+  it('leaves no socket file when it closes', async () => {
+    await listener.close()
     expect(existsSync(socket)).toBe(false)
   })
 

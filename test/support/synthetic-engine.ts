@@ -82,7 +82,7 @@ const listener = await listen(args.socket, service.handlers)
 const exit = async (): Promise<void> => {
   await engine.stop(FinishReason.CANCELLED)
   service.close()
-  listener.close()
+  await listener.close()
   process.exit(0)
 }
 process.once('SIGTERM', () => void exit())

@@ -11,7 +11,7 @@ namespace edgeshift {
 
 // Owns the mapping; the descriptor is closed as soon as the file is mapped. Movable, not copyable.
 // Another process that truncates the file while it is mapped makes reads past its new end raise SIGBUS, which ends
-// the process: replace model files by renaming a new one over the old (docs/operations).
+// the process: replace model files by renaming a new one over the old.
 class MappedFile {
  public:
   MappedFile() = default;

@@ -1,4 +1,4 @@
-// JavaScript values to native structures and back. Readers throw a TypeError-like invalid_argument with the field's name.
+// JavaScript values to native structures and back. Readers throw invalid_argument with the field's name.
 #pragma once
 
 #include <napi.h>

@@ -106,7 +106,8 @@ void Device::begin_close(Napi::Env env) {
 
 Napi::Function DeviceObject::define(Napi::Env env) {
   return DefineClass(env, "NativeDevice",
-                     {InstanceMethod("loadModel", &DeviceObject::load_model), InstanceMethod("close", &DeviceObject::close)});
+                     {InstanceMethod("loadModel", &DeviceObject::load_model),
+                      InstanceMethod("close", &DeviceObject::close)});
 }
 
 DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<DeviceObject>(info) {

@@ -66,7 +66,8 @@ Status CpuModel::check(const StepBatch& batch) const {
   for (size_t i = 0; i < batch.slots.size(); ++i) {
     const Slot& slot = slots_[size_t(batch.slots[i])];
     if (!slot.set) return error(Code::invalid_argument, "slot ", batch.slots[i], " was never set");
-    const auto first = batch.tokens.begin() + batch.seq_starts[i], last = batch.tokens.begin() + batch.seq_starts[i + 1];
+    const auto first = batch.tokens.begin() + batch.seq_starts[i];
+    const auto last = batch.tokens.begin() + batch.seq_starts[i + 1];
     if (slot.state.tokens.empty() && std::find(first, last, -1) != last) {
       return error(Code::invalid_argument, "slot ", batch.slots[i], " has no token to continue from");
     }

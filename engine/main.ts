@@ -4,11 +4,12 @@ import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
 import { loadAddon } from './addon.js'
 import { loadConfig } from './config/index.js'
 import { Engine } from './engine.js'
+import { modelAssets } from './registry/index.js'
 import { readCatalog } from './residency/catalog.js'
 import { loadAll, prepare } from './residency/residency.js'
 import { watchParent } from './server/lifecycle.js'
 import { listen } from './server/listen.js'
-import { EngineService } from './server/service.js'
+import { type AssetSource, EngineService } from './server/service.js'
 
 /** Exit codes beside 0 and 1: the device is lost, a restart brings it back. */
 const EXIT_DEVICE_FAILED = 70
@@ -46,7 +47,12 @@ async function main({ config: file, socket, device }: Arguments, logger: Logger)
   const addon = loadAddon()
   const engine = new Engine({ version: addon.version(), maxWaiting: config.scheduler.max_waiting, clock, log: logger })
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
-  const service = new EngineService(engine, async (model) => catalog.assets.get(model), logger)
+  // Built when asked for: by then the weights are loading on other threads.
+  const assets: AssetSource = async (model) => {
+    const card = catalog.cards.get(model)
+    return card && modelAssets(card)
+  }
+  const service = new EngineService(engine, assets, logger)
   const listener = await listen(socket, service.handlers)
 
   const exit = (code: number, graceMs: number): void => {

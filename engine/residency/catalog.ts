@@ -1,6 +1,6 @@
 import type { Config, ModelConfig } from '../config/index.js'
 import type { GgufFile, LoadRequest, Precision } from '../native.js'
-import { estimateWeightBytes, type ModelAsset, modelAssets, type ModelCard, readModelCard } from '../registry/index.js'
+import { estimateWeightBytes, type ModelCard, readModelCard } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
 import type { VariantDemand } from './plan.js'
 
@@ -24,28 +24,28 @@ interface BrokenVariant {
   error: string
 }
 
-/** Every rung of the configuration in ladder order, and the models' text assets. */
+/** Every rung of the configuration in ladder order, and a card of each model for its text assets. */
 export interface Catalog {
   known: KnownVariant[]
   broken: BrokenVariant[]
-  assets: Map<string, ModelAsset[]>
+  cards: Map<string, ModelCard>
 }
 
 /** Reads the files' headers; no weight is touched. A file is read once, however many rungs come from it. */
 export function readCatalog(config: Config, readGguf: (path: string) => GgufFile): Catalog {
-  const catalog: Catalog = { known: [], broken: [], assets: new Map() }
-  const cards = new Map<string, ModelCard | Error>()
+  const catalog: Catalog = { known: [], broken: [], cards: new Map() }
+  const files = new Map<string, ModelCard | Error>()
   const allDevices = config.devices.map(({ id }) => id)
   for (const model of config.models) {
     for (const { precision, path } of model.variants) {
       const name = `${model.id}:${precision}`
-      const card = cards.get(path) ?? readCard(path, readGguf)
-      cards.set(path, card)
+      const card = files.get(path) ?? readCard(path, readGguf)
+      files.set(path, card)
       if (card instanceof Error) {
         catalog.broken.push({ name, model: model.id, precision, error: card.message })
         continue
       }
-      if (!catalog.assets.has(model.id)) catalog.assets.set(model.id, modelAssets(card))
+      if (!catalog.cards.has(model.id)) catalog.cards.set(model.id, card)
       const devices = model.placement.devices ?? allDevices
       catalog.known.push(describe(name, model, precision, card, devices, config))
     }

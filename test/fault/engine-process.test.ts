@@ -92,7 +92,11 @@ models:
   - id: broken
     variants: [{ precision: int4, path: ${JSON.stringify(MAIN)} }]
 `)
-    const status = await loaded(connect(socket), start(command))
+    const client = connect(socket)
+    const status = await loaded(client, start(command))
+    const assets: string[] = []
+    for await (const { name } of client.getModelAssets({ model: 'm' })) assets.push(name)
+    expect(assets).toContain('chat_template.jinja')
     const states = Object.fromEntries(status.variants.map((variant) => [variant.name, variant]))
     expect(states['m:fp16']?.state).toBe(VariantState.READY)
     expect(states['m:int8']?.error).toMatch(/needs \d+ MiB weights .* cpu0 has \d+ MiB of 477 MiB free/)

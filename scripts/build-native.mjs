@@ -12,7 +12,11 @@ const has = (command) => spawnSync(command, ['--version'], { stdio: 'ignore' }).
 
 const missing = [
   ['cmake', ['cmake'], 'CMake 3.20 or newer (Debian and Ubuntu: apt install cmake; macOS: brew install cmake)'],
-  ['a C++20 compiler', [process.env.CXX ?? 'c++', 'g++', 'clang++'], 'a C++20 compiler (Debian and Ubuntu: apt install g++)'],
+  [
+    'a C++20 compiler',
+    [process.env.CXX ?? 'c++', 'g++', 'clang++'],
+    'a C++20 compiler (Debian and Ubuntu: apt install g++)',
+  ],
   ['make or ninja', ['ninja', 'make', 'gmake'], 'make or Ninja (Debian and Ubuntu: apt install make)'],
 ].filter(([, commands]) => !commands.some(has))
 if (missing.length > 0) {
@@ -32,7 +36,12 @@ function run(args) {
 }
 
 run([
-  '-S', join(root, 'native'), '-B', build, ...(existsSync(join(build, 'CMakeCache.txt')) ? [] : generator),
-  `-DEDGESHIFT_CUDA=${cuda ? 'ON' : 'OFF'}`, `-DEDGESHIFT_TESTS=${tests ? 'ON' : 'OFF'}`,
+  '-S',
+  join(root, 'native'),
+  '-B',
+  build,
+  ...(existsSync(join(build, 'CMakeCache.txt')) ? [] : generator),
+  `-DEDGESHIFT_CUDA=${cuda ? 'ON' : 'OFF'}`,
+  `-DEDGESHIFT_TESTS=${tests ? 'ON' : 'OFF'}`,
 ])
 run(['--build', build, '--parallel', ...(tests ? [] : ['--target', 'edgeshift_addon'])])

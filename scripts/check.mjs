@@ -6,7 +6,8 @@ import { root } from './setup.mjs'
 
 const npx = (name, ...args) => [join(root, 'node_modules', '.bin', name), args]
 const report = join(root, 'build', 'vitest.json')
-const vitest = (...args) => npx('vitest', 'run', '--reporter=default', '--reporter=json', `--outputFile.json=${report}`, ...args)
+const vitest = (...args) =>
+  npx('vitest', 'run', '--reporter=default', '--reporter=json', `--outputFile.json=${report}`, ...args)
 
 const STEPS = [
   ['format', npx('oxfmt', '--check')],
@@ -26,7 +27,9 @@ export function check(args) {
     const started = Date.now()
     console.log(`\n== ${name}`)
     const result = spawnSync(command, parameters, { stdio: 'inherit', cwd: root })
-    console.log(`== ${name}: ${result.status === 0 ? 'ok' : 'FAILED'} in ${((Date.now() - started) / 1000).toFixed(1)} s`)
+    console.log(
+      `== ${name}: ${result.status === 0 ? 'ok' : 'FAILED'} in ${((Date.now() - started) / 1000).toFixed(1)} s`,
+    )
     if (result.status !== 0) failed.push(name)
   }
   const { numPassedTests, numFailedTests, numPendingTests } = readReport()

@@ -36,7 +36,10 @@ if (!process.argv.includes('--check')) {
     generateInto(scratch)
     const stale = [...files(scratch)]
       .map((path) => relative(scratch, path))
-      .filter((path) => !existsSync(join(root, path)) || !readFileSync(join(root, path)).equals(readFileSync(join(scratch, path))))
+      .filter(
+        (path) =>
+          !existsSync(join(root, path)) || !readFileSync(join(root, path)).equals(readFileSync(join(scratch, path))),
+      )
     if (stale.length > 0) {
       console.error(`Out of date, run \`npm run generate\`: ${stale.join(', ')}`)
       process.exitCode = 1

@@ -59,8 +59,11 @@ export function setUp({ tests = false } = {}) {
     console.log('Installing packages ...')
     run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error'])
   })
-  unlessFresh('bundle', ['gateway', 'engine', 'proto/gen', 'scripts/build.mjs', 'package-lock.json'], 'dist/cli.js', () =>
-    run(process.execPath, ['scripts/build.mjs']),
+  unlessFresh(
+    'bundle',
+    ['gateway', 'engine', 'proto/gen', 'scripts/build.mjs', 'package-lock.json'],
+    'dist/cli.js',
+    () => run(process.execPath, ['scripts/build.mjs']),
   )
   const native = ['native', 'scripts/build-native.mjs', 'package-lock.json']
   const product = 'build/native/edgeshift.node'

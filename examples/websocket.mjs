@@ -1,5 +1,5 @@
 // A WebSocket client: streams one chat. `node examples/websocket.mjs [URL] [PROMPT]`
-import WebSocket from 'ws'
+import { WebSocket } from 'ws'
 
 const [url = 'ws://127.0.0.1:8080/v1/chat/ws', prompt = 'What is the capital of France?'] = process.argv.slice(2)
 const socket = new WebSocket(url)

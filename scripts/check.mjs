@@ -4,34 +4,38 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from './setup.mjs'
 
-const npx = (name, ...args) => [join(root, 'node_modules', '.bin', name), args]
+const npx = (name, tool, ...args) => ({ name, command: join(root, 'node_modules', '.bin', tool), args })
 const report = join(root, 'build', 'vitest.json')
-const vitest = (...args) =>
-  npx('vitest', 'run', '--reporter=default', '--reporter=json', `--outputFile.json=${report}`, ...args)
+const tests = (args) =>
+  npx('tests', 'vitest', 'run', '--reporter=default', '--reporter=json', `--outputFile.json=${report}`, ...args)
 
 const STEPS = [
-  ['format', npx('oxfmt', '--check')],
-  ['lint', npx('oxlint', '--deny-warnings')],
-  ['proto lint', npx('buf', 'lint')],
-  ['types', npx('tsc')],
-  ['dead code', npx('knip')],
-  ['generated files', [process.execPath, ['scripts/generate.mjs', '--check']]],
-  ['native tests', ['ctest', ['--test-dir', 'build/native', '--output-on-failure', '--parallel', '2']]],
+  npx('format', 'oxfmt', '--check'),
+  npx('lint', 'oxlint', '--deny-warnings'),
+  npx('proto lint', 'buf', 'lint'),
+  npx('types', 'tsc'),
+  npx('dead code', 'knip'),
+  { name: 'generated files', command: process.execPath, args: ['scripts/generate.mjs', '--check'] },
+  {
+    name: 'native tests',
+    command: 'ctest',
+    args: ['--test-dir', 'build/native', '--output-on-failure', '--parallel', '2'],
+  },
 ]
 
-/** Runs the checks and exits 0 only when all pass; the last line counts them. */
+/** Runs one step with its output shown; true when it succeeded. */
+function passes({ name, command, args }) {
+  const started = Date.now()
+  console.log(`\n== ${name}`)
+  const { status } = spawnSync(command, args, { stdio: 'inherit', cwd: root })
+  console.log(`== ${name}: ${status === 0 ? 'ok' : 'FAILED'} in ${((Date.now() - started) / 1000).toFixed(1)} s`)
+  return status === 0
+}
+
+/** Runs the checks (with arguments: only vitest with them) and exits 0 only when all pass; the last line counts them. */
 export function check(args) {
-  const steps = args.length > 0 ? [['tests', vitest(...args)]] : [...STEPS, ['tests', vitest()]]
-  const failed = []
-  for (const [name, [command, parameters]] of steps) {
-    const started = Date.now()
-    console.log(`\n== ${name}`)
-    const result = spawnSync(command, parameters, { stdio: 'inherit', cwd: root })
-    console.log(
-      `== ${name}: ${result.status === 0 ? 'ok' : 'FAILED'} in ${((Date.now() - started) / 1000).toFixed(1)} s`,
-    )
-    if (result.status !== 0) failed.push(name)
-  }
+  const steps = args.length > 0 ? [tests(args)] : [...STEPS, tests([])]
+  const failed = steps.filter((step) => !passes(step)).map(({ name }) => name)
   const { numPassedTests, numFailedTests, numPendingTests } = readReport()
   if (failed.length > 0) console.log(`\nFailed: ${failed.join(', ')}`)
   const otherFailures = failed.filter((name) => name !== 'tests').length

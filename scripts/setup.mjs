@@ -52,6 +52,8 @@ function unlessFresh(name, inputs, product, make) {
   writeFileSync(stamp, wanted)
 }
 
+const buildNative = (...flags) => run(process.execPath, ['scripts/build-native.mjs', ...flags])
+
 /** Installs packages and builds what is missing; with `tests`, also the native tests. */
 export function setUp({ tests = false } = {}) {
   requireNode()
@@ -67,10 +69,9 @@ export function setUp({ tests = false } = {}) {
   )
   const native = ['native', 'scripts/build-native.mjs', 'package-lock.json']
   const product = 'build/native/edgeshift.node'
-  const build = (flags) => run(process.execPath, ['scripts/build-native.mjs', ...flags])
-  if (tests) unlessFresh('native-tests', native, product, () => build(['--tests']))
+  if (tests) unlessFresh('native-tests', native, product, () => buildNative('--tests'))
   unlessFresh('native', native, product, () => {
     if (!tests) console.log('Building the native backend (a minute or two, once) ...')
-    build(tests ? ['--tests'] : [])
+    buildNative(...(tests ? ['--tests'] : []))
   })
 }

@@ -1,5 +1,4 @@
 import type { Server } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import type { Address } from '../engine/config/index.js'
 import { GrpcServer } from './protocols/grpc/server.js'
 import { createHttpApp } from './protocols/openai/app.js'
@@ -10,8 +9,8 @@ import type { Services } from './services.js'
 /** An address cannot be listened on; the message is one line for a person. */
 export class ListenError extends Error {
   constructor(protocol: string, address: Address, cause: unknown) {
-    const { code, message } = cause as NodeJS.ErrnoException
-    const inUse = code === 'EADDRINUSE' || /EADDRINUSE/.test(message)
+    const message = cause instanceof Error ? cause.message : String(cause)
+    const inUse = message.includes('EADDRINUSE')
     const why = inUse ? 'another program listens there already' : message
     super(`cannot serve ${protocol} on ${formatAddress(address)}: ${why}`, { cause })
     this.name = 'ListenError'
@@ -44,7 +43,8 @@ export class Listeners {
     sockets.attach(httpServer)
     await listenHttp(httpServer, http)
     try {
-      const { port } = httpServer.address() as AddressInfo
+      const bound = httpServer.address()
+      const port = typeof bound === 'object' && bound !== null ? bound.port : http.port
       const grpcServer = await GrpcServer.listen(services, formatAddress(grpc))
       return new Listeners(httpServer, sockets, grpcServer, { ...http, port }, { ...grpc, port: grpcServer.port })
     } catch (error) {

@@ -38,7 +38,10 @@ export class Gateway {
     const config = loadConfig(configFile)
     const log = openLog(logLevel)
     const core = new Core({
-      ...{ config, configFile, engine, logPrompts },
+      config,
+      configFile,
+      engine,
+      logPrompts,
       version: VERSION,
       loadText: loadTextModel,
       log: log.logger,

@@ -106,12 +106,12 @@ export class Metrics {
       await refreshing
       return engine.status()
     }
-    for (const { name, help, labels, read } of ENGINE_GAUGES) {
-      const gauge = this.#gauge(name, help, labels)
+    for (const figure of ENGINE_GAUGES) {
+      const gauge = this.#gauge(figure.name, figure.help, figure.labels)
       this.#collect(gauge, async () => {
         const status = await refresh()
         gauge.reset()
-        if (status) for (const sample of read(status)) gauge.set(sample.labels, sample.value)
+        if (status) for (const sample of figure.read(status)) gauge.set(sample.labels, sample.value)
       })
     }
   }
@@ -186,6 +186,12 @@ const ENGINE_GAUGES: readonly EngineGauge[] = [
     read: perDevice((d) => share(d.kvUsedBytes, d.kvBytes)),
   },
   {
+    name: 'kv_cache_cached',
+    help: 'Share of the KV memory that only the prefix cache holds.',
+    labels: DEVICE,
+    read: perDevice((d) => share(d.kvCachedBytes, d.kvBytes)),
+  },
+  {
     name: 'prefix_cache_queries',
     help: 'Prompt tokens looked up in the prefix cache.',
     labels: DEVICE,
@@ -199,6 +205,24 @@ const ENGINE_GAUGES: readonly EngineGauge[] = [
   },
   { name: 'preemptions', help: 'Sequences preempted.', labels: DEVICE, read: perDevice((d) => d.preemptions) },
   { name: 'engine_steps', help: 'Steps run.', labels: DEVICE, read: perDevice((d) => d.steps) },
+  {
+    name: 'engine_step_tokens',
+    help: 'Tokens computed, prompts and answers.',
+    labels: DEVICE,
+    read: perDevice((d) => d.stepTokens),
+  },
+  {
+    name: 'engine_step_sequences',
+    help: 'Sequences of all steps together; divided by the steps, the mean batch size.',
+    labels: DEVICE,
+    read: perDevice((d) => d.stepSequences),
+  },
+  {
+    name: 'engine_step_device_seconds',
+    help: 'Time the device spent on steps.',
+    labels: DEVICE,
+    read: perDevice((d) => d.stepDeviceUs / 1e6),
+  },
   {
     name: 'memory_budget_bytes',
     help: 'Bytes a device may use.',

@@ -129,13 +129,14 @@ export class Models implements ModelDirectory {
   }
 
   #entry(config: ModelConfig, status: Map<string, VariantStatus>, state: EngineState): ModelEntry {
-    const names = config.variants.map(({ precision }) => `${config.id}:${precision}`)
-    const lengths = names.map((name) => status.get(name)?.maxModelLen ?? 0)
+    const lengths = [...status.values()].filter(({ model }) => model === config.id).map((known) => known.maxModelLen)
     return {
       id: config.id,
       tags: config.tags,
-      maxModelLen: Math.max(...lengths) || (config.max_model_len ?? 0),
-      variants: config.variants.map(({ precision }, i) => toVariant(names[i] as string, precision, status, state)),
+      maxModelLen: Math.max(0, ...lengths) || (config.max_model_len ?? 0),
+      variants: config.variants.map(({ precision }) =>
+        toVariant(`${config.id}:${precision}`, precision, status, state),
+      ),
       created: this.#created,
     }
   }

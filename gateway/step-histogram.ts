@@ -17,8 +17,8 @@ export class HistogramSeries {
   /** Counts `value` `times` times. */
   observe(value: number, times = 1): void {
     let bucket = 0
-    while (bucket < this.#bounds.length && value > (this.#bounds[bucket] as number)) bucket++
-    this.counts[bucket] = (this.counts[bucket] as number) + times
+    while (value > (this.#bounds[bucket] ?? Number.POSITIVE_INFINITY)) bucket++
+    this.counts[bucket] = (this.counts[bucket] ?? 0) + times
     this.sum += value * times
   }
 }
@@ -42,6 +42,7 @@ export class StepHistogram {
     this.help = help
     this.#bounds = bounds
     // The registry only calls `get`, which prom-client's type of a metric does not say.
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion
     registry.registerMetric(this as unknown as Metric)
   }
 

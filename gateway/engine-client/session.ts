@@ -1,10 +1,11 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js'
-import type {
-  EngineStatus,
-  SequenceDelta,
-  SessionEvent,
-  SessionRequest,
-  Submit,
+import {
+  FinishReason,
+  type EngineStatus,
+  type SequenceDelta,
+  type SessionEvent,
+  type SessionRequest,
+  type Submit,
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { GatewayError } from '../errors.js'
 
@@ -118,7 +119,7 @@ export class EngineSession {
       const listener = this.#sequences.get(delta.sequenceId)
       // Unknown ids are sequences that were cancelled while this step was on its way.
       if (listener === undefined) continue
-      if (delta.finishReason !== 0) this.#sequences.delete(delta.sequenceId)
+      if (delta.finishReason !== FinishReason.UNSPECIFIED) this.#sequences.delete(delta.sequenceId)
       listener.onDelta(delta)
     }
   }

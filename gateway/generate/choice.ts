@@ -120,7 +120,7 @@ export class Choice implements SequenceListener {
     let read = 0
     let stopped = false
     while (read < shown && !stopped) {
-      const chunk = this.#output.push(tokens[read++] as number)
+      const chunk = this.#output.push(tokens[read++] ?? 0)
       text += chunk.text
       completed += chunk.tokens
       stopped = chunk.stopped

@@ -112,7 +112,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     if (this.#started) return
     this.#started = true
     this.record.queueUs = start.queueUs
-    const { variant, reason } = this.record.route as Route
+    const { variant = '', reason = '' } = this.record.route ?? {}
     this.#emit({ type: 'started', variant, reason })
   }
 
@@ -263,14 +263,8 @@ function newTraceparent(): string {
 
 /** The request's prompt as token ids. */
 function encode({ input }: GenerateRequest, text: TextModel): number[] | Promise<number[]> {
-  switch (input.kind) {
-    case 'chat':
-      return text.encodeChat(input.messages)
-    case 'text':
-      return text.encodePrompt(input.text)
-    case 'tokens':
-      return input.tokens
-  }
+  if (input.kind === 'tokens') return input.tokens
+  return input.kind === 'chat' ? text.encodeChat(input.messages) : text.encodePrompt(input.text)
 }
 
 /** The prompt as the client wrote it, or its decoded text when it was ids or a conversation. */

@@ -1,7 +1,10 @@
 import { Template } from '@huggingface/jinja'
 
 /** A node of the template's syntax tree, as the library makes it. */
-type Node = { type: string } & Record<string, unknown>
+interface Node {
+  type: string
+  [field: string]: unknown
+}
 
 /** Node types that cost no more than the size of what they read, and which of their fields hold nodes. */
 const LINEAR: Record<string, readonly string[]> = {
@@ -35,7 +38,7 @@ export function boundedSize(source: string): number | undefined {
     if (node === undefined || node === null) return true
     if (Array.isArray(node)) return node.every((entry) => walk(entry, inLoop))
     nodes++
-    return isBounded(node as Node, inLoop, walk)
+    return isNode(node) && isBounded(node, inLoop, walk)
   }
   try {
     return walk(new Template(source).parsed, false) ? nodes : undefined
@@ -68,23 +71,28 @@ function isBounded(node: Node, inLoop: boolean, walk: (node: unknown, inLoop: bo
     case 'FilterExpression':
       return typeOf(node.filter) === 'Identifier' && FILTERS.has(nameOf(node.filter)) && walk(node.operand, inLoop)
     case 'CallExpression':
-      return isKnownCall(node.callee as Node) && walk([node.callee, node.args], inLoop)
+      return isKnownCall(node.callee) && walk([node.callee, node.args], inLoop)
     default:
       return false
   }
 }
 
-function isKnownCall(callee: Node): boolean {
+function isKnownCall(callee: unknown): boolean {
+  if (!isNode(callee)) return false
   if (callee.type === 'Identifier') return callee.value === 'raise_exception'
   return callee.type === 'MemberExpression' && callee.computed === false && METHODS.has(nameOf(callee.property))
 }
 
+function isNode(value: unknown): value is Node {
+  return typeof value === 'object' && value !== null && 'type' in value && typeof value.type === 'string'
+}
+
 function typeOf(node: unknown): string {
-  return (node as Node | undefined)?.type ?? ''
+  return isNode(node) ? node.type : ''
 }
 
 function nameOf(node: unknown): string {
-  return String((node as Node | undefined)?.value ?? '')
+  return isNode(node) && typeof node.value === 'string' ? node.value : ''
 }
 
 /** Characters that a bounded template may handle on the event loop; a few milliseconds' work at the worst. */

@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { spawn } from 'node:child_process'
 import { EngineSession } from '../../gateway/engine-client/session.js'
 import { openClient, waitForReady } from '../../gateway/engine-client/connect.js'
+import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import { percentile, short } from './figures.js'
 import { at, startGateway } from './processes.js'
 import { postBytes, RawConnection } from './raw-http.js'
@@ -18,7 +19,9 @@ const ROUNDS = Number(process.env.ROUNDS ?? 3)
 const REQUESTS = Number(process.env.REQUESTS ?? 25)
 
 const request = postBytes('/v1/chat/completions', {
-  ...{ model: 'm', stream: true, max_tokens: TOKENS },
+  model: 'm',
+  stream: true,
+  max_tokens: TOKENS,
   messages: [{ role: 'user', content: 'Say hello to the world.' }],
 })
 
@@ -54,8 +57,15 @@ const ignore = { onStatus: () => undefined, onStep: () => undefined, onEnd: () =
 const session = new EngineSession(client.session(), ignore)
 const prompt = Array.from({ length: 60 }, (_, i) => i + 3)
 const submission = {
-  ...{ variant: 'm:int4', prompt, maxTokens: TOKENS, priority: 0, tenant: '', deadlineMs: 0, traceparent: '' },
-  ...{ replayedTokens: 0, promptLogprobs: false },
+  variant: 'm:int4',
+  prompt,
+  maxTokens: TOKENS,
+  priority: 0,
+  tenant: '',
+  deadlineMs: 0,
+  traceparent: '',
+  replayedTokens: 0,
+  promptLogprobs: false,
 }
 
 const direct = (): Promise<(onFirst: () => void) => Promise<void>> =>
@@ -68,7 +78,7 @@ const direct = (): Promise<(onFirst: () => void) => Promise<void>> =>
           onDelta: ({ finishReason }) => {
             if (first) onFirst()
             first = false
-            if (finishReason !== 0) resolve()
+            if (finishReason !== FinishReason.UNSPECIFIED) resolve()
           },
         })
       }),

@@ -3,7 +3,7 @@
 // bare library reaches with the same events and the same client, in turns. Then the memory of idle streams.
 import { connect } from 'node:net'
 import { credentials } from '@grpc/grpc-js'
-import WebSocket from 'ws'
+import { WebSocket } from 'ws'
 import { GatewayClient } from '../../proto/gen/edgeshift/v1/gateway.js'
 import { percentile, residentBytes, short } from './figures.js'
 import { at, startGateway, startNode } from './processes.js'
@@ -63,7 +63,7 @@ const openGrpc: Opener = ({ grpc }, onEvents) => {
   const start = (): void => {
     call = client.chatStream({
       model: 'm',
-      messages: messages.map((message) => ({ ...message, name: '' })),
+      messages: [{ role: 'user', content: 'Hi', name: '' }],
       options: { maxTokens: MAX_TOKENS, logitBias: new Map(), stop: [], stopTokenIds: [] },
     })
     call.on('data', () => onEvents(1)).on('end', start)
@@ -94,14 +94,17 @@ const wait = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(
 
 /** Resident bytes that each of IDLE_STREAMS streams adds whose next token is far away. */
 async function idleBytes(open: Opener): Promise<number> {
-  const gateway = await startGateway(600_000)
-  const pid = gateway.child.pid ?? 0
-  const opened = async (count: number): Promise<() => void> => {
-    let first = 0
-    const closers = Array.from({ length: count }, () => open(gateway, () => first++))
-    while (first < count) await wait(20)
-    return () => closers.forEach((close) => close())
-  }
+  const idle = await startGateway(600_000)
+  const pid = idle.child.pid ?? 0
+  const opened = (count: number): Promise<() => void> =>
+    new Promise((resolve) => {
+      let first = 0
+      const closers = Array.from({ length: count }, () =>
+        open(idle, () => {
+          if (++first === count) resolve(() => closers.forEach((close) => close()))
+        }),
+      )
+    })
   // What the first streams bring (code, pools) is no stream's own.
   const warm = await opened(100)
   await wait(500)
@@ -111,7 +114,7 @@ async function idleBytes(open: Opener): Promise<number> {
   const bytes = ((await residentBytes(pid)) - before) / IDLE_STREAMS
   close()
   warm()
-  await gateway.close()
+  await idle.close()
   return bytes
 }
 
@@ -133,7 +136,8 @@ const protocols: [string, Opener][] = [
   ['WebSocket', openWs],
 ]
 const only = process.env.ONLY
-for (const [name, open] of protocols.filter(([name]) => only === undefined || only === name)) {
+for (const [name, open] of protocols) {
+  if (only !== undefined && only !== name) continue
   const rounds: { ours: number; bare: number }[] = []
   for (let i = 0; i < ROUNDS; i++) rounds.push({ ours: await rate(open, gateway), bare: await rate(open, barePorts) })
   const ours = percentile(

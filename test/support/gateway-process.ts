@@ -54,7 +54,8 @@ export class GatewayProcess {
     })
     if (child.stderr === null) return
     createInterface({ input: child.stderr }).on('line', (line) => {
-      this.log.push(line.startsWith('{') ? (JSON.parse(line) as LogLine) : { msg: line })
+      const parsed: LogLine = line.startsWith('{') ? JSON.parse(line) : { msg: line }
+      this.log.push(parsed)
       this.wake()
     })
   }

@@ -1,12 +1,11 @@
 // A runnable engine without a model: `node --import tsx scripted-engine.ts --config FILE --socket PATH`.
-// Every sequence gets the token ids of TOKENS (default: a few words), one a step, a step every STEP_MS (default 0: as
-// fast as its reader takes them). Assets are the models' own.
+// Every sequence gets the bytes of a sentence as tokens, one a step: the first at once, the others STEP_MS apart
+// (default 0: as fast as its reader takes them).
 // FAIL=TEXT: it fails at its start.
 import { unlinkSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js'
 import { loadConfig } from '../../engine/config/index.js'
-import { readCatalog } from '../../engine/residency/catalog.js'
 import {
   EngineService,
   FinishReason,
@@ -18,14 +17,15 @@ import {
   type SessionRequest,
   type Submit,
 } from '../../proto/gen/edgeshift/v1/engine.js'
-import { readGgufInTypeScript } from './read-gguf.js'
+import { TINY_VOCAB_SIZE, tinyTokenizerAssets, tinyTokens } from './tiny-tokenizer.js'
 
 const { values } = parseArgs({ options: { config: { type: 'string' }, socket: { type: 'string' } } })
 if (process.env.FAIL) throw new Error(process.env.FAIL)
+const MAX_MODEL_LEN = 8192
 const config = loadConfig(values.config ?? 'models.yaml')
 const stepMs = Number(process.env.STEP_MS ?? 0)
-const tokens = (process.env.TOKENS ?? '504 338 253 1028').split(' ').map(Number)
-const catalog = readCatalog(config, readGgufInTypeScript)
+const tokens = tinyTokens('The quick brown fox. ')
+const assets = tinyTokenizerAssets(MAX_MODEL_LEN)
 
 const status: EngineStatus = {
   engineVersion: 'scripted',
@@ -35,77 +35,114 @@ const status: EngineStatus = {
   devices: [],
   variants: config.models.flatMap(({ id, variants }) =>
     variants.map(({ precision }) => ({
-      ...{ name: `${id}:${precision}`, model: id, precision, device: 'cpu0', error: '' },
-      ...{ weightBytes: 1000, maxModelLen: 8192, vocabSize: 49152, state: VariantState.READY },
-      ...{ running: 0, waiting: 0, blockBytes: 0 },
+      name: `${id}:${precision}`,
+      model: id,
+      precision,
+      device: 'cpu0',
+      error: '',
+      weightBytes: 1000,
+      maxModelLen: MAX_MODEL_LEN,
+      vocabSize: TINY_VOCAB_SIZE,
+      state: VariantState.READY,
+      running: 0,
+      waiting: 0,
+      blockBytes: 0,
     })),
   ),
 }
 
 /** One sequence's place in the script. */
 interface Playing {
-  submit: Submit
+  id: number
+  maxTokens: number
   sent: number
   paused: boolean
 }
 
-function play(call: ServerDuplexStream<SessionRequest, SessionEvent>): void {
-  const playing = new Map<number, Playing>()
-  let scheduled = false
-  let blocked = false
-  const schedule = (): void => {
-    if (scheduled || blocked || playing.size === 0) return
-    scheduled = true
-    if (stepMs > 0) setTimeout(step, stepMs)
-    else setImmediate(step)
+type Call = ServerDuplexStream<SessionRequest, SessionEvent>
+
+/** One session: new sequences get their first token at once, all others one at every step. */
+class Player {
+  private readonly playing = new Map<number, Playing>()
+  private fresh: Playing[] = []
+  private timer: NodeJS.Timeout | undefined
+  private stepping = false
+  private blocked = false
+
+  constructor(private readonly call: Call) {
+    call.on('data', (request: SessionRequest) => this.take(request))
+    call.on('drain', () => {
+      this.blocked = false
+      this.schedule()
+    })
+    call.on('end', () => (this.stop(), call.end()))
+    call.on('error', () => this.stop()).on('cancelled', () => this.stop())
+    if (stepMs > 0) this.timer = setInterval(() => this.step(), stepMs)
+    call.write({ kind: { $case: 'status', status } })
   }
-  const step = (): void => {
-    scheduled = false
-    const deltas: SequenceDelta[] = []
-    for (const [id, sequence] of playing) {
-      if (sequence.paused) continue
-      const first = sequence.sent === 0
-      const token = tokens[sequence.sent++ % tokens.length] as number
-      const done = sequence.sent >= sequence.submit.maxTokens
-      deltas.push({
-        sequenceId: id,
-        tokens: [token],
-        logprobs: [],
-        promptLogprobs: [],
-        finishReason: done ? FinishReason.LENGTH : FinishReason.UNSPECIFIED,
-        start: first ? { cachedTokens: 0, queueUs: 0 } : undefined,
-      })
-      if (done) playing.delete(id)
-    }
-    if (deltas.length > 0) blocked = !call.write({ kind: { $case: 'step', step: { deltas } } })
-    if (deltas.length > 0) schedule()
-  }
-  call.on('drain', () => {
-    blocked = false
-    schedule()
-  })
-  call.on('data', ({ kind }: SessionRequest) => {
-    if (kind?.$case === 'submit') playing.set(kind.submit.sequenceId, { submit: kind.submit, sent: 0, paused: false })
-    else if (kind?.$case === 'cancel') playing.delete(kind.cancel.sequenceId)
+
+  private take({ kind }: SessionRequest): void {
+    if (kind?.$case === 'submit') this.fresh.push(playingOf(kind.submit))
+    else if (kind?.$case === 'cancel') this.playing.delete(kind.cancel.sequenceId)
     else if (kind?.$case === 'flow') {
-      const sequence = playing.get(kind.flow.sequenceId)
+      const sequence = this.playing.get(kind.flow.sequenceId)
       if (sequence) sequence.paused = kind.flow.paused
     }
-    schedule()
-  })
-  const stop = (): void => playing.clear()
-  call.on('end', () => (stop(), call.end()))
-  call.on('error', stop).on('cancelled', stop)
-  call.write({ kind: { $case: 'status', status } })
+    this.schedule()
+  }
+
+  /** Once in this turn of the loop: what arrives together goes into one step. */
+  private schedule(): void {
+    if (this.stepping) return
+    this.stepping = true
+    setImmediate(() => {
+      this.stepping = false
+      const { fresh } = this
+      this.fresh = []
+      for (const sequence of fresh) this.playing.set(sequence.id, sequence)
+      if (stepMs === 0) this.step()
+      else this.write(fresh)
+    })
+  }
+
+  private step(): void {
+    const running = [...this.playing.values()].filter(({ paused }) => !paused)
+    this.write(running)
+    if (stepMs === 0 && running.length > 0 && !this.blocked) this.schedule()
+  }
+
+  private write(sequences: readonly Playing[]): void {
+    if (sequences.length === 0 || this.blocked) return
+    const deltas = sequences.map((sequence) => this.next(sequence))
+    this.blocked = !this.call.write({ kind: { $case: 'step', step: { deltas } } })
+  }
+
+  private next(sequence: Playing): SequenceDelta {
+    const start = sequence.sent === 0 ? { cachedTokens: 0, queueUs: 0 } : undefined
+    const token = tokens[sequence.sent++ % tokens.length] ?? 0
+    const done = sequence.sent >= sequence.maxTokens
+    if (done) this.playing.delete(sequence.id)
+    const finishReason = done ? FinishReason.LENGTH : FinishReason.UNSPECIFIED
+    return { sequenceId: sequence.id, tokens: [token], logprobs: [], promptLogprobs: [], finishReason, start }
+  }
+
+  private stop(): void {
+    clearInterval(this.timer)
+    this.playing.clear()
+    this.fresh = []
+  }
+}
+
+function playingOf({ sequenceId, maxTokens }: Submit): Playing {
+  return { id: sequenceId, maxTokens, sent: 0, paused: false }
 }
 
 const server = new Server()
 const handlers: EngineServer = {
-  session: play,
+  session: (call) => void new Player(call),
   describe: (_call, reply) => reply(null, { status, devices: [] }),
   getModelAssets: (call) => {
-    for (const asset of catalog.assets.get(call.request.model) ?? [])
-      call.write({ name: asset.name, data: Buffer.from(asset.data) })
+    for (const { name, data } of assets) call.write({ name, data: Buffer.from(data) })
     call.end()
   },
 }

@@ -24,10 +24,11 @@ describe('removeStaleSocketDirs', () => {
   it('removes only folders whose process is gone', () => {
     const parent = mkdtempSync(join(tmpdir(), 'es-test-'))
     const gone = spawnSync(process.execPath, ['-e', '']).pid
-    const names = [`edgeshift-${gone}-abcdef`, `edgeshift-${process.pid}-abcdef`, 'edgeshift-x-abcdef', 'other']
+    const stale = `edgeshift-${gone}-abcdef`
+    const names = [stale, `edgeshift-${process.pid}-abcdef`, 'edgeshift-x-abcdef', 'other']
     for (const name of names) mkdirSync(join(parent, name))
-    writeFileSync(join(parent, names[0] as string, 'engine-1.sock'), '')
-    expect(removeStaleSocketDirs(parent)).toEqual([join(parent, names[0] as string)])
+    writeFileSync(join(parent, stale, 'engine-1.sock'), '')
+    expect(removeStaleSocketDirs(parent)).toEqual([join(parent, stale)])
     expect(names.map((name) => existsSync(join(parent, name)))).toEqual([false, true, true, true])
     rmSync(parent, { recursive: true })
   })

@@ -4,12 +4,11 @@ import type { ModelEntry, VariantEntry } from '../../gateway/services.js'
 
 type State = VariantEntry['state']
 
-function model(id: string, tags: string[], states: [State, State, State]): ModelEntry {
-  const precisions = ['fp16', 'int8', 'int4'] as const
-  const variants = precisions.map((precision, i) => ({
-    ...{ name: `${id}:${precision}`, precision, state: states[i] as State },
-    ...{ weightBytes: 1, device: 'cpu0' },
-  }))
+function model(id: string, tags: string[], [fp16, int8, int4]: [State, State, State]): ModelEntry {
+  const rung = (precision: VariantEntry['precision'], state: State): VariantEntry => {
+    return { name: `${id}:${precision}`, precision, state, weightBytes: 1, device: 'cpu0' }
+  }
+  const variants = [rung('fp16', fp16), rung('int8', int8), rung('int4', int4)]
   return { id, tags, maxModelLen: 100, created: 0, variants }
 }
 
@@ -17,6 +16,8 @@ const MODELS = [
   model('a', ['chat', 'b'], ['ready', 'ready', 'ready']),
   model('b', ['chat'], ['ready', 'ready', 'ready']),
 ]
+
+const serve = (variant: string, reason: string) => ({ kind: 'serve', route: { model: 'a', variant, reason } })
 
 describe('findTarget', () => {
   it.each([
@@ -40,7 +41,6 @@ describe('chooseRung', () => {
     if (!target) throw new Error(`${name} is unknown`)
     return chooseRung(target)
   }
-  const serve = (variant: string, reason: string) => ({ kind: 'serve', route: { model: 'a', variant, reason } })
 
   it.each<[string, [State, State, State], string, string]>([
     ['a', ['ready', 'ready', 'ready'], 'a:fp16', 'highest rung'],

@@ -133,6 +133,19 @@ describe('engine session', () => {
     fake.device.checkInvariants()
   })
 
+  it('200 sessions opened and dropped leave no sequence and no block', async () => {
+    for (let cycle = 0; cycle < 200; cycle++) {
+      const session = new TestSession(client)
+      for (const id of [1, 2, 3]) session.submit(submitOf(id, [id, cycle % 7], { maxTokens: 4000 }))
+      // Dropped after the status or in the middle of the answers.
+      await session.until(() => session.events.length > cycle % 3)
+      session.call.cancel()
+      await session.ended
+    }
+    await vi.waitFor(() => expect(fake.engine.running + fake.engine.waiting).toBe(0))
+    fake.device.checkInvariants()
+  })
+
   it('stops scheduling for a reader that does not read, and goes on when it does', async () => {
     const session = new TestSession(client)
     session.call.pause()

@@ -1,0 +1,25 @@
+// Causal attention over the paged cache: split-KV decode with rotary embedding and cache write fused in, and prefill.
+#pragma once
+
+#include "core/dtype.h"
+#include "cuda/launch.h"
+#include "cuda/next_read.h"
+#include "ops/attention.h"
+#include "ops/rope_kv.h"
+
+namespace edgeshift::cuda {
+
+// Scratch of decode_attention, for `sequences` of `kv_heads` heads: bytes, zeroed once by the owner; every call leaves the
+// counters in it zero.
+size_t attention_workspace_bytes(int sequences, int heads, int head_dim, int splits);
+
+// One new token per sequence (batch->t == batch->s). Rotates q and k as rope_kv does (rope.q is not used), writes this step's
+// keys and values to the cache, and attends. `splits` blocks share each (sequence, kv head); 1 needs no workspace.
+// unsupported: head_dim not 64, 96, 128 or 256; more than 8 query heads per kv head; block_size not a multiple of 16.
+Status decode_attention(const RopeKvArgs<f16>& rope, const AttentionArgs<f16>& args, int splits, void* workspace, NextRead next,
+                        const Launch& on);
+
+// Any number of new tokens per sequence, whose keys and values are in the cache.
+Status prefill_attention(const AttentionArgs<f16>& args, const Launch& on);
+
+}  // namespace edgeshift::cuda

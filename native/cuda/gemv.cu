@@ -1,0 +1,41 @@
+#include "cuda/matmul.h"
+
+#include "cuda/gemv_kernel.cuh"
+
+namespace edgeshift::cuda {
+
+bool gemv_fits(const PackedMatrix& weight, int t, const DeviceTraits& device) {
+  if (t > kGemvTokens || weight.k % 8 != 0) return false;
+  StripLayout layout = strip_layout(weight.precision, weight.n, weight.k, weight.group);
+  size_t activations = size_t(2) * (layout.chunk * layout.chunks + 32) * t;
+  size_t rest = size_t(kGemvWarps) * (ES_GEMV_RING_BYTES + 512 + 128 * t) + size_t(64) * layout.flushes() + 1024;
+  return activations + rest <= size_t(device.shared_bytes);
+}
+
+Status gemv(const FusedMatmulArgs& args, const Launch& on) {
+  const PackedMatrix& w = *args.weight;
+  if (args.t < 1 || args.t > kGemvTokens) return {Code::invalid_argument, "cuda gemv: 1 to 8 tokens"};
+  if (w.k % 8 != 0) return {Code::unsupported, "cuda gemv: k must be a multiple of 8"};
+  if (w.permutation) return {Code::unsupported, "cuda gemv: act-order is not implemented"};
+  StripLayout layout = strip_layout(w.precision, w.n, w.k, w.group);
+  GemvParams params{static_cast<const unsigned char*>(w.data),
+                    layout.strip_bytes(),
+                    layout.strips,
+                    layout.chunks,
+                    w.n,
+                    w.k,
+                    args.t,
+                    args.x,
+                    args.norm,
+                    args.eps,
+                    args.bias,
+                    args.out,
+                    args.epilogue,
+                    args.activation,
+                    args.next};
+  if (w.precision == Precision::int4) return gemv_int4(params, layout, on);
+  if (w.precision == Precision::int8) return gemv_int8(params, layout, on);
+  return gemv_fp16(params, on);
+}
+
+}  // namespace edgeshift::cuda

@@ -1,0 +1,14 @@
+#include "cuda/gemv_kernel.cuh"
+
+namespace edgeshift::cuda {
+
+Status gemv_int8(const GemvParams& params, const StripLayout& layout, const Launch& on) {
+  if (layout.flush == 32 && layout.chunk == 128) return launch_gemv<GemvFormat<Precision::int8, 32, 128>>(params, on);
+  if (layout.flush == 64 && layout.chunk == 128) return launch_gemv<GemvFormat<Precision::int8, 64, 128>>(params, on);
+  if (layout.flush == 128 && layout.chunk == 128) return launch_gemv<GemvFormat<Precision::int8, 128, 128>>(params, on);
+  if (layout.flush == 32 && layout.chunk == 64) return launch_gemv<GemvFormat<Precision::int8, 32, 64>>(params, on);
+  if (layout.flush == 64 && layout.chunk == 64) return launch_gemv<GemvFormat<Precision::int8, 64, 64>>(params, on);
+  return {Code::unsupported, "cuda gemv: no kernel for this group"};
+}
+
+}  // namespace edgeshift::cuda

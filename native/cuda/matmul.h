@@ -1,0 +1,51 @@
+// Matrix products with packed weights, fused with what stands before and after them in a layer.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/next_read.h"
+#include "cuda/strip_layout.h"
+#include "ops/gated_activation.h"
+#include "ops/matmul.h"
+
+namespace edgeshift::cuda {
+
+// What is done with a product y[t, n].
+enum class Epilogue {
+  store,   // out f16 [t, n] = y + bias
+  add,     // out float [t, n] += y + bias: the residual stream
+  gate,    // weight in RowOrder::gate_up: out f16 [t, n / 2] = activation(gate) * up
+  logits,  // out float [t, n] = y + bias
+};
+
+// y = x * W^T. x is f16 [t, k]; or, when `norm` is set (gemv only), the fp32 residual [t, k], normalised on the way in:
+// x / sqrt(mean(x^2) + eps) * norm.
+struct FusedMatmulArgs {
+  const PackedMatrix* weight = nullptr;
+  const void* x = nullptr;
+  const float* norm = nullptr;  // [k] or null
+  float eps = 0;
+  const float* bias = nullptr;  // [n] or null
+  void* out = nullptr;
+  Epilogue epilogue = Epilogue::store;
+  Activation activation = Activation::silu;
+  int t = 0;
+  NextRead next;  // what the kernels after this one will read first
+};
+
+// Whether gemv takes a product of t tokens and k inputs on this device: past it, the tiled kernel is faster or the
+// activations do not fit in shared memory.
+bool gemv_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);
+
+// Up to 8 tokens, at memory bandwidth. invalid_argument when t is out of range; unsupported when gemv_fits does not hold.
+Status gemv(const FusedMatmulArgs& args, const Launch& on);
+
+// Scratch of tiled_matmul, zeroed once by the owner; every call leaves its counters zero.
+size_t matmul_workspace_bytes(const DeviceTraits& device);
+
+// Any number of tokens, tensor-core tiles with an asynchronous pipeline. `norm` must be null.
+Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
+
+// The plain op: picks gemv or tiled_matmul. Rows in plain order.
+Status matmul(const MatmulArgs<f16>& args, void* workspace, const Launch& on);
+
+}  // namespace edgeshift::cuda

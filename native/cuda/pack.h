@@ -1,0 +1,19 @@
+// Canonical weights to the strip layout, on the device.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/status.h"
+#include "cuda/strip_layout.h"
+#include "ops/packed_matrix.h"
+
+namespace edgeshift::cuda {
+
+// Bytes that pack() writes for a matrix of this shape.
+size_t packed_bytes(const CanonicalMatrix& source);
+
+// Repacks `source` (device pointers) into `data` (device, packed_bytes(source), 16-byte aligned) and describes it in `out`.
+// gate_up needs n to be a multiple of 16. unsupported: act-order (permutation set).
+Status pack(const CanonicalMatrix& source, RowOrder order, void* data, PackedMatrix& out, cudaStream_t stream);
+
+}  // namespace edgeshift::cuda

@@ -1,0 +1,74 @@
+// The forward pass of a decoder-only transformer on the device: which kernels run, in which order, on which buffers.
+#pragma once
+
+#include <vector>
+
+#include "core/dtype.h"
+#include "cuda/buffer.h"
+#include "cuda/launch.h"
+#include "cuda/matmul.h"
+#include "cuda/sample.h"
+#include "model/spec.h"
+#include "ops/kv_layout.h"
+#include "ops/packed_matrix.h"
+
+namespace edgeshift::cuda {
+
+// Device pointers of one layer. gate_up is packed in RowOrder::gate_up, the others plain.
+struct LayerWeights {
+  PackedMatrix qkv, o, gate_up, down;
+  const float* attention_norm = nullptr;  // [hidden]
+  const float* ffn_norm = nullptr;        // [hidden]
+  const float* qkv_bias = nullptr;        // [(heads + 2 kv_heads) * head_dim] or null
+  const float* q_norm = nullptr;          // [head_dim] or null
+  const float* k_norm = nullptr;
+};
+
+struct TransformerWeights {
+  PackedMatrix embed, head;
+  const float* final_norm = nullptr;
+  const float* inv_freq = nullptr;  // [rotary_dim / 2]
+  std::vector<LayerWeights> layers;
+};
+
+// Activations of up to `tokens` tokens and logits of up to `rows` rows, owned.
+class Workspace {
+ public:
+  Status allocate(const ModelSpec& spec, const DeviceTraits& device, int tokens, int rows, int max_splits);
+  size_t bytes() const;
+
+  Buffer residual;   // float [tokens, hidden]
+  Buffer last;       // float [rows, hidden]
+  Buffer normed;     // f16 [tokens, hidden]
+  Buffer qkv;        // f16 [tokens, (heads + 2 kv_heads) * head_dim]
+  Buffer q;          // f16 [tokens, heads * head_dim]
+  Buffer attended;   // f16 [tokens, heads * head_dim]
+  Buffer activated;  // f16 [tokens, ffn]
+  Buffer logits;     // float [rows, vocab]
+  Buffer attention;  // scratch of decode_attention
+  Buffer matmul;     // scratch of tiled_matmul
+  int max_splits = 1;
+};
+
+// One pass over a batch: token ids to logits of each sequence's last token.
+struct Forward {
+  const ModelSpec* spec = nullptr;
+  const TransformerWeights* weights = nullptr;
+  Workspace* workspace = nullptr;
+  const KvLayout* kv = nullptr;
+  void* arena = nullptr;
+  const int32_t* tokens = nullptr;  // [t] device
+  SequenceBatch batch;
+  size_t lookahead = 0;  // bytes of the next weights that a kernel asks L2 for
+};
+
+// Enqueues a step with one token per sequence. `splits` blocks share each sequence's cache.
+Status decode_forward(const Forward& pass, int splits, const Launch& on);
+
+// Enqueues a step with any number of tokens per sequence; logits of the last token of each sequence.
+Status prefill_forward(const Forward& pass, const Launch& on);
+
+// Splits that fill the device for `sequences` sequences of up to `context` tokens.
+int choose_splits(const ModelSpec& spec, const DeviceTraits& device, int sequences, int context, int max_splits);
+
+}  // namespace edgeshift::cuda

@@ -1,0 +1,216 @@
+// rope_kv, prefill_attention and decode_attention against a double reference. Tolerance: 2e-3 of the norm (keys, values
+// and probabilities are f16).
+#include "cuda/attention.h"
+#include "cuda/rope_kv.h"
+#include "device_test.h"
+
+using namespace edgeshift;
+using namespace edgeshift::test;
+
+namespace {
+
+constexpr double kTolerance = 2e-3;
+
+struct Case {
+  int heads, kv_heads, head_dim, block_size, window, splits;
+  float softcap;
+  bool interleaved, norms;
+  std::vector<int> prompts;
+};
+
+// A batch of sequences whose whole history is known on the host: qkv of every token of every sequence.
+class History {
+ public:
+  History(const Case& c, Random& random) : c_(c), row_((c.heads + 2 * c.kv_heads) * c.head_dim) {
+    for (int length : c.prompts) qkv_.push_back(random.halves(size_t(length + 1) * row_));
+    q_norm = random.floats(c.head_dim);
+    k_norm = random.floats(c.head_dim);
+    for (int i = 0; i < c.head_dim / 2; ++i) inv_freq.push_back(float(std::pow(10000.0, -2.0 * i / c.head_dim)));
+  }
+
+  const f16* token(int sequence, int position) const { return qkv_[sequence].data() + size_t(position) * row_; }
+  int row() const { return row_; }
+
+  // Rotated (and normed) vector `index` of a token: query heads, then key heads, then value heads; values as they are.
+  std::vector<double> vector(int sequence, int position, int index) const {
+    int d = c_.head_dim;
+    std::vector<double> v(d);
+    for (int i = 0; i < d; ++i) v[i] = half_value(token(sequence, position)[index * d + i]);
+    if (index >= c_.heads + c_.kv_heads) return v;
+    if (c_.norms) {
+      const std::vector<float>& weight = index < c_.heads ? q_norm : k_norm;
+      double squares = 0;
+      for (double x : v) squares += x * x;
+      for (int i = 0; i < d; ++i) v[i] *= weight[i] / std::sqrt(squares / d + 1e-6);
+    }
+    for (int i = 0; i < d / 2; ++i) {
+      double angle = double(position) * inv_freq[i];
+      int a = c_.interleaved ? 2 * i : i, b = c_.interleaved ? 2 * i + 1 : i + d / 2;
+      double x = v[a], y = v[b];
+      v[a] = x * std::cos(angle) - y * std::sin(angle);
+      v[b] = y * std::cos(angle) + x * std::sin(angle);
+    }
+    return v;
+  }
+
+  // Attention output of one token, [heads * head_dim].
+  std::vector<double> attend(int sequence, int position) const {
+    int d = c_.head_dim, first = c_.window ? std::max(0, position - c_.window + 1) : 0;
+    std::vector<double> out(size_t(c_.heads) * d);
+    for (int h = 0; h < c_.heads; ++h) {
+      std::vector<double> q = vector(sequence, position, h), p;
+      int kv = h / (c_.heads / c_.kv_heads);
+      double sum = 0;
+      for (int j = first; j <= position; ++j) {
+        std::vector<double> k = vector(sequence, j, c_.heads + kv);
+        double s = 0;
+        for (int i = 0; i < d; ++i) s += q[i] * k[i];
+        s /= std::sqrt(double(d));
+        if (c_.softcap > 0) s = c_.softcap * std::tanh(s / c_.softcap);
+        p.push_back(std::exp(s));
+        sum += p.back();
+      }
+      for (int j = first; j <= position; ++j) {
+        std::vector<double> v = vector(sequence, j, c_.heads + c_.kv_heads + kv);
+        for (int i = 0; i < d; ++i) out[h * d + i] += p[j - first] / sum * v[i];
+      }
+    }
+    return out;
+  }
+
+  std::vector<float> q_norm, k_norm, inv_freq;
+
+ private:
+  const Case& c_;
+  int row_;
+  std::vector<std::vector<f16>> qkv_;
+};
+
+struct DeviceBatch {
+  cuda::Buffer starts, first, block_starts, blocks;
+  SequenceBatch batch;
+};
+
+DeviceBatch make_batch(const std::vector<int>& counts, const std::vector<int>& first, const std::vector<int>& block_starts,
+                       const std::vector<uint32_t>& blocks) {
+  std::vector<int> starts = {0};
+  for (int n : counts) starts.push_back(starts.back() + n);
+  DeviceBatch b{upload(starts), upload(first), upload(block_starts), upload(blocks), {}};
+  b.batch = {int(counts.size()), starts.back(), b.starts.as<int32_t>(), b.first.as<int32_t>(), b.block_starts.as<int32_t>(),
+             b.blocks.as<uint32_t>(), 0, 0};
+  for (size_t i = 0; i < counts.size(); ++i) {
+    b.batch.max_count = std::max(b.batch.max_count, counts[i]);
+    b.batch.max_context = std::max(b.batch.max_context, first[i] + counts[i]);
+  }
+  return b;
+}
+
+void compare(const History& history, const Case& c, const cuda::Buffer& out, const std::vector<int>& counts,
+             const std::vector<int>& first, const char* what, Checks& checks) {
+  size_t columns = size_t(c.heads) * c.head_dim, token = 0;
+  std::vector<double> got, expected;
+  int total = 0;
+  for (int n : counts) total += n;
+  std::vector<f16> host = download<f16>(out, columns * total);
+  for (size_t s = 0; s < counts.size(); ++s)
+    for (int i = 0; i < counts[s]; ++i, ++token) {
+      // Long prompts: a sample of the positions.
+      if (counts[s] > 40 && i % 13 != 0 && i != counts[s] - 1) continue;
+      std::vector<double> row = history.attend(int(s), first[s] + i);
+      expected.insert(expected.end(), row.begin(), row.end());
+      for (size_t j = 0; j < columns; ++j) got.push_back(half_value(host[token * columns + j]));
+    }
+  char text[160];
+  std::snprintf(text, sizeof text, "%s heads %d/%d dim %d block %d window %d splits %d softcap %.0f interleaved %d norms %d", what,
+                c.heads, c.kv_heads, c.head_dim, c.block_size, c.window, c.splits, c.softcap, c.interleaved, c.norms);
+  checks.below(relative_error(got, expected), kTolerance, text);
+}
+
+void run(const Case& c, const cuda::Launch& on, Checks& checks) {
+  Random random(c.heads * 100 + c.head_dim + c.window);
+  History history(c, random);
+  KvLayout kv{2, c.kv_heads, c.head_dim, c.block_size};
+  std::vector<int> block_starts = {0}, zeros(c.prompts.size(), 0), ones(c.prompts.size(), 1);
+  for (int length : c.prompts) block_starts.push_back(block_starts.back() + (length + c.block_size) / c.block_size);
+  std::vector<uint32_t> blocks(block_starts.back());
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = uint32_t((i * 5 + 3) % blocks.size() * (kv.block_bytes() / kKvUnitBytes));
+  if (blocks.size() % 5 == 0) for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = uint32_t((blocks.size() - 1 - i) * (kv.block_bytes() / kKvUnitBytes));
+  cuda::Buffer arena, q, out, workspace;
+  require(arena.allocate(kv.block_bytes() * blocks.size()), "arena");
+  require(cuda::to_status(cudaMemset(arena.as<void>(), 0x3c, arena.bytes()), "memset"), "arena");
+  int total = 0;
+  for (int length : c.prompts) total += length;
+  require(q.allocate(size_t(total) * c.heads * c.head_dim * 2), "q");
+  require(out.allocate(q.bytes()), "out");
+  require(workspace.allocate(cuda::attention_workspace_bytes(int(c.prompts.size()), c.heads, c.head_dim, c.splits)), "workspace");
+  require(cuda::to_status(cudaMemset(workspace.as<void>(), 0, workspace.bytes()), "memset"), "workspace");
+  cuda::Buffer freq = upload(history.inv_freq), q_norm = upload(history.q_norm), k_norm = upload(history.k_norm);
+
+  RopeKvArgs<f16> rope;
+  rope.q = q.as<f16>();
+  rope.kv = &kv;
+  rope.arena = arena.as<void>();
+  rope.layer = 1;
+  rope.heads = c.heads;
+  rope.inv_freq = freq.as<float>();
+  rope.rotary_dim = c.head_dim;
+  rope.interleaved = c.interleaved;
+  rope.q_norm = c.norms ? q_norm.as<float>() : nullptr;
+  rope.k_norm = c.norms ? k_norm.as<float>() : nullptr;
+  rope.norm_eps = 1e-6f;
+  AttentionArgs<f16> args;
+  args.q = q.as<f16>();
+  args.out = out.as<f16>();
+  args.kv = &kv;
+  args.arena = arena.as<void>();
+  args.layer = 1;
+  args.heads = c.heads;
+  args.scale = 1 / std::sqrt(float(c.head_dim));
+  args.window = c.window;
+  args.softcap = c.softcap;
+
+  // The prompts in two chunks, then one token each.
+  std::vector<int> half, rest;
+  for (int length : c.prompts) half.push_back((length + 1) / 2), rest.push_back(length - (length + 1) / 2);
+  auto prefill = [&](const std::vector<int>& counts, const std::vector<int>& first, const char* what) {
+    std::vector<f16> rows;
+    for (size_t s = 0; s < counts.size(); ++s)
+      rows.insert(rows.end(), history.token(int(s), first[s]), history.token(int(s), first[s]) + size_t(counts[s]) * history.row());
+    cuda::Buffer qkv = upload(rows);
+    DeviceBatch b = make_batch(counts, first, block_starts, blocks);
+    rope.qkv = qkv.as<f16>();
+    rope.batch = args.batch = &b.batch;
+    require(cuda::rope_kv(rope, on), "rope_kv");
+    require(cuda::prefill_attention(args, on), "prefill_attention");
+    compare(history, c, out, counts, first, what, checks);
+  };
+  prefill(half, zeros, "prefill");
+  prefill(rest, half, "second chunk");
+  std::vector<f16> rows;
+  for (size_t s = 0; s < c.prompts.size(); ++s)
+    rows.insert(rows.end(), history.token(int(s), c.prompts[s]), history.token(int(s), c.prompts[s]) + history.row());
+  cuda::Buffer qkv = upload(rows);
+  DeviceBatch b = make_batch(ones, c.prompts, block_starts, blocks);
+  rope.qkv = qkv.as<f16>();
+  rope.batch = args.batch = &b.batch;
+  for (int i = 0; i < 2; ++i) {
+    require(cuda::to_status(cudaMemset(out.as<void>(), 0xff, out.bytes()), "memset"), "out");
+    require(cuda::decode_attention(rope, args, c.splits, workspace.as<void>(), {}, on), "decode_attention");
+    compare(history, c, out, ones, c.prompts, "decode", checks);
+  }
+}
+
+}  // namespace
+
+int main() {
+  cuda::Launch on = open_device();
+  Checks checks;
+  run({4, 4, 128, 16, 0, 1, 0, false, false, {2, 17, 33, 128, 131}}, on, checks);
+  run({4, 2, 64, 32, 0, 4, 0, false, false, {15, 16, 300}}, on, checks);
+  run({9, 3, 64, 16, 0, 3, 0, true, false, {77, 200}}, on, checks);
+  run({8, 1, 128, 16, 0, 8, 0, false, true, {31, 900}}, on, checks);
+  run({8, 2, 128, 16, 50, 2, 0, false, false, {20, 180}}, on, checks);
+  run({4, 2, 96, 16, 0, 2, 20, false, false, {40, 100}}, on, checks);
+  run({4, 2, 256, 16, 0, 2, 0, false, true, {40, 100}}, on, checks);
+  return checks.report("attention");
+}

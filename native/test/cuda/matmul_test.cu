@@ -1,0 +1,120 @@
+// gemv and tiled_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
+#include <cstring>
+
+#include "cuda/matmul.h"
+#include "device_test.h"
+
+using namespace edgeshift;
+using namespace edgeshift::test;
+using cuda::Epilogue;
+
+namespace {
+
+constexpr double kTolerance = 1e-3;
+
+struct Case {
+  Precision precision;
+  int n, k, group, t;
+  Epilogue epilogue;
+  bool norm;
+};
+
+double activated(double gate, double up) { return gate / (1 + std::exp(-gate)) * up; }
+
+std::string name_of(const Case& c, const char* kernel) {
+  char text[128];
+  std::snprintf(text, sizeof text, "%s bits %d n %d k %d group %d t %d epilogue %d norm %d", kernel,
+                cuda::weight_bits(c.precision), c.n, c.k, c.group, c.t, int(c.epilogue), int(c.norm));
+  return text;
+}
+
+// The activations as the products see them, rounded to f16 where the kernel rounds.
+std::vector<double> inputs(const Case& c, const std::vector<float>& x, const std::vector<float>& weight) {
+  std::vector<double> in(x.size());
+  for (int row = 0; row < c.t; ++row) {
+    double squares = 0;
+    for (int i = 0; i < c.k; ++i) squares += double(x[row * c.k + i]) * x[row * c.k + i];
+    double inverse = 1 / std::sqrt(squares / c.k + 1e-5);
+    for (int i = 0; i < c.k; ++i) {
+      size_t at = size_t(row) * c.k + i;
+      in[at] = half_value(half_of(c.norm ? float(x[at] * inverse * weight[i]) : x[at]));
+    }
+  }
+  return in;
+}
+
+void run(const Case& c, bool tiled, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
+  Random random(c.n * 31 + c.k * 7 + c.t);
+  auto order = c.epilogue == Epilogue::gate ? cuda::RowOrder::gate_up : cuda::RowOrder::plain;
+  TestMatrix m = random_matrix(random, c.precision, c.n, c.k, c.group, order);
+  std::vector<float> x = random.floats(size_t(c.t) * c.k), weight = random.floats(c.k), bias = random.floats(c.n);
+  std::vector<f16> halves(x.size());
+  for (size_t i = 0; i < x.size(); ++i) halves[i] = half_of(x[i]);
+  bool wide = c.epilogue == Epilogue::add || c.epilogue == Epilogue::logits, gate = c.epilogue == Epilogue::gate;
+  size_t columns = gate ? c.n / 2 : c.n, count = columns * c.t;
+  std::vector<float> before = random.floats(count);
+  std::vector<uint8_t> poison(count * (wide ? 4 : 2), 0xff);
+  if (c.epilogue == Epilogue::add) std::memcpy(poison.data(), before.data(), count * 4);
+  cuda::Buffer dx = upload(x), dh = upload(halves), dw = upload(weight), db = upload(bias), out = upload(poison);
+
+  cuda::FusedMatmulArgs args;
+  args.weight = &m.packed;
+  args.x = c.norm ? dx.as<void>() : dh.as<void>();
+  args.norm = c.norm ? dw.as<float>() : nullptr;
+  args.eps = 1e-5f;
+  args.bias = gate ? nullptr : db.as<float>();
+  args.out = out.as<void>();
+  args.epilogue = c.epilogue;
+  args.t = c.t;
+  require(tiled ? cuda::tiled_matmul(args, workspace.as<void>(), on) : cuda::gemv(args, on), name_of(c, "launch").c_str());
+
+  std::vector<double> in = inputs(c, x, weight), expected(count), got(count);
+  for (int row = 0; row < c.t; ++row)
+    for (size_t j = 0; j < columns; ++j) {
+      const double* xr = in.data() + size_t(row) * c.k;
+      size_t at = row * columns + j;
+      if (gate) expected[at] = activated(m.row_dot(int(j), xr), m.row_dot(int(j + columns), xr));
+      else expected[at] = m.row_dot(int(j), xr) + bias[j] + (c.epilogue == Epilogue::add ? before[at] : 0);
+    }
+  if (wide) {
+    std::vector<float> host = download<float>(out, count);
+    for (size_t i = 0; i < count; ++i) got[i] = host[i];
+  } else {
+    std::vector<f16> host = download<f16>(out, count);
+    for (size_t i = 0; i < count; ++i) got[i] = half_value(host[i]);
+  }
+  checks.below(relative_error(got, expected), kTolerance, name_of(c, tiled ? "tiled" : "gemv"));
+}
+
+}  // namespace
+
+int main() {
+  cuda::Launch on = open_device();
+  Checks checks;
+  cuda::Buffer workspace;
+  require(workspace.allocate(cuda::matmul_workspace_bytes(on.device)), "workspace");
+  require(cuda::to_status(cudaMemset(workspace.as<void>(), 0, workspace.bytes()), "memset"), "workspace");
+  struct Weight { Precision precision; int group; };
+  const Weight weights[] = {{Precision::int4, 32}, {Precision::int4, 64}, {Precision::int4, 128}, {Precision::int4, 256},
+                            {Precision::int4, 1536}, {Precision::int8, 32}, {Precision::int8, 64}, {Precision::int8, 128},
+                            {Precision::int8, 576}, {Precision::fp16, 0}};
+  const Epilogue epilogues[] = {Epilogue::store, Epilogue::add, Epilogue::gate, Epilogue::logits};
+  for (const Weight& w : weights)
+    for (auto [n, k] : {std::pair{64, 64}, {96, 1536}, {576, 576}, {2048, 1000}, {520, 4096}}) {
+      for (int t : {1, 2, 3, 4, 8})
+        for (bool norm : {false, true}) {
+          Epilogue epilogue = epilogues[(t + norm + n / 16) % 4];
+          if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
+          run({w.precision, n, k, w.group, t, epilogue, norm}, false, workspace, on, checks);
+        }
+      for (int t : {5, 16, 33, 64, 130}) {
+        Epilogue epilogue = epilogues[(t + n / 16) % 4];
+        if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
+        run({w.precision, n, k, w.group, t, epilogue, false}, true, workspace, on, checks);
+      }
+    }
+  run({Precision::int4, 4096, 11008, 128, 4, Epilogue::add, false}, false, workspace, on, checks);
+  run({Precision::int8, 4096, 11008, 128, 2, Epilogue::add, false}, false, workspace, on, checks);
+  run({Precision::fp16, 4096, 11008, 0, 1, Epilogue::add, false}, false, workspace, on, checks);
+  return checks.report("matmul");
+}

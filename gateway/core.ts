@@ -20,10 +20,6 @@ export interface CoreOptions {
   engine: EngineCommand
   loadText: TextLoader
   log: Logger
-  /** Prompts become a field of the request's log line. */
-  logPrompts: boolean
-  /** How long a request waits for an engine or a rung that is coming, milliseconds. */
-  engineWaitMs: number
   /** Default: DEFAULT_RESTART_POLICY. */
   restart?: RestartPolicy
 }
@@ -67,10 +63,10 @@ export class Core {
       state: this.engine.state,
       status: this.engine.status,
     }))
-    const telemetry = new RunTelemetry(metrics, log, options.logPrompts)
+    const telemetry = new RunTelemetry(metrics, log, config.server.log_prompts)
     const bounds = {
       maxPromptTokens: LIMITS.maxPromptTokens,
-      engineWaitMs: options.engineWaitMs,
+      engineWaitMs: config.server.engine_wait,
       maxEngineWaiting: MAX_ENGINE_WAITING,
     }
     this.#pipeline = new Pipeline(this.#models, this.engine, bounds, telemetry)

@@ -18,12 +18,7 @@ export interface ServeOptions {
   /** The engine program. */
   engine: EngineCommand
   logLevel: Level | 'silent'
-  /** Prompts go to the log. */
-  logPrompts: boolean
 }
-
-/** How long a request waits for an engine or a rung that is coming, milliseconds. */
-const ENGINE_WAIT_MS = 5000
 
 /** The running program. */
 export class Gateway {
@@ -31,27 +26,26 @@ export class Gateway {
     private readonly core: Core,
     private readonly listeners: Listeners,
     private readonly log: Log,
+    private readonly drainMs: number,
   ) {}
 
   /** Listens and starts the engine; does not wait for it. Throws ConfigError, ListenError. */
-  static async start({ configFile, engine, logLevel, logPrompts }: ServeOptions): Promise<Gateway> {
+  static async start({ configFile, engine, logLevel }: ServeOptions): Promise<Gateway> {
     const config = loadConfig(configFile)
     const log = openLog(logLevel)
     const core = new Core({
       config,
       configFile,
       engine,
-      logPrompts,
       version: VERSION,
       loadText: loadTextModel,
       log: log.logger,
-      engineWaitMs: ENGINE_WAIT_MS,
     })
     try {
       // The engine starts beside the listeners: its start takes longest.
       core.start()
       const listeners = await Listeners.open(core.services, config.server.http, config.server.grpc)
-      return new Gateway(core, listeners, log)
+      return new Gateway(core, listeners, log, config.server.drain_timeout)
     } catch (error) {
       await core.stop()
       throw error
@@ -79,8 +73,11 @@ export class Gateway {
     return engine.state === 'crash_loop' ? engine.lastExit : undefined
   }
 
-  /** Takes no new requests, lets those in flight end for up to `drainMs`, then stops engine and listeners. */
-  async stop(drainMs: number): Promise<void> {
+  /**
+   * Takes no new requests, lets those in flight end for up to `drainMs` (default: the configuration's), then stops
+   * engine and listeners.
+   */
+  async stop(drainMs = this.drainMs): Promise<void> {
     this.log.logger.info({ active: this.core.active }, 'stopping')
     await Promise.all([this.core.drain(drainMs), this.listeners.close(drainMs)])
     await this.core.stop()

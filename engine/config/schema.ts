@@ -26,6 +26,13 @@ const server = z.strictObject({
     .prefault('127.0.0.1:8080')
     .describe('Address of HTTP and of the WebSocket chat (/v1/chat/ws). Port 0: any free port.'),
   grpc: address().prefault('127.0.0.1:8081').describe('Address of the public gRPC service. Port 0: any free port.'),
+  engine_wait: duration()
+    .prefault('5s')
+    .describe('How long a request waits for an engine that is being started or a rung that is being loaded.'),
+  drain_timeout: duration()
+    .prefault('30s')
+    .describe('How long requests in flight may go on after SIGTERM; then they end with shutting_down.'),
+  log_prompts: z.boolean().default(false).describe('Write the text of prompts to the log.'),
   api_keys_file: z
     .string()
     .min(1)

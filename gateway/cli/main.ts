@@ -7,9 +7,6 @@ import { formatAddress, ListenError } from '../listeners.js'
 import { Gateway, VERSION } from '../main.js'
 import { formatBanner } from './banner.js'
 
-/** Requests in flight get this long to end when the gateway is asked to stop, milliseconds. */
-const DRAIN_MS = 30_000
-
 /** The engine beside this file: bundled, or from sources when this runs from sources; or the program given. */
 function engineCommand(program: string | undefined): EngineCommand {
   const bundled = import.meta.url.endsWith('.js')
@@ -29,11 +26,10 @@ interface ServeFlags {
   config: string
   engine?: string
   logLevel: 'silent' | 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace'
-  logPrompts: boolean
 }
 
-async function serve({ config, engine, logLevel, logPrompts }: ServeFlags): Promise<void> {
-  const gateway = await Gateway.start({ configFile: config, engine: engineCommand(engine), logLevel, logPrompts })
+async function serve({ config, engine, logLevel }: ServeFlags): Promise<void> {
+  const gateway = await Gateway.start({ configFile: config, engine: engineCommand(engine), logLevel })
   stopOnSignal(gateway)
   const failed = await gateway.settled()
   if (failed) {
@@ -53,7 +49,7 @@ function stopOnSignal(gateway: Gateway): void {
   const stop = (): void => {
     if (stopping) process.exit(1)
     stopping = true
-    gateway.stop(DRAIN_MS).then(() => process.exit(0), fail)
+    gateway.stop().then(() => process.exit(0), fail)
   }
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
@@ -76,7 +72,6 @@ program
       .choices(['silent', 'fatal', 'error', 'warn', 'info', 'debug', 'trace'])
       .default('info'),
   )
-  .option('--log-prompts', 'log the text of prompts', false)
   .addOption(new Option('--engine <program>', 'engine program to run instead of the built one (tests)').hideHelp())
   .action((flags: ServeFlags) => serve(flags).catch(fail))
 program

@@ -70,7 +70,6 @@ export class EngineProcess {
   /** Asks the engine to end, kills it after `graceMs`, and resolves when it is gone. */
   async stop(graceMs: number): Promise<void> {
     this.#child.kill('SIGTERM')
-    this.#child.stdin?.end()
     const timer = setTimeout(() => this.kill(), graceMs)
     await this.exited
     clearTimeout(timer)

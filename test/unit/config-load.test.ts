@@ -33,7 +33,13 @@ const ladder = (...rungs: string[]) => model('variants:', ...rungs.map((rung) =>
 
 test('defaults', () => {
   expect(parseConfig(MODEL, '/box/models.yaml')).toEqual({
-    server: { http: { host: '127.0.0.1', port: 8080 }, grpc: { host: '127.0.0.1', port: 8081 } },
+    server: {
+      http: { host: '127.0.0.1', port: 8080 },
+      grpc: { host: '127.0.0.1', port: 8081 },
+      engine_wait: 5000,
+      drain_timeout: 30_000,
+      log_prompts: false,
+    },
     devices: [{ id: 'cpu0', kind: 'cpu', memory_gb: 4, threads: availableParallelism() }],
     models: [
       {

@@ -61,7 +61,7 @@ export class RunTelemetry implements RunObserver {
   #logEnd(record: RunRecord, error: GatewayError | undefined): void {
     const level = error?.httpStatus !== undefined && error.httpStatus >= 500 ? 'error' : 'info'
     if (!this.#log.isLevelEnabled(level)) return
-    const { request, route, usage, arrivedAt, firstTokenAt, endedAt } = record
+    const { request, route, usage, arrivedAt, submittedAt, firstTokenAt, endedAt } = record
     const fields = {
       requestId: request.id,
       clientRequestId: request.clientRequestId,
@@ -73,6 +73,7 @@ export class RunTelemetry implements RunObserver {
       cachedTokens: usage.cachedTokens,
       completionTokens: usage.completionTokens,
       choices: request.n,
+      prepareMs: submittedAt < 0 ? undefined : rounded(submittedAt - arrivedAt),
       queueMs: rounded(record.queueUs / 1000),
       firstTokenMs: firstTokenAt < 0 ? undefined : rounded(firstTokenAt - arrivedAt),
       durationMs: rounded(endedAt - arrivedAt),

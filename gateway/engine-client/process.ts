@@ -20,18 +20,19 @@ export interface ExitInfo {
 const KEPT_LINES = 20
 const LEVELS: Record<number, Level> = { 10: 'trace', 20: 'debug', 30: 'info', 40: 'warn', 50: 'error', 60: 'fatal' }
 
-/** Logs one line of the engine: pino's JSON keeps its level and fields, anything else is text. */
-function forwardLine(log: Logger, line: string): void {
+/** Logs one line of the engine: pino's JSON keeps its level and fields, anything else is text. Returns it as text. */
+function forwardLine(log: Logger, line: string): string {
   if (line.startsWith('{')) {
     try {
       const { level, msg, time: _time, pid: _pid, hostname: _hostname, ...fields } = JSON.parse(line)
       log[LEVELS[level] ?? 'info'](fields, String(msg ?? ''))
-      return
+      return [msg, fields.err?.message].filter(Boolean).join(': ')
     } catch {
       // Not JSON after all.
     }
   }
   log.info(line)
+  return line
 }
 
 /**
@@ -82,11 +83,10 @@ export class EngineProcess {
   #forward(stream: Readable | null, log: Logger, keep: boolean): void {
     if (stream === null) return
     createInterface({ input: stream, crlfDelay: Infinity }).on('line', (line) => {
-      if (keep) {
-        this.#lastLines.push(line)
-        if (this.#lastLines.length > KEPT_LINES) this.#lastLines.shift()
-      }
-      forwardLine(log, line)
+      const text = forwardLine(log, line)
+      if (!keep) return
+      this.#lastLines.push(text)
+      if (this.#lastLines.length > KEPT_LINES) this.#lastLines.shift()
     })
   }
 }

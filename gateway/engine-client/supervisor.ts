@@ -51,6 +51,9 @@ export class EngineSupervisor {
   readonly #listener: SupervisorListener
   readonly #log: Logger
   readonly #stop = new AbortController()
+  readonly #stopped = new Promise<void>((resolve) => {
+    this.#stop.signal.addEventListener('abort', () => resolve(), { once: true })
+  })
   readonly #waiters = new Set<() => void>()
   #client: EngineClient | undefined
   #session: EngineSession | undefined
@@ -180,9 +183,7 @@ export class EngineSupervisor {
 
   /** Resolves when the engine takes connections and the listener is done with it. */
   async #connect(client: EngineClient, child: EngineProcess): Promise<void> {
-    const stopped = new Promise<never>((_, reject) => {
-      this.#stop.signal.addEventListener('abort', () => reject(new Error('stopped')), { once: true })
-    })
+    const stopped = this.#stopped.then(() => Promise.reject(new Error('stopped')))
     const died = child.exited.then(() => Promise.reject(new Error('its process ended')))
     const connected = waitForReady(client, this.#options.startTimeoutMs).then(() => this.#listener.onConnected(client))
     // Whichever loses the race may reject later.

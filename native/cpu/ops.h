@@ -1,8 +1,9 @@
 // The CPU backend's ops: arguments in ops/*.h, activations in float.
 //
-// Every op is one parallel region at most (small ones run on the caller) and is batch invariant: what it computes for a
-// token, row or sequence depends on that one's inputs alone, bit for bit, not on the rest of the batch, how a prefill is
-// cut into chunks, or the number of threads. Results differ between instruction sets within rounding.
+// Every op is one parallel region (matmul of many quantized rows two; small ops run on the caller) and batch invariant:
+// what it computes for a token, row or sequence depends on that one's inputs alone, bit for bit, not on the rest of the
+// batch, how a prefill is cut into chunks, or the number of threads. Results differ between instruction sets within
+// rounding.
 // Errors: invalid_argument for shapes outside an op's limits, out_of_memory when scratch memory cannot grow.
 #pragma once
 

@@ -16,7 +16,7 @@ let grpc: GrpcPeer
 let socketUrl: string
 
 /** One rung is enough here and starts fastest. */
-const onlyFp16 = (config: string): string => config.replaceAll(/ {6}- precision: int.\b.*\n {8}from: fp16\n/g, '')
+const onlyFp16 = (config: string): string => config.replaceAll(/ {6}- precision: int.\b.*\n {8}from: fp16.*\n/g, '')
 
 beforeAll(async () => {
   box = await GatewayProcess.startShipped(onlyFp16).ready()

@@ -39,7 +39,9 @@ export function observe(log: Logger, registry: Registry): MiddlewareHandler<Http
       const status = complete ? outgoing.statusCode : 499
       requests.inc({ route: exchange.route, status })
       duration.observe({ route: exchange.route }, seconds)
-      log.info(logFields(exchange, incoming, status, seconds), 'request')
+      // A generation has its own line, which says more; a second one for each would cost a tenth of the throughput.
+      const level = exchange.variant === undefined ? 'info' : 'debug'
+      if (log.isLevelEnabled(level)) log[level](logFields(exchange, incoming, status, seconds), 'request')
     })
     return next()
   }

@@ -129,17 +129,32 @@ export class Models implements ModelDirectory {
   }
 
   #entry(config: ModelConfig, status: Map<string, VariantStatus>, state: EngineState): ModelEntry {
-    const lengths = [...status.values()].filter(({ model }) => model === config.id).map((known) => known.maxModelLen)
+    const rungs = rungsOf(config, status)
+    const lengths = rungs.map(({ name }) => status.get(name)?.maxModelLen ?? 0)
     return {
       id: config.id,
       tags: config.tags,
       maxModelLen: Math.max(0, ...lengths) || (config.max_model_len ?? 0),
-      variants: config.variants.map(({ precision }) =>
-        toVariant(`${config.id}:${precision}`, precision, status, state),
-      ),
+      variants: rungs.map(({ name, precision }) => toVariant(name, precision, status, state)),
       created: this.#created,
     }
   }
+}
+
+type RungName = Pick<VariantEntry, 'name' | 'precision'>
+
+/** As configured; where a rung's precision is read from its file, as the engine has read them. */
+function rungsOf({ id, variants }: ModelConfig, status: Map<string, VariantStatus>): RungName[] {
+  const stated = variants.flatMap(({ precision }) => (precision ? [{ name: `${id}:${precision}`, precision }] : []))
+  if (stated.length === variants.length) return stated
+  const read = [...status.values()].flatMap(({ name, model, precision }) =>
+    model === id && isPrecision(precision) ? [{ name, precision }] : [],
+  )
+  return read.length > 0 ? read : stated
+}
+
+function isPrecision(text: string): text is VariantEntry['precision'] {
+  return text === 'fp16' || text === 'int8' || text === 'int4'
 }
 
 function toVariant(

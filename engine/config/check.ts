@@ -1,5 +1,5 @@
 import { type Finding, type KeyPath } from './problem.js'
-import { LADDER, type ParsedConfig } from './schema.js'
+import { LADDER, type ParsedConfig, type Precision } from './schema.js'
 import { isLoopback } from './values.js'
 import { nearest } from './nearest.js'
 
@@ -99,7 +99,9 @@ function checkPlacement(model: Model, path: KeyPath, deviceIds: readonly string[
 function checkPolicy(model: Model, path: KeyPath): Finding[] {
   const lowest = model.policy.min_precision
   const findings = duplicates(model.policy.degrade_on, (index) => [...path, 'policy', 'degrade_on', index], 'cause')
-  if (lowest !== undefined && !model.variants.some((variant) => variant.precision === lowest)) {
+  // A rung that is read from its file may be the one; the engine finds out.
+  const stated = model.variants.every((variant) => variant.precision !== undefined)
+  if (lowest !== undefined && stated && !model.variants.some((variant) => variant.precision === lowest)) {
     findings.push({ path: [...path, 'policy', 'min_precision'], message: `the ladder has no ${lowest} rung` })
   }
   return findings
@@ -107,36 +109,44 @@ function checkPolicy(model: Model, path: KeyPath): Finding[] {
 
 function checkLadder(model: Model, path: KeyPath): Finding[] {
   const findings: Finding[] = []
-  const rank = (index: number) => LADDER.indexOf(model.variants[index]?.precision ?? 'fp16')
+  let worst = -1
   for (const [index, variant] of model.variants.entries()) {
+    const { precision } = variant
     const here = [...path, 'variants', index]
-    const first = model.variants.findIndex((other) => other.precision === variant.precision)
-    if (first < index) findings.push({ path: [...here, 'precision'], message: `${variant.precision} is listed twice` })
-    else if (index > 0 && rank(index) < rank(index - 1))
+    const rank = precision === undefined ? worst : LADDER.indexOf(precision)
+    const first = model.variants.findIndex((other) => other.precision === precision)
+    if (precision !== undefined && first < index)
+      findings.push({ path: [...here, 'precision'], message: `${precision} is listed twice` })
+    else if (rank < worst)
       findings.push({
         path: [...here, 'precision'],
-        message: `${variant.precision} stands below a worse rung; the best precision comes first`,
+        message: `${precision} stands below a worse rung; the best precision comes first`,
       })
-    const source = sourceFinding(model, index)
+    worst = rank
+    const source = sourceFinding(model, variant)
     if (source !== undefined) findings.push({ ...source, path: [...here, ...source.path] })
   }
   return findings
 }
 
-function sourceFinding(model: Model, index: number): Finding | undefined {
-  const variant = model.variants[index]
-  if (variant === undefined) return undefined
-  if (variant.path !== undefined && variant.from !== undefined)
+function sourceFinding(model: Model, variant: Model['variants'][number]): Finding | undefined {
+  const { precision, path, from, format, family } = variant
+  if (path !== undefined && from !== undefined)
     return { path: ['from'], key: true, message: 'a rung has either path or from, not both' }
-  if (variant.from === undefined)
-    return variant.path === undefined
-      ? { path: [], message: 'a rung needs a path, or from: the rung it is derived from' }
-      : undefined
-  const source = model.variants.find((other) => other.precision === variant.from)
-  if (source === undefined) return { path: ['from'], message: `the ladder has no ${variant.from} rung` }
-  if (LADDER.indexOf(variant.from) >= LADDER.indexOf(variant.precision))
-    return { path: ['from'], message: `${variant.from} is not better than ${variant.precision}` }
+  if (path !== undefined) return undefined
+  if (from === undefined) return { path: [], message: 'a rung needs a path, or from: the rung it is derived from' }
+  if (precision === undefined) return { path: [], message: 'a rung with from needs a precision' }
+  if (format !== undefined || family !== undefined)
+    return { path: [format === undefined ? 'family' : 'format'], key: true, message: 'only a rung with a path has it' }
+  return derivedFinding(model, precision, from)
+}
+
+function derivedFinding(model: Model, precision: Precision, from: Precision): Finding | undefined {
+  const source = model.variants.find((other) => other.precision === from)
+  if (source === undefined) return { path: ['from'], message: `the ladder has no ${from} rung` }
+  if (LADDER.indexOf(from) >= LADDER.indexOf(precision))
+    return { path: ['from'], message: `${from} is not better than ${precision}` }
   if (source.path === undefined)
-    return { path: ['from'], message: `the ${variant.from} rung has no file of its own; name one that has a path` }
+    return { path: ['from'], message: `the ${from} rung has no file of its own; name one that has a path` }
   return undefined
 }

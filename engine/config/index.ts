@@ -1,4 +1,4 @@
 export { loadConfig, parseConfig } from './load.js'
 export { ConfigError } from './problem.js'
-export { type Config, type DeviceConfig, type ModelConfig, type SchedulerConfig } from './schema.js'
+export { type Config, type DeviceConfig, type ModelConfig, type SchedulerConfig, type VariantConfig } from './schema.js'
 export { type Address, gigabytesToBytes } from './values.js'

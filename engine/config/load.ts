@@ -53,10 +53,12 @@ function readFailure(error: unknown): string {
 function resolveFiles(model: ParsedConfig['models'][number], folder: string): ModelConfig {
   const pathOf = (precision: string | undefined) =>
     model.variants.find((variant) => variant.precision === precision)?.path ?? ''
-  const variants = model.variants.map(({ precision, path, from }) => ({
-    precision,
+  const variants = model.variants.map(({ precision, path, from, format, family }) => ({
     path: resolve(folder, path ?? pathOf(from)),
-    ...(from === undefined ? {} : { from }),
+    ...(precision && { precision }),
+    ...(from && { from }),
+    ...(format && { format }),
+    ...(family && { family }),
   }))
   return { ...model, variants }
 }

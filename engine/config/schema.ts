@@ -12,6 +12,9 @@ const NOT_YET = 'Accepted and checked, without effect yet.'
 const name = () =>
   z.string().regex(NAME, 'expected letters, digits, ".", "_" or "-", starting with a letter or digit').max(64)
 
+/** Containers, and quantization methods of safetensors. */
+const FORMATS = ['gguf', 'safetensors', 'gptq', 'awq', 'compressed-tensors'] as const
+
 const PRECISIONS = ['fp16', 'int8', 'int4'] as const
 const precision = () => z.enum(PRECISIONS)
 
@@ -64,8 +67,21 @@ const cudaDevice = z.strictObject({
 })
 
 const variant = z.strictObject({
-  precision: precision().describe('The rung: fp16, int8 or int4. At most once in a ladder.'),
-  path: z.string().min(1).optional().describe('A .gguf file, relative to this file. A rung has either path or from.'),
+  precision: precision()
+    .optional()
+    .describe(
+      'The rung: fp16, int8 or int4, at most once in a ladder. With a path it may be absent: then it is the width that the files are stored in.',
+    ),
+  path: z
+    .string()
+    .min(1)
+    .optional()
+    .describe('A .gguf or .safetensors file or a model folder, relative to this file. A rung has either path or from.'),
+  format: z
+    .enum(FORMATS)
+    .optional()
+    .describe('How the files of the path store weights. Read from them; checked against them where it is stated.'),
+  family: name().optional().describe('The architecture (llama, qwen2, ...). Read from the files; checked as format.'),
   from: precision().optional().describe('Derive this rung at load from the file of a better rung that has a path.'),
 })
 
@@ -152,11 +168,16 @@ export type DeviceConfig = ParsedConfig['devices'][number]
 /** The scheduler section. */
 export type SchedulerConfig = ParsedConfig['scheduler']
 
-/** A rung whose file is known: `path` is absolute; `from` names the rung it is derived from, if any. */
-interface VariantConfig {
-  precision: Precision
+/**
+ * A rung whose file is known: `path` is absolute; `from` names the rung it is derived from, if any; an absent
+ * `precision` is read from the file. `format` and `family` are what the file is said to be.
+ */
+export interface VariantConfig {
+  precision?: Precision
   path: string
   from?: Precision
+  format?: (typeof FORMATS)[number]
+  family?: string
 }
 
 /** A model of the file with its rungs' files resolved. */

@@ -1,5 +1,6 @@
 /** Bytes of a rung's weights before it is loaded, counted as the CPU backend does (native/model/cpu_weights.cpp). */
-import type { ModelSpec, Precision, WeightSource } from '../native.js'
+import type { ModelSpec, Precision } from '../native.js'
+import { elementsOf, type StoredWeight } from './stored-weight.js'
 
 const TILE_ROWS = 16
 const GROUP = 32
@@ -27,7 +28,7 @@ interface Matrix {
 /** What the sizes depend on; a ModelCard has it. */
 interface Weights {
   spec: ModelSpec
-  weights: readonly WeightSource[]
+  weights: readonly StoredWeight[]
 }
 
 /** Exact for the CPU backend; once it is loaded NativeModel.weightBytes counts. */
@@ -40,7 +41,7 @@ export function estimateWeightBytes({ spec, weights }: Weights, precision: Preci
     if (weight.shape.length === 2)
       stack(matrices, `${prefix}${STACKED[name] ?? name}`, toMatrix(spec, name, weight, precision))
     else if (BIASES.has(name)) biased.add(prefix)
-    else vectors += elements(weight)
+    else vectors += elementsOf(weight)
   }
   // The biases of q, k and v are one vector, with zeros for those that are absent.
   vectors += biased.size * (spec.numHeads + 2 * spec.numKvHeads) * paddedHeadDim(spec)
@@ -53,10 +54,11 @@ function splitSlot(slot: string): [prefix: string, name: string] {
   return [slot.slice(0, cut), slot.slice(cut)]
 }
 
-function toMatrix(spec: ModelSpec, name: string, weight: WeightSource, asked: Precision): Matrix {
+function toMatrix(spec: ModelSpec, name: string, weight: StoredWeight, asked: Precision): Matrix {
   const [rows = 0, columns = 0] = weight.shape
+  const type = weight.tensors.values?.type ?? ''
   const vocabulary = name === 'embed' || name === 'head'
-  const precision = vocabulary && asked === 'int4' && !FOUR_BITS.has(weight.type) ? 'int8' : asked
+  const precision = vocabulary && asked === 'int4' && !FOUR_BITS.has(type) ? 'int8' : asked
   const padding = paddedHeadDim(spec) / spec.headDim
   // Padded heads are converted from float: their blocks are new ones.
   const converted = padding !== 1 && (STACKED[name] === 'qkv' || name === 'o')
@@ -64,7 +66,7 @@ function toMatrix(spec: ModelSpec, name: string, weight: WeightSource, asked: Pr
     rows: STACKED[name] === 'qkv' ? rows * padding : rows,
     columns: name === 'o' ? columns * padding : columns,
     precision,
-    minimums: precision === 'int4' || (precision === 'int8' && WITH_MINIMUM.has(weight.type) && !converted),
+    minimums: precision === 'int4' || (precision === 'int8' && WITH_MINIMUM.has(type) && !converted),
   }
 }
 
@@ -86,10 +88,6 @@ function packedBytes({ rows, columns, precision, minimums }: Matrix): number {
 
 function paddedHeadDim(spec: ModelSpec): number {
   return roundUp(spec.headDim, HEAD_MULTIPLE)
-}
-
-function elements({ shape }: WeightSource): number {
-  return shape.reduce((product, size) => product * size, 1)
 }
 
 function roundUp(value: number, unit: number): number {

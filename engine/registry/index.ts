@@ -1,3 +1,5 @@
 export { estimateWeightBytes } from './estimate.js'
-export { type ModelAsset, type ModelCard, modelAssets, readModelCard } from './card.js'
-export { ModelFileError } from './metadata.js'
+export { modelAssets, readModelCard, servedContext, weightSources } from './card.js'
+export type { ModelAsset, ModelCard } from './model-card.js'
+export { ModelFileError } from './model-file-error.js'
+export { storageMethod } from './width.js'

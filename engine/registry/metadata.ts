@@ -1,16 +1,5 @@
 import type { GgufFile, GgufValue } from '../native.js'
-
-/** A model file that cannot be served; the message names the file, the place in it and the reason. */
-export class ModelFileError extends Error {
-  /** invalid_file: contradicts itself or the format; unsupported: well-formed, but of a kind that is not served. */
-  readonly code: 'invalid_file' | 'unsupported'
-
-  constructor(code: 'invalid_file' | 'unsupported', message: string) {
-    super(message)
-    this.name = 'ModelFileError'
-    this.code = code
-  }
-}
+import { invalidFile, type ModelFileError, unsupported } from './model-file-error.js'
 
 /** Typed, range-checked reading of a GGUF's metadata. Every getter throws ModelFileError naming the key. */
 export class Metadata {
@@ -29,11 +18,11 @@ export class Metadata {
   }
 
   invalid(reason: string): ModelFileError {
-    return new ModelFileError('invalid_file', `${this.file}: ${reason}`)
+    return invalidFile(this.file, reason)
   }
 
   unsupported(reason: string): ModelFileError {
-    return new ModelFileError('unsupported', `${this.file}: ${reason}`)
+    return unsupported(this.file, reason)
   }
 
   /** A whole number in [min, max]; `fallback` where the key is absent, otherwise it is required. */

@@ -46,6 +46,9 @@ export const ropeScalingSchema = z.discriminatedUnion('rope_type', [
   }),
 ])
 
+/** Names of the kinds. */
+export const ropeKinds: readonly string[] = ropeScalingSchema.options.map(({ shape }) => shape.rope_type.value)
+
 /** One kind of rope scaling with its parameters. */
 export type RopeScaling = z.infer<typeof ropeScalingSchema>
 
@@ -55,32 +58,59 @@ export interface RopeTable {
   scale: number
 }
 
-/** Everything a table depends on. `contextLength` is the longest sequence that will be served. */
-export interface RopeInputs {
+/** Everything a layer's tables depend on but the sequence. */
+export interface RopeSettings {
+  scaling: RopeScaling
+  /** Base of the frequencies. */
   theta: number
+  /** Values of a head that are rotated. */
   rotaryDim: number
   maxPositionEmbeddings: number
-  contextLength: number
 }
 
-/** Computes the table of `scaling`; in double precision, rounded once. */
-export function ropeTable(scaling: RopeScaling, inputs: RopeInputs): RopeTable {
+/**
+ * The table for sequences of `length` tokens; in double precision, rounded once. Only dynamic and longrope depend on
+ * the length. The reference implementation computes it from the length of the prompt.
+ */
+export function ropeTable(settings: RopeSettings, length = 1): RopeTable {
+  const { scaling } = settings
   switch (scaling.rope_type) {
     case 'default':
-      return table(frequencies(inputs), 1)
+      return table(frequencies(settings), 1)
     case 'linear':
       return table(
-        frequencies(inputs).map((f) => f / scaling.factor),
+        frequencies(settings).map((f) => f / scaling.factor),
         1,
       )
     case 'dynamic':
-      return table(frequencies({ ...inputs, theta: dynamicTheta(scaling.factor, inputs) }), 1)
+      return table(frequencies({ ...settings, theta: dynamicTheta(scaling.factor, settings, length) }), 1)
     case 'llama3':
-      return table(frequencies(inputs).map(llama3Scaled(scaling)), 1)
+      return table(frequencies(settings).map(llama3Scaled(scaling)), 1)
     case 'yarn':
-      return yarnTable(scaling, inputs)
+      return yarnTable(scaling, settings)
     default:
-      return longropeTable(scaling, inputs)
+      return longropeTable(scaling, settings, length)
+  }
+}
+
+/** Prompts longer than this many tokens take a table of their own length; Infinity = one table serves all. */
+export function ropeLengthLimit({ scaling, maxPositionEmbeddings }: RopeSettings): number {
+  if (scaling.rope_type === 'dynamic') return maxPositionEmbeddings
+  if (scaling.rope_type === 'longrope') return scaling.original_max_position_embeddings ?? maxPositionEmbeddings
+  return Infinity
+}
+
+/** Longest sequence that the scaling was made for, tokens. */
+export function scaledContext({ scaling, maxPositionEmbeddings }: RopeSettings): number {
+  switch (scaling.rope_type) {
+    case 'dynamic':
+      return Math.floor(maxPositionEmbeddings * scaling.factor)
+    case 'yarn': {
+      const original = scaling.original_max_position_embeddings ?? maxPositionEmbeddings
+      return Math.max(maxPositionEmbeddings, Math.floor(original * scaling.factor))
+    }
+    default:
+      return maxPositionEmbeddings
   }
 }
 
@@ -88,15 +118,17 @@ function table(invFreq: readonly number[], scale: number): RopeTable {
   return { invFreq: Float32Array.from(invFreq), scale }
 }
 
-function frequencies({ theta, rotaryDim }: RopeInputs): number[] {
+function frequencies({ theta, rotaryDim }: RopeSettings): number[] {
   return Array.from({ length: rotaryDim / 2 }, (_, i) => theta ** (-(2 * i) / rotaryDim))
 }
 
-// "Dynamic NTK": the base grows with the sequence once it passes the trained length. The table is for one length, the
-// longest served, since cached keys must not change under a growing sequence.
-function dynamicTheta(scale: number, { theta, rotaryDim, maxPositionEmbeddings, contextLength }: RopeInputs): number {
-  const length = Math.max(contextLength, maxPositionEmbeddings)
-  const growth = (scale * length) / maxPositionEmbeddings - (scale - 1)
+// "Dynamic NTK": the base grows with the sequence once it passes the trained length.
+function dynamicTheta(
+  scale: number,
+  { theta, rotaryDim, maxPositionEmbeddings }: RopeSettings,
+  length: number,
+): number {
+  const growth = (scale * Math.max(length, maxPositionEmbeddings)) / maxPositionEmbeddings - (scale - 1)
   return theta * growth ** (rotaryDim / (rotaryDim - 2))
 }
 
@@ -113,7 +145,7 @@ function llama3Scaled(scaling: Extract<RopeScaling, { rope_type: 'llama3' }>): (
 }
 
 // YaRN (Peng et al. 2023): a linear ramp between extrapolated and interpolated frequencies.
-function yarnTable(scaling: Extract<RopeScaling, { rope_type: 'yarn' }>, inputs: RopeInputs): RopeTable {
+function yarnTable(scaling: Extract<RopeScaling, { rope_type: 'yarn' }>, inputs: RopeSettings): RopeTable {
   const { theta, rotaryDim } = inputs
   const original = scaling.original_max_position_embeddings ?? inputs.maxPositionEmbeddings
   const dimensionOf = (rotations: number): number =>
@@ -140,9 +172,13 @@ function yarnAttentionFactor({
 }
 
 // LongRoPE (Ding et al. 2024): a factor per dimension, one set up to the trained length and one beyond it.
-function longropeTable(scaling: Extract<RopeScaling, { rope_type: 'longrope' }>, inputs: RopeInputs): RopeTable {
+function longropeTable(
+  scaling: Extract<RopeScaling, { rope_type: 'longrope' }>,
+  inputs: RopeSettings,
+  length: number,
+): RopeTable {
   const original = scaling.original_max_position_embeddings ?? inputs.maxPositionEmbeddings
-  const chosen = inputs.contextLength > original ? scaling.long_factor : scaling.short_factor
+  const chosen = length > original ? scaling.long_factor : scaling.short_factor
   if (chosen.length !== inputs.rotaryDim / 2) {
     throw new RangeError(`longrope has ${chosen.length} factors for ${inputs.rotaryDim / 2} frequencies`)
   }

@@ -1,5 +1,6 @@
 /** The tokenizer of a GGUF (`tokenizer.ggml.*`), checked, and as the files of a Hugging Face tokenizer. */
 import type { Metadata } from './metadata.js'
+import type { ModelAsset } from './model-card.js'
 import { knownPreTokenizers, type PreTokenizer, preTokenizerNamed } from './pre-tokenizer.js'
 
 /** `tokenizer.ggml.token_type` values with a meaning here; the others are ordinary tokens. */
@@ -123,8 +124,23 @@ function checkMerges(metadata: Metadata, merges: readonly string[], tokens: Read
   }
 }
 
+/** The tokenizer as the files of a Hugging Face checkpoint. */
+export function ggufText(tokenizer: GgufTokenizer, contextLength: number): ModelAsset[] {
+  const { chatTemplate } = tokenizer
+  return [
+    json('tokenizer.json', tokenizerJson(tokenizer)),
+    json('tokenizer_config.json', tokenizerConfig(tokenizer, contextLength)),
+    json('generation_config.json', generationConfig(tokenizer)),
+    ...(chatTemplate === undefined ? [] : [{ name: 'chat_template.jinja', data: Buffer.from(chatTemplate) }]),
+  ]
+}
+
+function json(name: string, value: object): ModelAsset {
+  return { name, data: Buffer.from(JSON.stringify(value)) }
+}
+
 /** tokenizer.json: what the `tokenizers` library reads. */
-export function tokenizerJson(tokenizer: GgufTokenizer): object {
+function tokenizerJson(tokenizer: GgufTokenizer): object {
   const added = (special: boolean) => (id: number) => ({
     id,
     content: tokenizer.tokens[id],
@@ -160,7 +176,7 @@ export function tokenizerJson(tokenizer: GgufTokenizer): object {
 }
 
 /** tokenizer_config.json: special tokens by their text. */
-export function tokenizerConfig(tokenizer: GgufTokenizer, contextLength: number): object {
+function tokenizerConfig(tokenizer: GgufTokenizer, contextLength: number): object {
   const text = (id: number | undefined) => (id === undefined ? undefined : tokenizer.tokens[id])
   return {
     bos_token: text(tokenizer.bosId),
@@ -173,6 +189,6 @@ export function tokenizerConfig(tokenizer: GgufTokenizer, contextLength: number)
 }
 
 /** generation_config.json: special tokens by their id. */
-export function generationConfig(tokenizer: GgufTokenizer): object {
+function generationConfig(tokenizer: GgufTokenizer): object {
   return { bos_token_id: tokenizer.bosId, eos_token_id: tokenizer.eosIds, pad_token_id: tokenizer.paddingId }
 }

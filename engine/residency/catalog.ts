@@ -1,8 +1,9 @@
 import type { Config, ModelConfig } from '../config/index.js'
 import type { GgufFile, LoadRequest, Precision } from '../native.js'
-import { estimateWeightBytes, type ModelCard, readModelCard } from '../registry/index.js'
+import { estimateWeightBytes, type ModelCard, readModelCard, servedContext, weightSources } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
 import type { VariantDemand } from './plan.js'
+import { readRungs, type Rung } from './rungs.js'
 
 /** A rung whose file is understood: what it needs and how to load it. */
 export interface KnownVariant {
@@ -26,6 +27,7 @@ interface BrokenVariant {
 
 /** Every rung of the configuration in ladder order, and a card of each model for its text assets. */
 export interface Catalog {
+  rungs: Rung[]
   known: KnownVariant[]
   broken: BrokenVariant[]
   cards: Map<string, ModelCard>
@@ -33,53 +35,56 @@ export interface Catalog {
 
 /** Reads the files' headers; no weight is touched. A file is read once, however many rungs come from it. */
 export function readCatalog(config: Config, readGguf: (path: string) => GgufFile): Catalog {
-  const catalog: Catalog = { known: [], broken: [], cards: new Map() }
+  const catalog: Catalog = { rungs: [], known: [], broken: [], cards: new Map() }
   const files = new Map<string, ModelCard | Error>()
-  const allDevices = config.devices.map(({ id }) => id)
+  const cardOf = (path: string): ModelCard | Error => {
+    const card = files.get(path) ?? attempt(() => readModelCard(path, readGguf))
+    files.set(path, card)
+    return card
+  }
   for (const model of config.models) {
-    for (const { precision, path } of model.variants) {
-      const name = `${model.id}:${precision}`
-      const card = files.get(path) ?? readCard(path, readGguf)
-      files.set(path, card)
-      if (card instanceof Error) {
-        catalog.broken.push({ name, model: model.id, precision, error: card.message })
+    for (const rung of readRungs(model, cardOf)) {
+      catalog.rungs.push(rung)
+      const known = rung.card instanceof Error ? rung.card : describe(model, rung, rung.card, config)
+      if (known instanceof Error) {
+        catalog.broken.push({ ...rung, error: known.message })
         continue
       }
-      if (!catalog.cards.has(model.id)) catalog.cards.set(model.id, card)
-      const devices = model.placement.devices ?? allDevices
-      catalog.known.push(describe(name, model, precision, card, devices, config))
+      catalog.known.push(known)
+      if (!catalog.cards.has(model.id) && !(rung.card instanceof Error)) catalog.cards.set(model.id, rung.card)
     }
   }
   return catalog
 }
 
-function readCard(path: string, readGguf: (path: string) => GgufFile): ModelCard | Error {
+function attempt<T>(run: () => T): T | Error {
   try {
-    return readModelCard(path, readGguf)
+    return run()
   } catch (error) {
     return error instanceof Error ? error : new Error(String(error))
   }
 }
 
 function describe(
-  name: string,
   model: ModelConfig,
-  precision: Precision,
+  { name, precision }: Rung,
   card: ModelCard,
-  devices: readonly string[],
-  { scheduler }: Config,
-): KnownVariant {
+  { devices: allDevices, scheduler }: Config,
+): KnownVariant | Error {
+  const weights = attempt(() => weightSources(card))
+  if (weights instanceof Error) return weights
   const { block_size: blockSize, max_num_batched_tokens: maxBatchTokens, max_num_seqs: maxSlots } = scheduler
-  const maxModelLen = Math.min(model.max_model_len ?? card.contextLength, card.contextLength)
-  const blockBytes = kvBlockBytes(card.spec, blockSize)
+  const context = servedContext(card)
+  const maxModelLen = Math.min(model.max_model_len ?? context, context)
+  const { spec, files } = card
+  const blockBytes = kvBlockBytes(spec, blockSize)
   const demand: VariantDemand = {
     name,
-    devices,
+    devices: model.placement.devices ?? allDevices.map(({ id }) => id),
     weightBytes: estimateWeightBytes(card, precision),
-    workspaceBytes: estimateWorkspaceBytes(card.spec, maxBatchTokens),
+    workspaceBytes: estimateWorkspaceBytes(spec, maxBatchTokens),
     sequenceKvBytes: Math.ceil(maxModelLen / blockSize) * blockBytes,
   }
-  const { spec, weights, file } = card
-  const request: LoadRequest = { spec, files: [file], weights, precision, maxSlots, maxBatchTokens, blockSize }
+  const request: LoadRequest = { spec, files, weights, precision, maxSlots, maxBatchTokens, blockSize }
   return { name, model: model.id, precision, vocabSize: spec.vocabSize, maxModelLen, blockBytes, demand, request }
 }

@@ -29,7 +29,7 @@ export function prepare(
     catalog.known.map(({ demand }) => demand),
   )
   const open = openDevices(engine, found, plan, catalog, addon, options)
-  declare(engine, config, catalog, plan)
+  declare(engine, catalog, plan)
   const pending: PendingLoads = []
   for (const known of catalog.known) {
     const variant = engine.variants.get(known.name)
@@ -77,22 +77,19 @@ function openDevices(
 }
 
 /** In the order of the file, as clients list them. */
-function declare(engine: Engine, config: Config, catalog: Catalog, plan: ResidencyPlan): void {
-  for (const model of config.models) {
-    for (const { precision } of model.variants) {
-      const name = `${model.id}:${precision}`
-      const known = catalog.known.find((candidate) => candidate.name === name)
-      engine.variants.set(name, {
-        name,
-        model: model.id,
-        precision,
-        device: plan.placements.get(name) ?? '',
-        maxModelLen: known?.maxModelLen ?? 0,
-        vocabSize: known?.vocabSize ?? 0,
-        state: VariantState.LOADING,
-        error: '',
-        weightBytes: 0,
-      })
-    }
+function declare(engine: Engine, catalog: Catalog, plan: ResidencyPlan): void {
+  for (const { name, model, precision } of catalog.rungs) {
+    const known = catalog.known.find((candidate) => candidate.name === name)
+    engine.variants.set(name, {
+      name,
+      model,
+      precision,
+      device: plan.placements.get(name) ?? '',
+      maxModelLen: known?.maxModelLen ?? 0,
+      vocabSize: known?.vocabSize ?? 0,
+      state: VariantState.LOADING,
+      error: '',
+      weightBytes: 0,
+    })
   }
 }

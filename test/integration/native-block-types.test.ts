@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice, Precision } from '../../engine/native.js'
-import { readModelCard } from '../../engine/registry/index.js'
+import { readModelCard, weightSources } from '../../engine/registry/index.js'
 import { BLOCK_SIZE, cpuDevice, logSoftmax, readNpy, scoreNext, standardDeviation } from '../support/native-model.js'
 
 /**
@@ -28,9 +28,10 @@ describe('a tiny llama with a separate head', () => {
 
   test.each(TOLERANCES)("%s at %s gives the reference's distributions", async (type, precision, share) => {
     const folder = new URL(`../fixtures/gguf/${type}/`, import.meta.url).pathname
-    const { spec, weights, file } = readModelCard(`${folder}model.gguf`, (path) => loadAddon().readGguf(path))
+    const card = readModelCard(`${folder}model.gguf`, (path) => loadAddon().readGguf(path))
+    const { spec, files } = card
     const limits = { maxSlots: 1, maxBatchTokens: 256, blockSize: BLOCK_SIZE }
-    const model = await device.loadModel({ spec, files: [file], weights, precision, ...limits })
+    const model = await device.loadModel({ spec, files, weights: weightSources(card), precision, ...limits })
     const prompts: number[][] = JSON.parse(readFileSync(`${folder}prompts.json`, 'utf8'))
     const logits = readNpy(`gguf/${type}/last_logits.npy`)
     const vocab = spec.vocabSize

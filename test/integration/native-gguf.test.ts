@@ -34,7 +34,7 @@ const failure = (run: () => unknown): { code: string; message: string } | undefi
 }
 
 describe('the GGUF reader', () => {
-  test.each(cases.filter(({ path }) => !WRONG_CONTENT.has(path)))('refuses $path: $wrong', ({ path }) => {
+  test.each(cases.filter(({ path }) => path.startsWith('gguf/') && !WRONG_CONTENT.has(path)))('refuses $path: $wrong', ({ path }) => {
     const file = new URL(path, fixtures).pathname
     const before = process.memoryUsage().rss
     const error = failure(() => addon.readGguf(file))

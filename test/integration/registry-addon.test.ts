@@ -3,7 +3,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeAddon, NativeDevice } from '../../engine/native.js'
-import { estimateWeightBytes, readModelCard } from '../../engine/registry/index.js'
+import { estimateWeightBytes, readModelCard, weightSources } from '../../engine/registry/index.js'
 import { SMOLLM2_FILE, smollm2Card } from '../support/smollm2.js'
 
 let addon: NativeAddon
@@ -28,9 +28,9 @@ describe('estimates', () => {
     '%s: the bytes of the rung are known before it is loaded',
     async (precision) => {
       const card = readModelCard(SMOLLM2_FILE, readGguf)
-      const { spec, weights, file } = card
+      const { spec, files } = card
       const limits = { maxSlots: 4, maxBatchTokens: 64, blockSize: 16 }
-      const model = await device.loadModel({ spec, files: [file], weights, precision, ...limits })
+      const model = await device.loadModel({ spec, files, weights: weightSources(card), precision, ...limits })
       const { weightBytes } = model
       await model.unload()
       expect(estimateWeightBytes(card, precision)).toBe(weightBytes)

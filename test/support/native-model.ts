@@ -11,7 +11,7 @@ import {
   type StepResult,
 } from '../../engine/native.js'
 import { loadAddon } from '../../engine/addon.js'
-import { readModelCard } from '../../engine/registry/index.js'
+import { readModelCard, weightSources } from '../../engine/registry/index.js'
 
 export const BLOCK_SIZE = 16
 const MAX_CONTEXT = 2304
@@ -21,8 +21,9 @@ export const cpuDevice: DeviceOptions = { kind: 'cpu', index: 0, threads: 2, kvA
 
 /** Load request for the embedded model. */
 export function smollm2Request(precision: Precision, maxBatchTokens = 512): LoadRequest {
-  const { spec, weights } = readModelCard(SMOLLM2, (path) => loadAddon().readGguf(path))
-  return { spec, weights, files: [SMOLLM2], precision, maxSlots: 8, maxBatchTokens, blockSize: BLOCK_SIZE }
+  const card = readModelCard(SMOLLM2, (path) => loadAddon().readGguf(path))
+  const { spec, files } = card
+  return { spec, weights: weightSources(card), files, precision, maxSlots: 8, maxBatchTokens, blockSize: BLOCK_SIZE }
 }
 
 /** State of a sequence with neutral sampling parameters: greedy. */

@@ -34,7 +34,7 @@ const status: EngineStatus = {
   maxWaiting: 256,
   devices: [],
   variants: config.models.flatMap(({ id, variants }) =>
-    variants.map(({ precision }) => ({
+    variants.map(({ precision = 'int4' }) => ({
       name: `${id}:${precision}`,
       model: id,
       precision,

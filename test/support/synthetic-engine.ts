@@ -46,7 +46,7 @@ const device = new EngineDevice(description, new MemoryLedger(1e9), arena, { clo
 engine.devices.push(device)
 
 for (const model of config.models) {
-  for (const { precision } of model.variants) {
+  for (const { precision = 'int4' } of model.variants) {
     const executor = new SyntheticExecutor({
       rate: Number(args.rate),
       tokens: tinyTokens('The quick brown fox jumps over the lazy dog. '),

@@ -1,5 +1,6 @@
-import { modelAssets, type ModelAsset } from '../../engine/registry/index.js'
+import type { ModelAsset } from '../../engine/registry/index.js'
 import { preTokenizerNamed } from '../../engine/registry/pre-tokenizer.js'
+import { ggufText } from '../../engine/registry/tokenizer.js'
 
 const SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 
@@ -42,5 +43,5 @@ export function tinyTokenizerAssets(contextLength: number): ModelAsset[] {
     addBos: false,
     chatTemplate: TEMPLATE,
   }
-  return modelAssets({ tokenizer, contextLength })
+  return ggufText(tokenizer, contextLength)
 }

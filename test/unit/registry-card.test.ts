@@ -36,7 +36,10 @@ describe('a llama header', () => {
   test('becomes spec, weights and limits', () => {
     const { spec, weights, ...rest } = card(tinyGguf({ 'general.license': 'mit' }))
     expect(rest).toMatchObject({
-      file: 'x.gguf',
+      path: 'x.gguf',
+      files: ['x.gguf'],
+      format: 'gguf',
+      precision: 'fp16',
       name: 'tiny',
       architecture: 'llama',
       licence: 'mit',
@@ -109,7 +112,7 @@ describe('a llama header', () => {
     [
       'other architecture',
       change('general.architecture', 'gemma3'),
-      'unsupported: x.gguf: architecture "gemma3" is not supported (llama is)',
+      'unsupported: x.gguf: architecture "gemma3" is not supported (llama, qwen2, qwen3 are)',
     ],
     [
       'architecture of a number',

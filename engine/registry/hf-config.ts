@@ -1,0 +1,194 @@
+/**
+ * config.json of a Hugging Face checkpoint: the hyperparameters of the families served, in the spelling of
+ * transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`).
+ * Bounds are those of any model one box can hold; they keep every later product inside 2^53.
+ */
+import { z } from 'zod'
+import type { DecoderSpec, LayerRope } from './decoder-spec.js'
+import { FAMILIES, type Family } from './families.js'
+import { checkShape } from './json-file.js'
+import { invalidFile, quote, unsupported } from './model-file-error.js'
+import { readRopeSettings } from './rope-config.js'
+import { ropeTable, scaledContext } from './rope.js'
+
+const size = (max: number) => z.int().min(1).max(max)
+const MAX_CONTEXT = 2 ** 31 - 1
+const section = z.record(z.string(), z.unknown())
+const tokenId = z
+  .int()
+  .min(0)
+  .max(1 << 24)
+
+const configSchema = z.looseObject({
+  model_type: z.string(),
+  architectures: z.array(z.string()).max(16).nullish(),
+  vocab_size: size(1 << 24),
+  hidden_size: size(1 << 17),
+  intermediate_size: size(1 << 20),
+  num_hidden_layers: size(1024),
+  num_attention_heads: size(1024),
+  num_key_value_heads: size(1024).nullish(),
+  head_dim: size(1024).nullish(),
+  max_position_embeddings: size(MAX_CONTEXT),
+  rms_norm_eps: z.number().positive().max(1),
+  hidden_act: z.string().nullish(),
+  hidden_activation: z.string().nullish(),
+  tie_word_embeddings: z.boolean().nullish(),
+  attention_bias: z.boolean().default(false),
+  mlp_bias: z.boolean().default(false),
+  rope_theta: z.number().nullish(),
+  rope_scaling: section.nullish(),
+  rope_parameters: section.nullish(),
+  rope_local_base_freq: z.number().gt(1).max(1e12).nullish(),
+  partial_rotary_factor: z.number().positive().max(1).nullish(),
+  original_max_position_embeddings: size(MAX_CONTEXT).nullish(),
+  sliding_window: size(MAX_CONTEXT).nullish(),
+  use_sliding_window: z.boolean().nullish(),
+  max_window_layers: z.int().min(0).max(1024).nullish(),
+  sliding_window_pattern: size(1024).nullish(),
+  _sliding_window_pattern: size(1024).nullish(),
+  layer_types: z
+    .array(z.enum(['full_attention', 'sliding_attention']))
+    .max(1024)
+    .nullish(),
+  no_rope_layers: z.array(z.int().min(0).max(1)).max(1024).nullish(),
+  no_rope_layer_interval: size(1024).nullish(),
+  query_pre_attn_scalar: z.number().positive().max(1e6).nullish(),
+  attn_logit_softcapping: z.number().positive().max(1e6).nullish(),
+  final_logit_softcapping: z.number().positive().max(1e6).nullish(),
+  eos_token_id: z.union([tokenId, z.array(tokenId).max(64)]).nullish(),
+  bos_token_id: tokenId.nullish(),
+  quantization_config: section.nullish(),
+})
+
+/** config.json with every field that is read checked for type and range. */
+export type RawConfig = z.infer<typeof configSchema>
+
+/** Fields that change the computation where they are set, and the values that change nothing. */
+const NOT_SERVED: readonly [field: string, neutral: readonly unknown[]][] = [
+  ['num_local_experts', [0, 1]],
+  ['num_experts', [0, 1]],
+  ['use_bidirectional_attention', [false]],
+  ['clip_qkv', []],
+  ['embedding_multiplier', [1]],
+  ['residual_multiplier', [1]],
+  ['logits_scaling', [1]],
+]
+
+/** What a config.json says, with its family's differences applied. */
+export interface HfConfig {
+  raw: RawConfig
+  family: Family
+  spec: DecoderSpec
+  /** The head is the embedding. */
+  tied: boolean
+  contextLength: number
+}
+
+/** Reads a parsed config.json. Throws ModelFileError with the field and the reason. */
+export function parseHfConfig(file: string, value: Record<string, unknown>): HfConfig {
+  const family = familyOf(file, value)
+  const raw = checkShape(configSchema, value, file)
+  refuseOptions(file, raw, family)
+  const spec = decoderSpec(file, raw, family)
+  return {
+    raw,
+    family,
+    spec,
+    tied: raw.tie_word_embeddings ?? family.tiedByDefault,
+    contextLength: Math.min(...spec.ropes.slice(0, 1).map(({ settings }) => scaledContext(settings)), MAX_CONTEXT),
+  }
+}
+
+function familyOf(file: string, { model_type: name }: Record<string, unknown>): Family {
+  const family = typeof name === 'string' && Object.hasOwn(FAMILIES, name) ? FAMILIES[name] : undefined
+  if (family) return family
+  const supported = Object.keys(FAMILIES).join(', ')
+  throw unsupported(file, `model_type ${quote(name)} is not supported (${supported} are)`)
+}
+
+function refuseOptions(file: string, raw: RawConfig, family: Family): void {
+  const [architecture] = raw.architectures ?? []
+  if (architecture !== undefined && !architecture.endsWith('ForCausalLM'))
+    throw unsupported(
+      file,
+      `architecture ${quote(architecture)} is not supported (language models, ...ForCausalLM, are)`,
+    )
+  for (const [field, neutral] of NOT_SERVED) {
+    const value = raw[field]
+    if (value === undefined || value === null || neutral.includes(value)) continue
+    throw unsupported(file, `${field} ${quote(value)} is not supported`)
+  }
+  const activation = raw.hidden_activation ?? raw.hidden_act ?? family.activation
+  // Gemma's first files say "gelu" and mean the tanh approximation; their class ignores the field.
+  if (activation !== family.activation && !(family.gemma && activation === 'gelu'))
+    throw unsupported(file, `hidden_act ${quote(activation)} is not supported (${family.activation} is)`)
+  const biased = family.qkvBias(raw) || family.outputBias(raw)
+  if (raw.attention_bias && !biased) throw unsupported(file, `attention_bias is not supported with ${raw.model_type}`)
+}
+
+function decoderSpec(file: string, raw: RawConfig, family: Family): DecoderSpec {
+  const layers = Array.from({ length: raw.num_hidden_layers }, (_, layer) => layer)
+  const heads = headCounts(file, raw, family)
+  const windowed = layers.map((layer) => Boolean(raw.sliding_window) && family.windowed(raw, layer))
+  checkLengths(file, raw)
+  const ropes = layerRopes(file, raw, family, heads.headDim)
+  const [first] = ropes
+  const local = ropes.length > 1
+  return {
+    vocabSize: raw.vocab_size,
+    hiddenSize: raw.hidden_size,
+    numLayers: raw.num_hidden_layers,
+    ...heads,
+    intermediateSize: raw.intermediate_size,
+    rmsNormEps: raw.rms_norm_eps,
+    ropeInvFreq: first?.table.invFreq ?? new Float32Array(),
+    ropeScale: first?.table.scale ?? 1,
+    ropeInterleaved: false,
+    attentionScale: (family.gemma ? (raw.query_pre_attn_scalar ?? 256) : heads.headDim) ** -0.5,
+    windows: Int32Array.from(windowed, (on) => (on ? (raw.sliding_window ?? 0) : 0)),
+    activation: family.activation === 'silu' ? 'silu' : 'gelu_tanh',
+    ropes,
+    layerRopes: Int32Array.from(layers, (layer) =>
+      family.rotates(raw, layer) ? Number(local && windowed[layer]) : -1,
+    ),
+    normWeightOffset: family.gemma ? 1 : 0,
+    embeddingScale: family.gemma ? Math.sqrt(raw.hidden_size) : 1,
+    attentionSoftcap: family.gemma ? (raw.attn_logit_softcapping ?? 0) : 0,
+    finalSoftcap: family.gemma ? (raw.final_logit_softcapping ?? 0) : 0,
+    postNorms: family.gemma,
+  }
+}
+
+function headCounts(
+  file: string,
+  raw: RawConfig,
+  family: Family,
+): Pick<DecoderSpec, 'numHeads' | 'numKvHeads' | 'headDim'> {
+  const numHeads = raw.num_attention_heads
+  const numKvHeads = raw.num_key_value_heads ?? numHeads
+  const headDim = raw.head_dim ?? family.headDim ?? raw.hidden_size / numHeads
+  if (numHeads % numKvHeads !== 0)
+    throw invalidFile(file, `num_key_value_heads ${numKvHeads} does not divide num_attention_heads ${numHeads}`)
+  if (headDim % 2 !== 0) throw invalidFile(file, `head_dim ${headDim} is not an even integer`)
+  return { numHeads, numKvHeads, headDim }
+}
+
+function checkLengths(file: string, raw: RawConfig): void {
+  for (const field of ['layer_types', 'no_rope_layers'] as const) {
+    const { length = raw.num_hidden_layers } = raw[field] ?? {}
+    if (length !== raw.num_hidden_layers)
+      throw invalidFile(file, `${field} has ${length} entries for ${raw.num_hidden_layers} layers`)
+  }
+}
+
+function layerRopes(file: string, raw: RawConfig, family: Family, headDim: number): LayerRope[] {
+  const fallback = { full: family.ropeTheta, local: family.localRopeTheta?.(raw) }
+  return readRopeSettings(file, raw, headDim, fallback).map((settings) => {
+    try {
+      return { settings, table: ropeTable(settings) }
+    } catch (error) {
+      throw invalidFile(file, `rope: ${error instanceof Error ? error.message : String(error)}`)
+    }
+  })
+}

@@ -1,0 +1,180 @@
+/**
+ * `quantization_config` of a Hugging Face checkpoint: how each linear module is stored.
+ * Followed: AutoGPTQ and GPTQModel (`dynamic` per-module overrides), AutoAWQ (`modules_to_not_convert`),
+ * compressed-tensors (`config_groups`, `ignore`).
+ */
+import { z } from 'zod'
+import { checkShape } from './json-file.js'
+import { ModulePatterns } from './module-patterns.js'
+import { invalidFile, quote, unsupported } from './model-file-error.js'
+import type { Storage } from './stored-weight.js'
+
+const SECTION = 'quantization_config'
+const PLAIN: Storage = { method: 'plain' }
+
+/** Tells how the module of that name ("model.layers.0.mlp.up_proj") is stored. Throws ModelFileError. */
+export type ModuleStorage = (module: string) => Storage
+
+const groupSize = z.int().refine((value) => value === -1 || (value >= 8 && value <= 65_536), 'expected -1 or 8..65536')
+const gptqBits = z.union([z.literal(2), z.literal(3), z.literal(4), z.literal(8)], 'expected 2, 3, 4 or 8')
+const name = z.string().max(1000)
+const names = z.array(name).max(10_000)
+
+const overrideSchema = z.looseObject({
+  bits: gptqBits.optional(),
+  group_size: groupSize.optional(),
+  desc_act: z.boolean().optional(),
+})
+const dynamicSchema = z
+  .record(name, z.union([overrideSchema, z.null()]))
+  .refine((rules) => Object.keys(rules).length <= 1000, 'more than 1000 rules')
+
+const gptqFormat = z.enum(['gptq', 'gptq_v2'])
+const gptqSchema = z.looseObject({
+  bits: gptqBits,
+  group_size: groupSize,
+  desc_act: z.boolean().default(false),
+  checkpoint_format: gptqFormat.optional(),
+  format: gptqFormat.optional(),
+  pack_dtype: z.literal('int32').optional(),
+  dynamic: dynamicSchema.nullish(),
+})
+
+// 8-bit files: AutoAWQ asserts 4 bits, GPTQModel's AWQ packs 4 only; no known tool writes others.
+const awqSchema = z.looseObject({
+  bits: z.literal(4, 'expected 4: no known tool writes AWQ of other widths'),
+  group_size: groupSize,
+  version: z.enum(['gemm', 'gemv', 'gemv_fast']).default('gemm'),
+  pack_dtype: z.literal('int32').optional(),
+  zero_point: z.literal(true, 'expected true: no known tool writes AWQ without zero points').default(true),
+  modules_to_not_convert: names.nullish(),
+  dynamic: dynamicSchema.nullish(),
+})
+
+const ctWeights = z.looseObject({
+  num_bits: z.int(),
+  type: z.enum(['int', 'float']),
+  symmetric: z.boolean().default(true),
+  strategy: z.enum(['group', 'channel', 'tensor']),
+  group_size: groupSize.nullish(),
+})
+const ctGroup = z.looseObject({
+  targets: names.min(1),
+  weights: ctWeights,
+  input_activations: z.looseObject({}).nullish(),
+  format: name.nullish(),
+})
+const empty = z.strictObject({}, 'is not supported')
+const ctSchema = z.looseObject({
+  format: name,
+  config_groups: z
+    .record(name, ctGroup)
+    .refine((groups) => Object.keys(groups).length > 0, 'is empty')
+    .refine((groups) => Object.keys(groups).length <= 100, 'more than 100 groups'),
+  ignore: names.nullish(),
+  transform_config: empty.nullish(),
+  sparsity_config: z.union([empty, z.looseObject({ format: z.literal('dense') })], 'is not supported').nullish(),
+})
+
+/** Reads a quantization_config (undefined: nothing is quantized). Throws ModelFileError with the field and the reason. */
+export function parseQuantizationConfig(file: string, config: Record<string, unknown> | undefined): ModuleStorage {
+  if (config === undefined) return () => PLAIN
+  const method = config['quant_method'] ?? legacyMethod(config)
+  const patterns = new ModulePatterns(file)
+  switch (method) {
+    case 'gptq':
+      return gptqStorage(checkShape(gptqSchema, config, file, SECTION), patterns)
+    case 'awq':
+      return awqStorage(checkShape(awqSchema, config, file, SECTION), patterns)
+    case 'compressed-tensors':
+      return compressedTensorsStorage(file, checkShape(ctSchema, config, file, SECTION), patterns)
+    case undefined:
+      throw invalidFile(file, `${SECTION}: quant_method is missing`)
+    default:
+      throw unsupported(
+        file,
+        `${SECTION}: quant_method ${quote(method)} is not supported (gptq, awq and compressed-tensors are)`,
+      )
+  }
+}
+
+// AutoGPTQ's quantize_config.json names no method; its desc_act gives it away.
+function legacyMethod(config: Record<string, unknown>): string | undefined {
+  return 'desc_act' in config ? 'gptq' : undefined
+}
+
+const groupInputs = (value: number | null | undefined): number => (value === -1 || !value ? 0 : value)
+
+function gptqStorage(config: z.infer<typeof gptqSchema>, patterns: ModulePatterns): ModuleStorage {
+  const overrideOf = dynamicOverrides(config.dynamic ?? {}, patterns)
+  const format = config.checkpoint_format ?? config.format ?? 'gptq'
+  return (module) => {
+    const override = overrideOf(module)
+    if (override === 'plain') return PLAIN
+    return {
+      method: 'gptq',
+      bits: override?.bits ?? config.bits,
+      groupSize: groupInputs(override?.group_size ?? config.group_size),
+      zeroPointsMinusOne: format === 'gptq',
+      actOrder: override?.desc_act ?? config.desc_act,
+    }
+  }
+}
+
+// GPTQModel: "-:regex" leaves modules out, "+:regex" or a bare one overrides settings; the first that matches wins.
+function dynamicOverrides(
+  dynamic: z.infer<typeof dynamicSchema>,
+  patterns: ModulePatterns,
+): (module: string) => z.infer<typeof overrideSchema> | 'plain' | undefined {
+  const rules = Object.entries(dynamic).map(([key, value]) => ({
+    matches: patterns.prefix(key.replace(/^[+-]:/, '')),
+    outcome: key.startsWith('-:') ? ('plain' as const) : (value ?? {}),
+  }))
+  return (module) => rules.find((rule) => rule.matches(module))?.outcome
+}
+
+// AutoAWQ leaves a module out when its name contains one of the strings; GPTQModel's AWQ says it by `dynamic`.
+function awqStorage(config: z.infer<typeof awqSchema>, patterns: ModulePatterns): ModuleStorage {
+  const overrideOf = dynamicOverrides(config.dynamic ?? {}, patterns)
+  const skipped = config.modules_to_not_convert ?? []
+  return (module) => {
+    if (skipped.some((part) => module.includes(part)) || overrideOf(module) === 'plain') return PLAIN
+    return { method: 'awq', version: config.version, bits: config.bits, groupSize: groupInputs(config.group_size) }
+  }
+}
+
+function compressedTensorsStorage(
+  file: string,
+  config: z.infer<typeof ctSchema>,
+  patterns: ModulePatterns,
+): ModuleStorage {
+  const ignored = (config.ignore ?? []).map((target) => targetMatcher(target, patterns))
+  const groups = Object.values(config.config_groups).map((group) => ({
+    targets: group.targets.map((target) => targetMatcher(target, patterns)),
+    stored: compressedTensorsGroup(file, group, group.format ?? config.format),
+  }))
+  return (module) => {
+    if (ignored.some((matches) => matches(module))) return PLAIN
+    return groups.find(({ targets }) => targets.some((matches) => matches(module)))?.stored ?? PLAIN
+  }
+}
+
+// A target is "re:regex", a module's class name (every module asked about is a Linear) or a module's name.
+function targetMatcher(target: string, patterns: ModulePatterns): (module: string) => boolean {
+  if (target.startsWith('re:')) return patterns.prefix(target.slice(3))
+  return target === 'Linear' ? () => true : (module) => module === target || module.endsWith(`.${target}`)
+}
+
+function compressedTensorsGroup(file: string, group: z.infer<typeof ctGroup>, format: string): Storage {
+  const { type, num_bits: bits, strategy, symmetric, group_size: size } = group.weights
+  const quantizedActivations = Boolean(group.input_activations)
+  const inputs = strategy === 'group' ? groupInputs(size) : 0
+  if (format === 'pack-quantized' && type === 'int' && (bits === 4 || bits === 8) && strategy !== 'tensor')
+    return { method: 'pack-quantized', bits, groupSize: inputs, symmetric }
+  if (format === 'int-quantized' && type === 'int' && bits === 8 && symmetric)
+    return { method: 'int-quantized', groupSize: inputs, quantizedActivations }
+  if (format === 'float-quantized' && type === 'float' && bits === 8 && strategy !== 'group')
+    return { method: 'float-quantized', quantizedActivations }
+  const what = `${bits}-bit ${symmetric ? '' : 'asymmetric '}${type} weights by ${strategy}`
+  throw unsupported(file, `${SECTION}: format ${quote(format)} with ${what} is not supported`)
+}

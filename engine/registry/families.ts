@@ -25,6 +25,12 @@ export interface Family {
   windowed: (config: RawConfig, layer: number) => boolean
   /** Whether a layer rotates queries and keys. */
   rotates: (config: RawConfig, layer: number) => boolean
+  /** `sliding_window` where config.json has none; null in the file switches it off. */
+  slidingWindow: number | undefined
+  /** Soft caps where config.json has none: of attention scores, of logits. */
+  softcaps: readonly [attention: number, final: number]
+  /** The first files of Phi-3 say yarn or su and mean longrope. */
+  yarnIsLongrope: boolean
   /** Base of windowed layers where it differs (Gemma 3). */
   localRopeTheta: ((config: RawConfig) => number) | undefined
 }
@@ -59,8 +65,15 @@ const llama: Family = {
   ropeTheta: 10_000,
   windowed: never,
   rotates: always,
+  slidingWindow: undefined,
+  softcaps: [0, 0],
+  yarnIsLongrope: false,
   localRopeTheta: undefined,
 }
+
+// SmolLM3: layers without rotary embedding, by a list (1 = rotates) or one in so many.
+const unlessNoPe: Family['rotates'] = (config, layer) =>
+  config.no_rope_layers ? config.no_rope_layers[layer] === 1 : (layer + 1) % (config.no_rope_layer_interval ?? 4) !== 0
 
 const noBias = { qkvBias: never, outputBias: never, mlpBias: never }
 
@@ -72,31 +85,32 @@ const gemma2: Family = {
   activation: 'gelu_pytorch_tanh',
   headDim: 256,
   windowed: every(() => 2),
+  slidingWindow: 4096,
+  softcaps: [50, 30],
 }
 
 /** Families by `model_type`. */
 export const FAMILIES: Readonly<Record<string, Family>> = {
   llama,
-  mistral: { ...llama, ...noBias, windowed: byLayerType(always) },
+  mistral: { ...llama, ...noBias, windowed: always, slidingWindow: 4096 },
   qwen2: { ...llama, qkvBias: always, outputBias: never, mlpBias: never, windowed: qwenWindow },
   qwen3: { ...llama, mlpBias: never, qkNorm: true, headDim: 128, windowed: qwenWindow },
   smollm3: {
     ...llama,
     tiedByDefault: true,
     ropeTheta: 2_000_000,
-    windowed: (config, layer) => config.use_sliding_window === true && byLayerType(always)(config, layer),
-    rotates: (config, layer) =>
-      config.no_rope_layers
-        ? config.no_rope_layers[layer] === 1
-        : (layer + 1) % (config.no_rope_layer_interval ?? 4) !== 0,
+    windowed: (config, layer) =>
+      config.use_sliding_window === true && byLayerType((same, index) => !unlessNoPe(same, index))(config, layer),
+    rotates: unlessNoPe,
   },
   gemma2,
   gemma3_text: {
     ...gemma2,
     qkNorm: true,
+    softcaps: [0, 0],
     ropeTheta: 1_000_000,
     windowed: every((config) => config.sliding_window_pattern ?? config._sliding_window_pattern ?? 6),
     localRopeTheta: (config) => config.rope_local_base_freq ?? 10_000,
   },
-  phi3: { ...llama, ...noBias, fused: true, windowed: byLayerType(always) },
+  phi3: { ...llama, ...noBias, fused: true, windowed: always, yarnIsLongrope: true },
 }

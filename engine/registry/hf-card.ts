@@ -24,7 +24,7 @@ export function readHfCard(path: string, located: Extract<Located, { format: 'sa
   if (value === undefined) throw invalidFile(folder, 'config.json is missing')
   const config = parseHfConfig(file, value)
   const storageOf = parseQuantizationConfig(...quantizationOf(folder, file, config))
-  const weights = mapHfWeights({ path, config, tensors, storageOf })
+  const weights = mapHfWeights({ path, config, files, tensors, storageOf })
   const { raw, spec, contextLength } = config
   return {
     path,

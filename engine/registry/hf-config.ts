@@ -123,6 +123,9 @@ function refuseOptions(file: string, raw: RawConfig, family: Family): void {
   // Gemma's first files say "gelu" and mean the tanh approximation; their class ignores the field.
   if (activation !== family.activation && !(family.gemma && activation === 'gelu'))
     throw unsupported(file, `hidden_act ${quote(activation)} is not supported (${family.activation} is)`)
+  for (const field of ['attn_logit_softcapping', 'final_logit_softcapping'] as const) {
+    if (raw[field] && !family.gemma) throw unsupported(file, `${field} is not supported with ${raw.model_type}`)
+  }
   const biased = family.qkvBias(raw) || family.outputBias(raw)
   if (raw.attention_bias && !biased) throw unsupported(file, `attention_bias is not supported with ${raw.model_type}`)
 }
@@ -130,7 +133,8 @@ function refuseOptions(file: string, raw: RawConfig, family: Family): void {
 function decoderSpec(file: string, raw: RawConfig, family: Family): DecoderSpec {
   const layers = Array.from({ length: raw.num_hidden_layers }, (_, layer) => layer)
   const heads = headCounts(file, raw, family)
-  const windowed = layers.map((layer) => Boolean(raw.sliding_window) && family.windowed(raw, layer))
+  const window = (raw.sliding_window === undefined ? family.slidingWindow : raw.sliding_window) ?? 0
+  const windowed = layers.map((layer) => window > 0 && family.windowed(raw, layer))
   checkLengths(file, raw)
   const ropes = layerRopes(file, raw, family, heads.headDim)
   const [first] = ropes
@@ -146,7 +150,7 @@ function decoderSpec(file: string, raw: RawConfig, family: Family): DecoderSpec 
     ropeScale: first?.table.scale ?? 1,
     ropeInterleaved: false,
     attentionScale: (family.gemma ? (raw.query_pre_attn_scalar ?? 256) : heads.headDim) ** -0.5,
-    windows: Int32Array.from(windowed, (on) => (on ? (raw.sliding_window ?? 0) : 0)),
+    windows: Int32Array.from(windowed, (on) => (on ? window : 0)),
     activation: family.activation === 'silu' ? 'silu' : 'gelu_tanh',
     ropes,
     layerRopes: Int32Array.from(layers, (layer) =>
@@ -154,10 +158,15 @@ function decoderSpec(file: string, raw: RawConfig, family: Family): DecoderSpec 
     ),
     normWeightOffset: family.gemma ? 1 : 0,
     embeddingScale: family.gemma ? Math.sqrt(raw.hidden_size) : 1,
-    attentionSoftcap: family.gemma ? (raw.attn_logit_softcapping ?? 0) : 0,
-    finalSoftcap: family.gemma ? (raw.final_logit_softcapping ?? 0) : 0,
+    attentionSoftcap: softcap(raw.attn_logit_softcapping, family.softcaps[0]),
+    finalSoftcap: softcap(raw.final_logit_softcapping, family.softcaps[1]),
     postNorms: family.gemma,
   }
+}
+
+// Null switches it off; an absent field takes the family's default.
+function softcap(value: number | null | undefined, fallback: number): number {
+  return value === undefined ? fallback : (value ?? 0)
 }
 
 function headCounts(
@@ -183,7 +192,8 @@ function checkLengths(file: string, raw: RawConfig): void {
 }
 
 function layerRopes(file: string, raw: RawConfig, family: Family, headDim: number): LayerRope[] {
-  const fallback = { full: family.ropeTheta, local: family.localRopeTheta?.(raw) }
+  const { ropeTheta: full, yarnIsLongrope } = family
+  const fallback = { full, local: family.localRopeTheta?.(raw), yarnIsLongrope }
   return readRopeSettings(file, raw, headDim, fallback).map((settings) => {
     try {
       return { settings, table: ropeTable(settings) }

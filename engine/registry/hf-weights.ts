@@ -1,8 +1,9 @@
 /** Tensors of a Hugging Face checkpoint to weights: names, shapes and storage of every family. */
 import type { HfConfig } from './hf-config.js'
+import { readRange } from './json-file.js'
 import { invalidFile, type ModelFileError, unsupported } from './model-file-error.js'
 import type { ModuleStorage } from './quantization-config.js'
-import { expectedTensors, type ExpectedTensor, layoutFault, type Quantized } from './quantized-layout.js'
+import { expectedTensors, type ExpectedTensor, groupCount, layoutFault, type Quantized } from './quantized-layout.js'
 import { elementsOf, plainWeight, type StoredWeight, type TensorRef } from './stored-weight.js'
 
 const FLOATS = ['f32', 'f16', 'bf16']
@@ -31,6 +32,7 @@ export interface WeightInputs {
   /** For messages: the file or folder. */
   path: string
   config: HfConfig
+  files: readonly string[]
   tensors: ReadonlyMap<string, TensorRef>
   storageOf: ModuleStorage
 }
@@ -202,8 +204,20 @@ class Mapper {
       const ref = this.#expected(module, expected)
       if (ref) found[expected.role] = ref
     }
+    if (found.groupIndex) this.#checkGroupIndex(module, found.groupIndex, groupCount(storage, k))
     const slot = parts.length === 1 ? parts[0]?.slot : undefined
     this.#weights.push({ slot: slot ?? whole, shape: [n, k], storage, tensors: found })
+  }
+
+  /** Small, and an entry outside would make the loader read other memory: checked before anything is loaded. */
+  #checkGroupIndex(module: string, { file, offset, bytes }: TensorRef, groups: number): void {
+    const path = this.inputs.files[file] ?? ''
+    const data = readRange(path, offset, bytes)
+    for (let at = 0; at < bytes; at += 4) {
+      const group = data.readInt32LE(at)
+      if (group >= 0 && group < groups) continue
+      throw invalidFile(path, `${module}: input ${at / 4} is in group ${group} of ${groups}`)
+    }
   }
 
   #expected(module: string, { suffix, types, shapes, optional }: ExpectedTensor): TensorRef | undefined {

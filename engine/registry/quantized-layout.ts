@@ -44,9 +44,14 @@ export function layoutFault(storage: Quantized, n: number, k: number): string | 
   }
 }
 
+/** Groups that a module's K inputs fall into. */
+export function groupCount(storage: Quantized, k: number): number {
+  return 'groupSize' in storage && storage.groupSize > 0 ? Math.ceil(k / storage.groupSize) : 1
+}
+
 /** The tensors of a module of N outputs and K inputs. */
 export function expectedTensors(storage: Quantized, n: number, k: number): ExpectedTensor[] {
-  const groups = 'groupSize' in storage && storage.groupSize > 0 ? Math.ceil(k / storage.groupSize) : 1
+  const groups = groupCount(storage, k)
   switch (storage.method) {
     case 'gptq':
       return gptq(storage, n, k, groups)

@@ -11,10 +11,11 @@ const partialSchema = z.number().positive().max(1)
 /** Other names of the same kind. */
 const ALIASES: Readonly<Record<string, string>> = { su: 'longrope' }
 
-/** Bases where the file names none; `local`: of windowed layers, where the family has their own. */
+/** What the family says: bases where the file names none, `local` that of windowed layers where they have their own. */
 export interface RopeFallback {
   full: number
   local: number | undefined
+  yarnIsLongrope: boolean
 }
 
 /** Settings of full layers and, where the family has a base of their own for them, of windowed layers. */
@@ -30,8 +31,12 @@ export function readRopeSettings(
   const local = nested(byLayerType['sliding_attention'])
   if (fallback.local === undefined) {
     if (full || local) throw unsupported(file, `rope_parameters by layer type are not supported with ${raw.model_type}`)
-    return [settings(file, raw, headDim, parameters ?? scaling ?? {}, raw.rope_theta ?? fallback.full)]
+    const flat = { ...(parameters ?? scaling) }
+    const named = flat['rope_type'] ?? flat['type']
+    if (fallback.yarnIsLongrope && named === 'yarn') flat['rope_type'] = 'longrope'
+    return [settings(file, raw, headDim, flat, raw.rope_theta ?? fallback.full)]
   }
+  if (parameters && !full) throw unsupported(file, `rope_parameters of ${raw.model_type} must be by layer type`)
   return [
     settings(file, raw, headDim, full ?? scaling ?? {}, raw.rope_theta ?? fallback.full),
     settings(file, raw, headDim, local ?? {}, fallback.local),
@@ -58,7 +63,11 @@ function settings(
   const kind = typeof named === 'string' && Object.hasOwn(ALIASES, named) ? ALIASES[named] : named
   if (typeof kind !== 'string' || !ropeKinds.includes(kind))
     throw unsupported(file, `rope_type ${quote(named)} is not supported (${ropeKinds.join(', ')} are)`)
-  const original = parameters['original_max_position_embeddings'] ?? raw.original_max_position_embeddings
+  // As transformers: the field outside goes before the one inside; without either it is the model's own length.
+  const original =
+    raw.original_max_position_embeddings ??
+    parameters['original_max_position_embeddings'] ??
+    (kind === 'default' ? undefined : raw.max_position_embeddings)
   const given = {
     ...parameters,
     rope_type: kind,

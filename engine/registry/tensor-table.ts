@@ -1,5 +1,5 @@
 /** The tensors of a model's safetensors files by name. */
-import type { Located, ShardIndex } from './locate.js'
+import { type Located, nameOf, type ShardIndex } from './locate.js'
 import { invalidFile } from './model-file-error.js'
 import { readSafetensors } from './safetensors.js'
 import type { TensorRef } from './stored-weight.js'
@@ -28,7 +28,8 @@ export function readTensorTable({ files, index }: Extract<Located, { format: 'sa
 
 function checkIndex({ file, places }: ShardIndex, files: readonly string[], tensors: TensorTable['tensors']): void {
   for (const [name, place] of places) {
-    if (tensors.get(name)?.file !== place) throw invalidFile(file, `tensor ${short(name)} is not in ${files[place]}`)
+    if (tensors.get(name)?.file !== place)
+      throw invalidFile(file, `tensor ${short(name)} is not in ${nameOf(files[place] ?? '')}`)
   }
 }
 

@@ -1,0 +1,103 @@
+/** Cards of checkpoints written by the tools of their formats. */
+import { copyFileSync, cpSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, test } from 'vitest'
+import { modelAssets, storageMethod } from '../../engine/registry/index.js'
+import { describeStorage } from '../../engine/registry/width.js'
+import { GOLDEN, goldenCard, goldenFolder } from '../support/golden.js'
+import { loadTextModel } from '../../gateway/text/model-text.js'
+import { readModelCard } from '../../engine/registry/index.js'
+
+const scratch = mkdtempSync(join(tmpdir(), 'edgeshift-golden-'))
+afterAll(() => rmSync(scratch, { recursive: true }))
+
+const g = (size: number) => `groups of ${size}`
+
+/** Rung, and how the matrices of the layers and the head are stored. */
+const EXPECTED: Record<string, [precision: string, ...stored: string[]]> = {
+  'awq/w4_g128': ['int4', `awq 4 bit gemm, ${g(128)}`],
+  'awq/w4_g128_skip': ['int4', `awq 4 bit gemm, ${g(128)}`, 'f16'],
+  'awq/w4_g128_skip_autoawq': ['int4', `awq 4 bit gemm, ${g(128)}`, 'f16'],
+  'awq/w4_g32_bias': ['int4', `awq 4 bit gemm, ${g(32)}`],
+  'awq/w4_g64': ['int4', `awq 4 bit gemm, ${g(64)}`],
+  'compressed-tensors/fp8_dynamic': ['int8', 'compressed-tensors fp8'],
+  'compressed-tensors/fp8_static': ['int8', 'compressed-tensors fp8'],
+  'compressed-tensors/w4a16_g128_asym': ['int4', `compressed-tensors 4 bit, ${g(128)}, asymmetric`],
+  'compressed-tensors/w4a16_g128_sym': ['int4', `compressed-tensors 4 bit, ${g(128)}`],
+  'compressed-tensors/w4a16_g32_g_idx': ['int4', `compressed-tensors 4 bit, ${g(32)}`],
+  'compressed-tensors/w4a16_g32_gptq_weight_order': ['int4', `compressed-tensors 4 bit, ${g(32)}`],
+  'compressed-tensors/w8a16_channel': ['int8', 'compressed-tensors 8 bit, one group'],
+  'compressed-tensors/w8a8_int8_dynamic': ['int8', 'compressed-tensors int8, one group'],
+  'gptq/w4_channel_sym': ['int4', 'gptq 4 bit, one group'],
+  'gptq/w4_channel_sym_legacy': ['int4', 'gptq 4 bit, one group'],
+  'gptq/w4_dynamic_mixed': ['int8', `gptq 4 bit, ${g(128)}`, 'f16', `gptq 8 bit, ${g(128)}`, `gptq 8 bit, ${g(64)}`],
+  'gptq/w4_g128_asym_v2': ['int4', `gptq 4 bit, ${g(128)}`],
+  'gptq/w4_g128_sym': ['int4', `gptq 4 bit, ${g(128)}`],
+  'gptq/w4_g128_sym_actorder': ['int4', `gptq 4 bit, ${g(128)}, act-order`],
+  'gptq/w4_g32_asym_actorder_v2': ['int4', `gptq 4 bit, ${g(32)}, act-order`],
+  'gptq/w4_g64_asym': ['int4', `gptq 4 bit, ${g(64)}`],
+  'gptq/w4_g64_asym_zero0': ['int4', `gptq 4 bit, ${g(64)}`],
+  'gptq/w4_g64_asym_zero0_v2': ['int4', `gptq 4 bit, ${g(64)}`],
+  'gptq/w4_g64_lm_head': ['int4', `gptq 4 bit, ${g(64)}`, `gptq 8 bit, ${g(32)}`],
+  'gptq/w8_channel_asym_actorder': ['int8', 'gptq 8 bit, one group, act-order'],
+  'gptq/w8_g128_asym_zero0': ['int8', `gptq 8 bit, ${g(128)}`],
+  'gptq/w8_g128_sym': ['int8', `gptq 8 bit, ${g(128)}`],
+  'gptq/w8_g64_asym_v2_bias': ['int8', `gptq 8 bit, ${g(64)}`],
+  'plain/llama_bf16_sharded': ['fp16', 'bf16'],
+  'plain/llama_fp16': ['fp16', 'f16'],
+  'plain/llama_fp16_mha_bias': ['fp16', 'f16'],
+  'plain/llama_fp32_tied': ['fp16', 'f32'],
+  'plain/llama_rope_dynamic': ['fp16', 'f16'],
+  'plain/llama_rope_linear': ['fp16', 'f16'],
+  'plain/llama_rope_llama3': ['fp16', 'f16'],
+  'plain/llama_rope_yarn': ['fp16', 'f16'],
+  'plain/mistral_sliding64': ['fp16', 'bf16'],
+  'plain/qwen2': ['fp16', 'bf16'],
+  'plain/qwen3': ['fp16', 'bf16'],
+}
+
+test('every golden checkpoint is expected', () => {
+  expect(Object.keys(EXPECTED).toSorted()).toEqual(GOLDEN)
+})
+
+describe.each(Object.entries(EXPECTED))('%s', (name, [precision, ...stored]) => {
+  const card = goldenCard(name)
+  const matrices = card.weights.filter(({ slot, shape }) => shape.length === 2 && slot !== 'embed')
+
+  test('rung, method and storage of every matrix', () => {
+    expect(card.precision).toBe(precision)
+    expect(storageMethod(card)).toBe(name.startsWith('plain/') ? 'safetensors' : name.split('/')[0])
+    expect([...new Set(matrices.map(describeStorage))].toSorted()).toEqual(stored.toSorted())
+  })
+
+  test('seven matrices a layer, each with the tensors of its method', () => {
+    const inLayers = matrices.filter(({ slot }) => slot !== 'head')
+    expect(inLayers).toHaveLength(7 * card.spec.numLayers)
+    for (const { storage, tensors } of matrices) {
+      const roles = Object.keys(tensors).toSorted()
+      if (storage.method === 'plain') expect(roles).toEqual(['values'])
+      else expect(roles).toEqual(expect.arrayContaining(['codes', 'scales']))
+      if (storage.method === 'gptq') expect(roles).toEqual(['codes', 'groupIndex', 'scales', 'zeroPoints'])
+    }
+  })
+
+  test('has a tokenizer that the gateway reads', async () => {
+    const text = await loadTextModel(modelAssets(card), 0)
+    const ids = await text.encode('Grüße, 42!', false)
+    expect(text.decode(ids, false)).toBe('Grüße, 42!')
+    expect(text.eosTokenIds).toEqual([1])
+    await text.close()
+  })
+})
+
+test.each(['linear', 'llama3', 'yarn', 'dynamic'])('rope %s: the same in the spelling of transformers 4', (kind) => {
+  const name = `plain/llama_rope_${kind}`
+  const folder = join(scratch, kind)
+  cpSync(goldenFolder(name), folder, { recursive: true })
+  copyFileSync(join(goldenFolder(name), '..', 'config_v4.json'), join(folder, 'config.json'))
+  const old = readModelCard(folder, () => {
+    throw new Error('no GGUF is expected here')
+  })
+  expect(old.spec).toEqual(goldenCard(name).spec)
+})

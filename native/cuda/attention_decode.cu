@@ -7,7 +7,6 @@
 namespace edgeshift::cuda {
 namespace {
 
-constexpr int kWarps = 8;
 constexpr int kQueries = 8;
 
 struct DecodeParams {
@@ -29,12 +28,12 @@ struct Merge {
   float sum = 0;
 };
 
-// One block: the query heads of one kv head of one sequence over a share of the cached tokens. Eight warps take tiles of
+// One block: the query heads of one kv head of one sequence over a share of the cached tokens. Its warps take tiles of
 // 16 tokens in turn, with the next tile's loads in flight during the current tile's arithmetic; the warps' results meet
 // in shared memory, the splits' results in global memory, where the last block to arrive merges them.
 // Shared: queries f16 [8][D]; scratch fp32 [warps][max(D, heads * D + 2 * heads)].
-template <int D>
-__global__ void __launch_bounds__(kWarps * 32, D <= 128 ? 2 : 1) decode_kernel(const __grid_constant__ DecodeParams p) {
+template <int D, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) decode_kernel(const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(16) unsigned char shared[];
   half* queries = reinterpret_cast<half*>(shared);
   float* scratch = reinterpret_cast<float*>(shared + kQueries * D * 2);
@@ -174,12 +173,19 @@ __global__ void __launch_bounds__(kWarps * 32, D <= 128 ? 2 : 1) decode_kernel(c
   }
 }
 
-template <int D>
-Status launch_decode(const DecodeParams& params, const Launch& on) {
+template <int D, int kWarps>
+Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
   int group = params.args.heads / params.kv.kv_heads;
   size_t shared = size_t(kQueries) * D * 2 + size_t(kWarps) * std::max(D, group * D + 2 * group) * 4;
-  ES_RETURN_IF_ERROR(allow_shared(decode_kernel<D>, shared));
-  return launch(on, decode_kernel<D>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32, shared, params);
+  ES_RETURN_IF_ERROR(allow_shared(decode_kernel<D, kWarps>, shared));
+  return launch(on, decode_kernel<D, kWarps>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32, shared, params);
+}
+
+// With blocks to spare, few warps per block: each then has more tiles to pay for its start.
+template <int D>
+Status launch_decode(const DecodeParams& params, const Launch& on) {
+  bool many = params.kv.kv_heads * params.batch.s * params.splits >= 3 * on.device.multiprocessors;
+  return many ? launch_decode_warps<D, 4>(params, on) : launch_decode_warps<D, 8>(params, on);
 }
 
 size_t round_up(size_t bytes) { return (bytes + 255) / 256 * 256; }

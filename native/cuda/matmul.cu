@@ -5,8 +5,9 @@
 namespace edgeshift::cuda {
 
 size_t matmul_workspace_bytes(const DeviceTraits& device) {
+  // Two parts per block; where two blocks share a multiprocessor their tiles are at most half as large.
   size_t partial = size_t(kTiledRows) * kTiledMaxTokens * 4;
-  return size_t(kTiledCounters) * 4 + partial * 2 * kTiledBlocksPerMultiprocessor * device.multiprocessors;
+  return size_t(kTiledCounters) * 4 + partial * 2 * device.multiprocessors;
 }
 
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {

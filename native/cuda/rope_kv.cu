@@ -6,6 +6,7 @@ namespace edgeshift::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kVectorsPerWarp = 4;
 constexpr int kMaxHeadDim = 256;
 
 struct RopeParams {
@@ -23,7 +24,7 @@ __device__ int sequence_of(const SequenceBatch& batch, int token) {
   return low;
 }
 
-// Grid (t, head vectors / 4): one warp per head vector of a token.
+// Grid (t, head vectors / 16): a warp takes four head vectors of a token, so that the table of sines serves sixteen.
 __global__ void rope_kv_kernel(const __grid_constant__ RopeParams p) {
   __shared__ __align__(8) float rows[kWarps][kMaxHeadDim];
   __shared__ float2 table[kMaxRotaryPairs];
@@ -31,25 +32,29 @@ __global__ void rope_kv_kernel(const __grid_constant__ RopeParams p) {
   let_next_kernel_start();
   const RopeKvArgs<f16>& args = p.args;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int token = blockIdx.x, vector = blockIdx.y * kWarps + warp;
+  int token = blockIdx.x;
   int vectors = args.heads + 2 * p.kv.kv_heads, d = p.kv.head_dim;
   int sequence = sequence_of(p.batch, token);
   int position = p.batch.first_positions[sequence] + token - p.batch.starts[sequence];
+  uint32_t block = p.batch.blocks[p.batch.block_starts[sequence] + position / p.kv.block_size];
   fill_rotation(table, args.inv_freq, args.rotary_dim / 2, args.scale, position);
   __syncthreads();
-  if (vector >= vectors) return;
-  bool query = vector < args.heads, key = !query && vector < args.heads + p.kv.kv_heads;
-  rotate_head(args.qkv + (size_t(token) * vectors + vector) * d, rows[warp], args,
-              query ? args.q_norm : key ? args.k_norm : nullptr, query || key ? table : nullptr, d);
-  f16* out = args.q + (size_t(token) * args.heads + vector) * d;
-  if (!query) {
-    int head = (vector - args.heads) % p.kv.kv_heads;
-    size_t row = size_t(args.layer * 2 + (key ? 0 : 1)) * p.kv.kv_heads + head;
-    uint32_t block = p.batch.blocks[p.batch.block_starts[sequence] + position / p.kv.block_size];
-    out = reinterpret_cast<f16*>(static_cast<unsigned char*>(args.arena) + size_t(block) * kKvUnitBytes) +
-          (row * p.kv.block_size + position % p.kv.block_size) * d;
+  int first = (blockIdx.y * kWarps + warp) * kVectorsPerWarp;
+  for (int vector = first; vector < min(first + kVectorsPerWarp, vectors); ++vector) {
+    bool query = vector < args.heads, key = !query && vector < args.heads + p.kv.kv_heads;
+    rotate_head(args.qkv + (size_t(token) * vectors + vector) * d, rows[warp], args,
+                query ? args.q_norm : key ? args.k_norm : nullptr, query || key ? table : nullptr, d);
+    f16* out = args.q + (size_t(token) * args.heads + vector) * d;
+    if (!query) {
+      int head = (vector - args.heads) % p.kv.kv_heads;
+      size_t row = size_t(args.layer * 2 + (key ? 0 : 1)) * p.kv.kv_heads + head;
+      out = reinterpret_cast<f16*>(static_cast<unsigned char*>(args.arena) + size_t(block) * kKvUnitBytes) +
+            (row * p.kv.block_size + position % p.kv.block_size) * d;
+    }
+    for (int i = lane * 2; i < d; i += 64)
+      *reinterpret_cast<half2*>(out + i) = __floats2half2_rn(rows[warp][i], rows[warp][i + 1]);
+    __syncwarp();
   }
-  for (int i = lane; i < d; i += 32) out[i] = to_f16(rows[warp][i]);
 }
 
 }  // namespace
@@ -58,7 +63,7 @@ Status rope_kv(const RopeKvArgs<f16>& args, const Launch& on) {
   if (args.kv->head_dim > kMaxHeadDim) return {Code::unsupported, "cuda rope_kv: head_dim over 256"};
   int vectors = args.heads + 2 * args.kv->kv_heads;
   RopeParams params{args, *args.batch, *args.kv};
-  return launch(on, rope_kv_kernel, dim3(args.batch->t, (vectors + kWarps - 1) / kWarps), kWarps * 32, 0, params);
+  return launch(on, rope_kv_kernel, dim3(args.batch->t, (vectors + kWarps * kVectorsPerWarp - 1) / (kWarps * kVectorsPerWarp)), kWarps * 32, 0, params);
 }
 
 }  // namespace edgeshift::cuda

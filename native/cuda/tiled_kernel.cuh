@@ -10,18 +10,18 @@
 // arrive, so the result does not depend on timing.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+
 #include "cuda/device.cuh"
 #include "cuda/matmul.h"
 
 namespace edgeshift::cuda {
 
-inline constexpr int kTiledWarps = 8;
-inline constexpr int kTiledThreads = 32 * kTiledWarps;
 inline constexpr int kTiledStrips = 8;
 inline constexpr int kTiledRows = kTiledStrips * kStripRows;
-inline constexpr int kTiledMaxTokens = 128;
+inline constexpr int kTiledMaxTokens = 256;
 inline constexpr int kTiledCounters = 1 << 17;
-inline constexpr int kTiledBlocksPerMultiprocessor = 2;
 
 struct TiledParams {
   const unsigned char* weight;
@@ -33,6 +33,8 @@ struct TiledParams {
   Epilogue epilogue;
   Activation activation;
   NextRead next;
+  int chunk_shift;    // log2 of the tiles of 64 in a chunk
+  int flush_shift;    // log2 of layout.flush
   int k_stages;       // per tile
   int token_tiles;
   long long stages;   // of all tiles
@@ -41,14 +43,15 @@ struct TiledParams {
 };
 
 // Compile-time shape. kWarpRows warps share the rows, the others the tokens.
-template <Precision kPrecision, bool kFlushSmall, int kTokens_, int kTiles_, int kWarpRows>
+template <Precision kPrecision, bool kFlushSmall, int kTokens_, int kTiles_, int kWarps, int kWarpRows>
 struct TiledShape {
   static constexpr Precision precision = kPrecision;
   static constexpr bool quantized = kPrecision != Precision::fp16;
   static constexpr int quads = kPrecision == Precision::int4 ? 1 : kPrecision == Precision::int8 ? 2 : 4;  // per tile of 64
   static constexpr int tokens = kTokens_, tiles = kTiles_;
   static constexpr int scales = quantized ? (kFlushSmall ? 2 : 1) : 0;  // scale rows per tile: group 32 needs two
-  static constexpr int warp_rows = kWarpRows, warp_tokens = kTiledWarps / kWarpRows;
+  static constexpr int threads = 32 * kWarps;
+  static constexpr int warp_rows = kWarpRows, warp_tokens = kWarps / kWarpRows;
   static constexpr int warp_strips = kTiledStrips / kWarpRows, warp_columns = tokens / 8 / warp_tokens;
   static constexpr int accumulators = warp_strips * warp_columns * 4;
   static constexpr int tile_bytes = quads * 512 + scales * 64;  // one strip, one tile
@@ -56,42 +59,79 @@ struct TiledShape {
   // Rows half a bank cycle apart: the 16-byte loads of two tokens then touch all banks once.
   static constexpr int x_stride = tiles * 128 + 64;
   static constexpr int stage_bytes = weight_bytes + tokens * x_stride;
-  // As many stages, up to 4, as let two blocks share a multiprocessor of 227 KB; never fewer than 3.
-  static constexpr int stages = 112 * 1024 / stage_bytes >= 4 ? 4 : 3;
+  // Small tiles run two blocks per multiprocessor; large ones need its registers. Up to 4 stages in its 227 KB, at least 3.
+  static constexpr int blocks_per_multiprocessor = stage_bytes * 3 <= 112 * 1024 && kWarps == 8 ? 2 : 1;
+  static constexpr int room = 224 * 1024 / blocks_per_multiprocessor;
+  static constexpr int stages = room / stage_bytes >= 4 ? 4 : 3;
   static constexpr size_t shared = size_t(stage_bytes) * stages;
-  static constexpr int blocks_per_multiprocessor = shared <= 112 * 1024 ? 2 : 1;
+  static_assert(shared <= room);
   static_assert(warp_columns >= 1);
 };
 
+// One thread's part in loading stages of one tile: addresses are worked out once per tile, a stage then costs a few
+// instructions per copy. Warp w loads strip w; activations are cut into 16-byte pieces in order of threads.
 template <class Shape>
-__device__ inline void load_weights(const TiledParams& p, unsigned char* stage, int strip0, int tile0) {
-  const int per_chunk = p.layout.chunk / kTileInputs, k_tiles = per_chunk * p.layout.chunks;
-  constexpr int kPieces = Shape::tile_bytes / 16;
-  for (int i = threadIdx.x; i < kTiledStrips * Shape::tiles * kPieces; i += kTiledThreads) {
-    int piece = i % kPieces, tile = i / kPieces % Shape::tiles, strip = i / kPieces / Shape::tiles;
-    int at = tile0 + tile;
-    bool valid = strip0 + strip < p.layout.strips && at < k_tiles;
-    const unsigned char* chunk = p.weight + size_t(valid ? strip0 + strip : 0) * p.layout.strip_bytes() +
-                                 size_t(valid ? at / per_chunk : 0) * p.layout.chunk_bytes();
-    int inside = at % per_chunk;
-    const unsigned char* from = piece < Shape::quads * 32
-                                    ? chunk + inside * Shape::quads * 512 + piece * 16
-                                    : chunk + p.layout.code_bytes + inside * kTileInputs / p.layout.flush * 64 +
-                                          (piece - Shape::quads * 32) * 16;
-    copy_async16_or_zero(shared_address(stage) + i * 16, from, valid);
-  }
-}
+class StageLoader {
+ public:
+  __device__ StageLoader(const TiledParams& p, unsigned char* shared)
+      : p_(p), shared_(shared_address(shared)), k_tiles_(p.layout.chunks << p.chunk_shift) {}
 
-template <class Shape>
-__device__ inline void load_activations(const TiledParams& p, unsigned char* stage, int token0, int tile0) {
-  constexpr int kPieces = Shape::tiles * 8;
-  for (int i = threadIdx.x; i < Shape::tokens * kPieces; i += kTiledThreads) {
-    int piece = i % kPieces, token = token0 + i / kPieces, k = tile0 * kTileInputs + piece * 8;
-    bool valid = token < p.t && k < p.k;
-    const half* from = p.x + (valid ? size_t(token) * p.k + k : 0);
-    copy_async16_or_zero(shared_address(stage) + Shape::weight_bytes + i / kPieces * Shape::x_stride + piece * 16, from, valid);
+  // Points at a tile of the product. Strips and tokens past the end repeat the last one: nothing of them is stored.
+  __device__ void select(int tile) {
+    int strip = min(tile / p_.token_tiles * kTiledStrips + int(threadIdx.x) / 32 % kTiledStrips, p_.layout.strips - 1);
+    weight_ = p_.weight + strip * p_.layout.strip_bytes() + threadIdx.x % 32 * 16;
+    int token = tile % p_.token_tiles * Shape::tokens + threadIdx.x / kPieces;
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i)
+      rows_[i] = uint32_t(min(token + i * kRows, p_.t - 1)) * uint32_t(p_.k / 8) + threadIdx.x % kPieces;
   }
-}
+
+  __device__ void load_weights(int slot, int stage) const {
+    if (Shape::threads > 32 * kTiledStrips && threadIdx.x >= 32 * kTiledStrips) return;
+    const int lane = threadIdx.x % 32;
+    uint32_t to = shared_ + slot * Shape::stage_bytes + threadIdx.x / 32 * (Shape::tiles * Shape::tile_bytes) + lane * 16;
+#pragma unroll
+    for (int i = 0; i < Shape::tiles; ++i) {
+      int tile = stage * Shape::tiles + i, chunk = tile >> p_.chunk_shift;
+      bool valid = Shape::tiles == 1 || tile < k_tiles_;
+      const unsigned char* codes = weight_ + (valid ? tile * (Shape::quads * 512) + chunk * p_.layout.scale_bytes : 0);
+#pragma unroll
+      for (int q = 0; q < Shape::quads; ++q)
+        copy_async16_or_zero(to + i * Shape::tile_bytes + q * 512, codes + q * 512, valid);
+      if (Shape::scales > 0 && lane < Shape::scales * 4) {
+        int inside = tile - (chunk << p_.chunk_shift);
+        const unsigned char* scales = weight_ + (valid ? (chunk + 1) * p_.layout.code_bytes + chunk * p_.layout.scale_bytes +
+                                                             (inside * kTileInputs >> p_.flush_shift) * 64
+                                                       : 0);
+        copy_async16_or_zero(to + i * Shape::tile_bytes + Shape::quads * 512, scales, valid);
+      }
+    }
+  }
+
+  __device__ void load_activations(int slot, int stage) const {
+    const int piece = threadIdx.x % kPieces, row = threadIdx.x / kPieces;
+    uint32_t to = shared_ + slot * Shape::stage_bytes + Shape::weight_bytes + row * Shape::x_stride + piece * 16;
+    const int k = stage * (Shape::tiles * kTileInputs);
+    const uint4* from = reinterpret_cast<const uint4*>(p_.x + k);
+    const bool whole = k + Shape::tiles * kTileInputs <= p_.k;
+    const bool valid = whole || k + piece * 8 < p_.k;
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      if (Shape::tokens % kRows != 0 && row + i * kRows >= Shape::tokens) break;
+      if (whole) copy_async16(to + i * kRows * Shape::x_stride, from + rows_[i]);
+      else copy_async16_or_zero(to + i * kRows * Shape::x_stride, valid ? from + rows_[i] : reinterpret_cast<const uint4*>(p_.x), valid);
+    }
+  }
+
+ private:
+  static constexpr int kPieces = Shape::tiles * 8, kRows = Shape::threads / kPieces;
+  static constexpr int kPasses = (Shape::tokens + kRows - 1) / kRows;
+  const TiledParams& p_;
+  uint32_t shared_;
+  int k_tiles_;
+  const unsigned char* weight_ = nullptr;
+  uint32_t rows_[kPasses];  // this thread's pieces of the tile's activation rows, in units of 16 bytes
+};
 
 // Scale and minimum of rows g and g + 8, each twice.
 struct RowScales {
@@ -137,10 +177,7 @@ __device__ inline void multiply_stage(const unsigned char* stage, int warp_row, 
   for (int tile = 0; tile < Shape::tiles; ++tile) {
 #pragma unroll
     for (int half_tile = 0; half_tile < 2; ++half_tile) {
-      uint4 b[Shape::warp_columns];
-#pragma unroll
-      for (int c = 0; c < Shape::warp_columns; ++c)
-        b[c] = *reinterpret_cast<const uint4*>(x + c * 8 * Shape::x_stride + tile * 128 + half_tile * 64);
+      uint32_t a[Shape::warp_strips][2][4];
 #pragma unroll
       for (int strip = 0; strip < Shape::warp_strips; ++strip) {
         const unsigned char* from = weights + (strip * Shape::tiles + tile) * Shape::tile_bytes;
@@ -154,12 +191,25 @@ __device__ inline void multiply_stage(const unsigned char* stage, int warp_row, 
           int step = half_tile * 2 + i;
           if (Shape::quads == 4 || i == 0)
             codes = *reinterpret_cast<const uint4*>(from + step * Shape::quads / 4 * 512 + lane * 16);
-          uint32_t a[4];
-          dequantize<Shape::precision>(codes, step, scales, a);
-#pragma unroll
-          for (int c = 0; c < Shape::warp_columns; ++c)
-            mma_16816(acc[strip][c], a, i == 0 ? b[c].x : b[c].z, i == 0 ? b[c].y : b[c].w);
+          dequantize<Shape::precision>(codes, step, scales, a[strip][i]);
         }
+      }
+      // Groups of columns, so that two products into the same accumulators stand far apart.
+      constexpr int kGroup = Shape::warp_columns < 4 ? Shape::warp_columns : 4;
+#pragma unroll
+      for (int c0 = 0; c0 < Shape::warp_columns; c0 += kGroup) {
+        uint4 b[kGroup];
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c)
+          b[c] = *reinterpret_cast<const uint4*>(x + (c0 + c) * 8 * Shape::x_stride + tile * 128 + half_tile * 64);
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c)
+#pragma unroll
+          for (int strip = 0; strip < Shape::warp_strips; ++strip) mma_16816(acc[strip][c0 + c], a[strip][0], b[c].x, b[c].y);
+#pragma unroll
+        for (int c = 0; c < kGroup; ++c)
+#pragma unroll
+          for (int strip = 0; strip < Shape::warp_strips; ++strip) mma_16816(acc[strip][c0 + c], a[strip][1], b[c].z, b[c].w);
       }
     }
   }
@@ -199,7 +249,7 @@ __device__ inline void store_tile(const TiledParams& p, int strip0, int token0,
 }
 
 template <class Shape>
-__global__ void __launch_bounds__(kTiledThreads, Shape::blocks_per_multiprocessor) tiled_kernel(const __grid_constant__ TiledParams p) {
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor) tiled_kernel(const __grid_constant__ TiledParams p) {
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ bool last;
   const int warp = threadIdx.x / 32, warp_row = warp % Shape::warp_rows, warp_token = warp / Shape::warp_rows;
@@ -209,29 +259,34 @@ __global__ void __launch_bounds__(kTiledThreads, Shape::blocks_per_multiprocesso
   const long long begin = begin_of(blockIdx.x), end = begin_of(blockIdx.x + 1);
 
   // The ring's writing end.
-  long long fetch = begin;
-  int fetch_tile = int(begin / p.k_stages), fetch_k = int(begin % p.k_stages), fetch_slot = 0;
-  auto advance = [&] {
-    ++fetch;
-    fetch_slot = fetch_slot + 1 == Shape::stages ? 0 : fetch_slot + 1;
-    if (++fetch_k == p.k_stages) {
-      fetch_k = 0;
-      ++fetch_tile;
-    }
+  StageLoader<Shape> loader(p, shared);
+  int fetch_left, fetch_tile, fetch_k, fetch_slot;
+  auto rewind = [&] {
+    fetch_left = int(end - begin);
+    fetch_tile = int(begin / p.k_stages);
+    fetch_k = int(begin - (long long)(fetch_tile) * p.k_stages);
+    fetch_slot = 0;
+    loader.select(fetch_tile);
   };
   auto fetch_stage = [&](bool weights, bool activations) {
-    if (fetch < end) {
-      unsigned char* stage = shared + size_t(fetch_slot) * Shape::stage_bytes;
-      if (weights) load_weights<Shape>(p, stage, fetch_tile / p.token_tiles * kTiledStrips, fetch_k * Shape::tiles);
-      if (activations) load_activations<Shape>(p, stage, fetch_tile % p.token_tiles * Shape::tokens, fetch_k * Shape::tiles);
+    if (fetch_left > 0) {
+      if (weights) loader.load_weights(fetch_slot, fetch_k);
+      if (activations) loader.load_activations(fetch_slot, fetch_k);
+      --fetch_left;
+      if (++fetch_k == p.k_stages) {
+        fetch_k = 0;
+        loader.select(++fetch_tile);
+      }
     }
+    fetch_slot = fetch_slot + 1 == Shape::stages ? 0 : fetch_slot + 1;
   };
   // Weights before the wait, activations after it.
-  for (int i = 0; i < Shape::stages - 1; ++i, advance()) fetch_stage(true, false);
+  rewind();
+  for (int i = 0; i < Shape::stages - 1; ++i) fetch_stage(true, false);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  fetch = begin, fetch_tile = int(begin / p.k_stages), fetch_k = int(begin % p.k_stages), fetch_slot = 0;
-  for (int i = 0; i < Shape::stages - 1; ++i, advance()) {
+  rewind();
+  for (int i = 0; i < Shape::stages - 1; ++i) {
     fetch_stage(false, true);
     commit_copies();
   }
@@ -243,25 +298,25 @@ __global__ void __launch_bounds__(kTiledThreads, Shape::blocks_per_multiprocesso
     const long long segment_end = min(tile_end, end);
     const bool first_segment = stage == begin, whole = stage == tile_begin && segment_end == tile_end;
     float acc[Shape::warp_strips][Shape::warp_columns][4] = {};
-    for (; stage < segment_end; ++stage) {
+    for (int left = int(segment_end - stage); left > 0; --left) {
       wait_copies<Shape::stages - 2>();
       __syncthreads();
       fetch_stage(true, true);
-      advance();
       commit_copies();
       multiply_stage<Shape>(shared + size_t(slot) * Shape::stage_bytes, warp_row, warp_token, acc);
       slot = slot + 1 == Shape::stages ? 0 : slot + 1;
     }
+    stage = segment_end;
     if (stage == end && threadIdx.x == 0) prefetch_share(p.next);
     bool store = whole;
     if (!whole) {
       float* flat = &acc[0][0][0];
       auto slot_of = [&](long long block, int which) {
-        return p.partials + (block * 2 + which) * size_t(Shape::accumulators) * kTiledThreads + threadIdx.x;
+        return p.partials + (block * 2 + which) * size_t(Shape::accumulators) * Shape::threads + threadIdx.x;
       };
       float* mine = slot_of(blockIdx.x, first_segment ? 0 : 1);
 #pragma unroll
-      for (int i = 0; i < Shape::accumulators; ++i) __stcg(mine + i * kTiledThreads, flat[i]);
+      for (int i = 0; i < Shape::accumulators; ++i) __stcg(mine + i * Shape::threads, flat[i]);
       __threadfence();
       __syncthreads();
       const long long from = block_of(tile_begin), to = block_of(tile_end - 1);
@@ -275,7 +330,7 @@ __global__ void __launch_bounds__(kTiledThreads, Shape::blocks_per_multiprocesso
         for (long long block = from; block <= to; ++block) {
           const float* part = slot_of(block, begin_of(block) >= tile_begin ? 0 : 1);
 #pragma unroll
-          for (int i = 0; i < Shape::accumulators; ++i) flat[i] += __ldcg(part + i * kTiledThreads);
+          for (int i = 0; i < Shape::accumulators; ++i) flat[i] += __ldcg(part + i * Shape::threads);
         }
         store = true;
       }
@@ -290,25 +345,33 @@ template <class Shape>
 Status launch_tiled(TiledParams params, const Launch& on) {
   int k_tiles = params.layout.chunk / kTileInputs * params.layout.chunks;
   params.k_stages = (k_tiles + Shape::tiles - 1) / Shape::tiles;
+  params.chunk_shift = std::bit_width(unsigned(params.layout.chunk / kTileInputs)) - 1;
+  params.flush_shift = std::bit_width(unsigned(params.layout.flush)) - 1;
   params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
   long long tiles = (long long)((params.layout.strips + kTiledStrips - 1) / kTiledStrips) * params.token_tiles;
   if (tiles > kTiledCounters) return {Code::unsupported, "cuda tiled_matmul: too many tokens in one call"};
   params.stages = tiles * params.k_stages;
   ES_RETURN_IF_ERROR(allow_shared(tiled_kernel<Shape>, Shape::shared));
-  long long blocks = std::min<long long>(params.stages, Shape::blocks_per_multiprocessor * on.device.multiprocessors);
-  return launch(on, tiled_kernel<Shape>, dim3(unsigned(blocks)), kTiledThreads, Shape::shared, params);
+  // A share shorter than 6 stages spends its time filling the ring and summing parts.
+  long long full = Shape::blocks_per_multiprocessor * on.device.multiprocessors;
+  long long blocks = std::min(params.stages, std::clamp(params.stages / 6, full / Shape::blocks_per_multiprocessor, full));
+  return launch(on, tiled_kernel<Shape>, dim3(unsigned(blocks)), Shape::threads, Shape::shared, params);
 }
 
 // Picks the token tile. kSmall: groups of 32.
 template <Precision kPrecision, bool kSmall>
 Status launch_tiled_tokens(const TiledParams& params, const Launch& on) {
   constexpr int kWide = kPrecision == Precision::int4 ? 4 : kPrecision == Precision::int8 ? 2 : 1;
-  constexpr int kMiddle = kWide > 2 ? 2 : kWide;
-  if (params.t <= 8) return launch_tiled<TiledShape<kPrecision, kSmall, 8, kWide, 8>>(params, on);
-  if (params.t <= 16) return launch_tiled<TiledShape<kPrecision, kSmall, 16, kWide, 8>>(params, on);
-  if (params.t <= 32) return launch_tiled<TiledShape<kPrecision, kSmall, 32, kMiddle, 4>>(params, on);
-  if (params.t <= 64) return launch_tiled<TiledShape<kPrecision, kSmall, 64, kMiddle, 4>>(params, on);
-  return launch_tiled<TiledShape<kPrecision, kSmall, 128, 1, 4>>(params, on);
+  constexpr int kMiddle = kWide > 2 ? 2 : kWide, kNarrow = kWide > 2 ? 2 : 1;
+  if (params.t <= 8) return launch_tiled<TiledShape<kPrecision, kSmall, 8, kWide, 8, 8>>(params, on);
+  if (params.t <= 16) return launch_tiled<TiledShape<kPrecision, kSmall, 16, kWide, 8, 8>>(params, on);
+  if (params.t <= 32) return launch_tiled<TiledShape<kPrecision, kSmall, 32, kMiddle, 8, 4>>(params, on);
+  if (params.t <= 64) return launch_tiled<TiledShape<kPrecision, kSmall, 64, kNarrow, 8, 4>>(params, on);
+#ifdef ES_TILED_NARROW
+  if (kPrecision != Precision::fp16) return launch_tiled<TiledShape<kPrecision, kSmall, 128, 1, 8, 4>>(params, on);
+#endif
+  if (params.t <= 128) return launch_tiled<TiledShape<kPrecision, kSmall, 128, 1, 8, 4>>(params, on);
+  return launch_tiled<TiledShape<kPrecision, kSmall, 256, 1, 8, 4>>(params, on);
 }
 
 Status tiled_int4(const TiledParams& params, const Launch& on);

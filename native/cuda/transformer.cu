@@ -74,9 +74,12 @@ class Pass {
     args.arena = f.arena;
     args.layer = i;
     args.heads = spec.heads;
-    args.inv_freq = f.weights->inv_freq;
-    args.rotary_dim = int(spec.rope_inv_freq.size()) * 2;
-    args.scale = spec.rope_scale;
+    int table = spec.layer_ropes.empty() ? 0 : spec.layer_ropes[i];
+    if (table >= 0) {
+      args.inv_freq = f.weights->inv_freq[table];
+      args.rotary_dim = int(spec.ropes[table].inv_freq.size()) * 2;
+      args.scale = spec.ropes[table].scale;
+    }
     args.interleaved = spec.rope_interleaved;
     args.q_norm = layer(i).q_norm;
     args.k_norm = layer(i).k_norm;
@@ -95,6 +98,7 @@ class Pass {
     args.heads = spec.heads;
     args.scale = spec.attention_scale;
     args.window = spec.windows.empty() ? 0 : spec.windows[i];
+    args.softcap = spec.attention_softcap;
     return args;
   }
 

@@ -27,7 +27,7 @@ struct LayerWeights {
 struct TransformerWeights {
   PackedMatrix embed, head;
   const float* final_norm = nullptr;
-  const float* inv_freq = nullptr;  // [rotary_dim / 2]
+  std::vector<const float*> inv_freq;  // of spec.ropes, [rotary_dim / 2] each
   std::vector<LayerWeights> layers;
 };
 

@@ -46,8 +46,9 @@ inline ModelSpec spec_of(const Shape& shape) {
   spec.head_dim = shape.head_dim;
   spec.ffn = shape.ffn;
   spec.norm_eps = 1e-5f;
+  spec.ropes.resize(1);
   for (int i = 0; i < shape.head_dim / 2; ++i)
-    spec.rope_inv_freq.push_back(float(std::pow(10000.0, -2.0 * i / shape.head_dim)));
+    spec.ropes[0].inv_freq.push_back(float(std::pow(10000.0, -2.0 * i / shape.head_dim)));
   spec.attention_scale = float(1 / std::sqrt(double(shape.head_dim)));
   return spec;
 }
@@ -134,9 +135,9 @@ inline Status random_model(const Shape& shape, Precision precision, int group, R
   ES_RETURN_IF_ERROR(maker.make(precision, spec.vocab, spec.hidden, group, plain, w.head));
   out.read_bytes += w.head.bytes;
   cuda::Buffer freq;
-  ES_RETURN_IF_ERROR(freq.allocate(spec.rope_inv_freq.size() * 4));
-  ES_CUDA_RETURN_IF_ERROR(cudaMemcpy(freq.as<void>(), spec.rope_inv_freq.data(), freq.bytes(), cudaMemcpyHostToDevice));
-  w.inv_freq = freq.as<float>();
+  ES_RETURN_IF_ERROR(freq.allocate(spec.ropes[0].inv_freq.size() * 4));
+  ES_CUDA_RETURN_IF_ERROR(cudaMemcpy(freq.as<void>(), spec.ropes[0].inv_freq.data(), freq.bytes(), cudaMemcpyHostToDevice));
+  w.inv_freq = {freq.as<float>()};
   out.memory.push_back(std::move(freq));
   ES_CUDA_RETURN_IF_ERROR(cudaDeviceSynchronize());
   return {};

@@ -107,7 +107,7 @@ int main() {
           if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
           run({w.precision, n, k, w.group, t, epilogue, norm}, false, workspace, on, checks);
         }
-      for (int t : {5, 16, 33, 64, 130}) {
+      for (int t : {5, 16, 33, 64, 100, 260}) {
         Epilogue epilogue = epilogues[(t + n / 16) % 4];
         if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
         run({w.precision, n, k, w.group, t, epilogue, false}, true, workspace, on, checks);

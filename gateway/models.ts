@@ -1,3 +1,4 @@
+import { status as grpcStatus } from '@grpc/grpc-js'
 import type { EngineClient, EngineStatus, VariantStatus } from '../proto/gen/edgeshift/v1/engine.js'
 import { VariantState } from '../proto/gen/edgeshift/v1/engine.js'
 import type { ModelConfig } from '../engine/config/index.js'
@@ -100,12 +101,13 @@ export class Models implements ModelDirectory {
   }
 
   async #loadOne(client: EngineClient, { id, max_model_len: maxLength }: ModelConfig): Promise<void> {
-    const assets = await fetchAssets(client, id, ASSETS_TIMEOUT_MS)
     try {
+      const assets = await fetchAssets(client, id, ASSETS_TIMEOUT_MS)
       const files = [...assets].map(([name, data]) => ({ name, data }))
       this.#texts.set(id, await this.#loadText(files, maxLength ?? 0))
       this.#textErrors.delete(id)
     } catch (error) {
+      if (isConnectionFailure(error)) throw error
       this.#textErrors.set(id, error instanceof Error ? error.message : String(error))
     }
   }
@@ -139,6 +141,14 @@ export class Models implements ModelDirectory {
       created: this.#created,
     }
   }
+}
+
+const MODEL_FAULTS: readonly number[] = [grpcStatus.NOT_FOUND, grpcStatus.FAILED_PRECONDITION]
+
+/** A call that failed for another reason than the model's files. */
+function isConnectionFailure(error: unknown): boolean {
+  if (!(error instanceof Error) || !('code' in error) || typeof error.code !== 'number') return false
+  return !MODEL_FAULTS.includes(error.code)
 }
 
 type RungName = Pick<VariantEntry, 'name' | 'precision'>

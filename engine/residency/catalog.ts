@@ -45,13 +45,13 @@ export function readCatalog(config: Config, readGguf: (path: string) => GgufFile
   for (const model of config.models) {
     for (const rung of readRungs(model, cardOf)) {
       catalog.rungs.push(rung)
+      if (!(rung.card instanceof Error) && !catalog.cards.has(model.id)) catalog.cards.set(model.id, rung.card)
       const known = rung.card instanceof Error ? rung.card : describe(model, rung, rung.card, config)
       if (known instanceof Error) {
         catalog.broken.push({ ...rung, error: known.message })
         continue
       }
       catalog.known.push(known)
-      if (!catalog.cards.has(model.id) && !(rung.card instanceof Error)) catalog.cards.set(model.id, rung.card)
     }
   }
   return catalog

@@ -6,7 +6,7 @@ import type {
   ModelAsset as AssetChunk,
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
-import type { ModelAsset } from '../registry/index.js'
+import { type ModelAsset, ModelFileError } from '../registry/index.js'
 import { Session } from './session.js'
 import { engineStatus } from './status.js'
 
@@ -44,7 +44,10 @@ export class EngineService {
     getModelAssets: (call) => {
       this.sendAssets(call).catch((error: unknown) => {
         this.log.error({ err: error, model: call.request.model }, 'assets failed')
-        call.emit('error', { code: grpcStatus.INTERNAL, details: 'the assets could not be read' })
+        // Broken text files are the model's fault: its clients are told, the engine goes on.
+        const known = error instanceof ModelFileError
+        const code = known ? grpcStatus.FAILED_PRECONDITION : grpcStatus.INTERNAL
+        call.emit('error', { code, details: known ? error.message : 'the assets could not be read' })
       })
     },
   }

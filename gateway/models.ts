@@ -143,12 +143,12 @@ export class Models implements ModelDirectory {
   }
 }
 
-const MODEL_FAULTS: readonly number[] = [grpcStatus.NOT_FOUND, grpcStatus.FAILED_PRECONDITION]
+const MODEL_FAULTS: ReadonlySet<number> = new Set([grpcStatus.NOT_FOUND, grpcStatus.FAILED_PRECONDITION])
 
 /** A call that failed for another reason than the model's files. */
 function isConnectionFailure(error: unknown): boolean {
   if (!(error instanceof Error) || !('code' in error) || typeof error.code !== 'number') return false
-  return !MODEL_FAULTS.includes(error.code)
+  return !MODEL_FAULTS.has(error.code)
 }
 
 type RungName = Pick<VariantEntry, 'name' | 'precision'>

@@ -1,6 +1,7 @@
 import { status as grpcStatus, type ServerDuplexStream } from '@grpc/grpc-js'
 import type { Logger } from 'pino'
 import {
+  type Command,
   type EngineStatus,
   FinishReason,
   type SequenceDelta,
@@ -30,7 +31,7 @@ export class Session implements SequenceOwner {
     private readonly log: Logger,
     private readonly onClose: () => void,
   ) {
-    call.on('data', (request: SessionRequest) => this.receive(request))
+    call.on('data', ({ commands }: SessionRequest) => commands.forEach((command) => this.receive(command)))
     call.on('end', () => this.close())
     call.on('cancelled', () => this.close())
     call.on('error', () => this.close())
@@ -90,7 +91,7 @@ export class Session implements SequenceOwner {
     this.engine.wake()
   }
 
-  private receive({ kind }: SessionRequest): void {
+  private receive({ kind }: Command): void {
     if (this.closed) return
     if (kind?.$case === 'submit') this.submit(kind.submit)
     else if (kind?.$case === 'cancel') this.withSequence(kind.cancel.sequenceId, (s) => this.engine.cancel(s))

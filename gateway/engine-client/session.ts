@@ -1,5 +1,6 @@
 import type { ClientDuplexStream } from '@grpc/grpc-js'
 import {
+  type Command,
   FinishReason,
   type EngineStatus,
   type SequenceDelta,
@@ -9,7 +10,7 @@ import {
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { GatewayError } from '../errors.js'
 
-/** Messages that wait for the stream to drain; beyond it new work is refused. */
+/** Commands that wait for the stream to drain; beyond it new work is refused. */
 const MAX_OUTBOX = 4096
 
 /** Hears of one sequence. Called synchronously, in order; must not throw. */
@@ -40,9 +41,10 @@ export class EngineSession {
   readonly #stream: ClientDuplexStream<SessionRequest, SessionEvent>
   readonly #listener: SessionListener
   readonly #sequences = new Map<number, SequenceListener>()
-  /** Ring-free queue: messages written while the stream is full, sent in order on drain. */
-  #outbox: SessionRequest[] = []
-  #draining = false
+  /** What is to be said, in order: all of one turn of the event loop, or more while the stream is full. */
+  #outbox: Command[] = []
+  /** A flush is coming: at the end of this turn, or when the stream has drained. */
+  #flushing = false
   #nextId = 1
   #ended = false
 
@@ -95,16 +97,20 @@ export class EngineSession {
     this.#stream.cancel()
   }
 
-  #send(request: SessionRequest): void {
-    if (this.#draining) this.#outbox.push(request)
-    else this.#draining = !this.#stream.write(request)
+  #send(command: Command): void {
+    this.#outbox.push(command)
+    if (this.#flushing) return
+    this.#flushing = true
+    setImmediate(() => this.#flush())
   }
 
   #flush(): void {
-    this.#draining = false
-    const waiting = this.#outbox
+    this.#flushing = false
+    if (this.#outbox.length === 0 || this.#ended) return
+    const commands = this.#outbox
     this.#outbox = []
-    for (const request of waiting) this.#send(request)
+    // When the stream is full its drain event flushes.
+    this.#flushing = !this.#stream.write({ commands })
   }
 
   #onEvent(event: SessionEvent): void {

@@ -262,9 +262,9 @@ function newTraceparent(): string {
 }
 
 /** The request's prompt as token ids. */
-function encode({ input }: GenerateRequest, text: TextModel): number[] | Promise<number[]> {
+function encode({ input, tenant }: GenerateRequest, text: TextModel): number[] | Promise<number[]> {
   if (input.kind === 'tokens') return input.tokens
-  return input.kind === 'chat' ? text.encodeChat(input.messages) : text.encodePrompt(input.text)
+  return input.kind === 'chat' ? text.encodeChat(input.messages, tenant) : text.encodePrompt(input.text, tenant)
 }
 
 /** The prompt as the client wrote it, or its decoded text when it was ids or a conversation. */

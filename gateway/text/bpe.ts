@@ -7,20 +7,58 @@ import type { TokenizerFile } from './assets.js'
  */
 export class BpeEncoder {
   readonly #tokenizer: Tokenizer
+  #waiting: Job[] = []
 
   constructor(file: TokenizerFile) {
     this.#tokenizer = Tokenizer.fromString(JSON.stringify(withoutSpecial(file)))
   }
 
   /** Ids of each text. */
-  async encode(texts: readonly string[]): Promise<number[][]> {
-    if (texts.length === 0) return []
-    const [only, ...more] = texts
-    if (only !== undefined && more.length === 0) return [(await this.#tokenizer.encode(only, null, PLAIN)).getIds()]
-    const encodings = await this.#tokenizer.encodeBatch([...texts], PLAIN)
-    return encodings.map((encoding) => encoding.getIds())
+  encode(texts: readonly string[]): Promise<number[][]> {
+    return Promise.all(texts.map((text) => (text.length > SHORT ? this.#encodeAlone(text) : this.#enqueue(text))))
+  }
+
+  async #encodeAlone(text: string): Promise<number[]> {
+    return (await this.#tokenizer.encode(text, null, PLAIN)).getIds()
+  }
+
+  /** Encoded with all short texts of this turn of the event loop: handing work to a thread costs more than a text. */
+  #enqueue(text: string): Promise<number[]> {
+    return new Promise((resolve, reject) => {
+      if (this.#waiting.push({ text, resolve, reject }) === 1) setImmediate(() => this.#encodeWaiting())
+    })
+  }
+
+  #encodeWaiting(): void {
+    const jobs = this.#waiting
+    this.#waiting = []
+    for (let start = 0; start < jobs.length; start += MAX_BATCH) {
+      void this.#encodeBatch(jobs.slice(start, start + MAX_BATCH))
+    }
+  }
+
+  async #encodeBatch(jobs: readonly Job[]): Promise<void> {
+    try {
+      const texts = jobs.map(({ text }) => text)
+      const encodings = await this.#tokenizer.encodeBatch(texts, PLAIN)
+      jobs.forEach(({ resolve }, i) => resolve(encodings[i]?.getIds() ?? []))
+    } catch {
+      // One text's failure is no other's.
+      for (const { text, resolve, reject } of jobs) this.#encodeAlone(text).then(resolve, reject)
+    }
   }
 }
+
+interface Job {
+  text: string
+  resolve: (ids: number[]) => void
+  reject: (error: unknown) => void
+}
+
+/** UTF-16 units up to which a text takes less time than a thread's hand-over. */
+const SHORT = 2048
+/** Texts of one batch: more of them would make the first wait for the last. */
+const MAX_BATCH = 32
 
 const PLAIN = { addSpecialTokens: false }
 

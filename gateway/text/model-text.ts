@@ -4,6 +4,7 @@ import { parseAssets, type TextAssets, type TokenizerConfig } from './assets.js'
 import { BoundedTemplate } from './bounded-template.js'
 import { BpeEncoder } from './bpe.js'
 import { decodeIds, StreamDetokenizer } from './detokenizer.js'
+import { EncodingCache } from './encoding-cache.js'
 import { StreamOutput } from './output.js'
 import { type Segment, SpecialTokens, unusedMark } from './special-tokens.js'
 import { TemplateRenderer } from './template-renderer.js'
@@ -47,6 +48,8 @@ class BpeTextModel implements TextModel {
   readonly #bounded: BoundedTemplate | undefined
   /** Texts of the template itself, encoded: never of a message, whose reuse another client could time. */
   readonly #constant = new Map<string, readonly number[]>()
+  /** Conversations and the texts in them, which clients send again with every turn. */
+  readonly #cache = new EncodingCache()
   readonly #bosId: number | undefined
   readonly #maxTokens: number
   readonly #maxLength: number
@@ -87,11 +90,12 @@ class BpeTextModel implements TextModel {
 
   async encode(text: string, parseSpecial: boolean): Promise<number[]> {
     this.#checkLength(text.length)
-    return this.#encodeSegments(parseSpecial ? this.#special.split(text) : [text])
+    return this.#encodeSegments(parseSpecial ? this.#special.split(text) : [text], undefined)
   }
 
-  async encodePrompt(text: string): Promise<number[]> {
-    const ids = await this.encode(text, false)
+  async encodePrompt(text: string, tenant: string): Promise<number[]> {
+    this.#checkLength(text.length)
+    const ids = await this.#encodeSegments([text], tenant)
     return this.#bosId === undefined ? ids : [this.#bosId, ...ids]
   }
 
@@ -100,10 +104,17 @@ class BpeTextModel implements TextModel {
     return text.replaceAll(mark, '')
   }
 
-  async encodeChat(messages: readonly ChatMessage[]): Promise<number[]> {
+  async encodeChat(messages: readonly ChatMessage[], tenant: string): Promise<number[]> {
+    const key = EncodingCache.key(tenant, 'chat', JSON.stringify(messages))
+    const known = this.#cache.get(key)
+    if (known !== undefined) return [...known]
     const { text, mark } = await this.#render(messages, true)
-    const segments = this.#special.split(text)
-    return this.#encodeSegments(segments.map((part) => (typeof part === 'string' ? part.replaceAll(mark, '') : part)))
+    const segments = this.#special
+      .split(text)
+      .map((part) => (typeof part === 'string' ? part.replaceAll(mark, '') : part))
+    const ids = await this.#encodeSegments(segments, tenant)
+    this.#cache.set(key, ids)
+    return [...ids]
   }
 
   decode(ids: readonly number[], skipSpecial: boolean): string {
@@ -150,15 +161,24 @@ class BpeTextModel implements TextModel {
     return name === undefined ? guarded : { ...guarded, name: this.#special.guard(name, mark) }
   }
 
-  async #encodeSegments(segments: readonly Segment[]): Promise<number[]> {
-    const parts = segments.filter((part) => part !== '').map((part) => this.#known(part))
-    const encoded = (await this.#encoder.encode(parts.filter((part) => typeof part === 'string'))).values()
-    return parts.flatMap((part) => (typeof part === 'string' ? (encoded.next().value ?? []) : part))
+  /** Ids of all segments in order. Without a tenant nothing is kept. */
+  async #encodeSegments(segments: readonly Segment[], tenant: string | undefined): Promise<number[]> {
+    const parts = segments.filter((part) => part !== '').map((part) => this.#known(part, tenant))
+    const missing = parts.filter((part) => typeof part === 'string')
+    const encoded = missing.length === 0 ? [] : await this.#encoder.encode(missing)
+    if (tenant !== undefined) {
+      missing.forEach((text, i) => this.#cache.set(EncodingCache.key(tenant, 'text', text), encoded[i] ?? []))
+    }
+    const next = encoded.values()
+    return parts.flatMap((part) => (typeof part === 'string' ? (next.next().value ?? []) : part))
   }
 
   /** The ids of a part where they need no work. */
-  #known(part: Segment): string | readonly number[] {
-    return typeof part === 'number' ? [part] : (this.#constant.get(part) ?? part)
+  #known(part: Segment, tenant: string | undefined): string | readonly number[] {
+    if (typeof part === 'number') return [part]
+    const constant = this.#constant.get(part)
+    if (constant !== undefined || tenant === undefined) return constant ?? part
+    return this.#cache.get(EncodingCache.key(tenant, 'text', part)) ?? part
   }
 
   #checkLength(length: number): void {

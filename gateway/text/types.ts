@@ -21,12 +21,18 @@ export interface TextModel {
    * more than `maxTokens` tokens whatever is in it.
    */
   encode(text: string, parseSpecial: boolean): Promise<number[]>
-  /** Ids of a plain prompt: as encode without special tokens, with the model's BOS in front where it wants one. */
-  encodePrompt(text: string): Promise<number[]>
+  /**
+   * Ids of a plain prompt: as encode without special tokens, with the model's BOS in front where it wants one. What one
+   * tenant sends again need not be encoded again.
+   */
+  encodePrompt(text: string, tenant: string): Promise<number[]>
   /** The template's text for a conversation, with the generation prompt. Throws template_failed, queue_full. */
   renderChat(messages: readonly ChatMessage[], addGenerationPrompt?: boolean): Promise<string>
-  /** Ids of a conversation: the template's special tokens become ids, those typed into messages stay text. */
-  encodeChat(messages: readonly ChatMessage[]): Promise<number[]>
+  /**
+   * Ids of a conversation: the template's special tokens become ids, those typed into messages stay text. What one
+   * tenant sends again need not be encoded again.
+   */
+  encodeChat(messages: readonly ChatMessage[], tenant: string): Promise<number[]>
   /** Text of `ids`; U+FFFD for bytes that are not UTF-8. Ids outside the vocabulary give nothing. */
   decode(ids: readonly number[], skipSpecial: boolean): string
   /** Text of one token on its own, special tokens included (may hold U+FFFD for a part of a character). */

@@ -1,9 +1,10 @@
 // node --import tsx test/bench/gateway-peer.ts
 // Non-streaming chat with a two-token answer at 16 connections: this gateway before a scripted engine, and
-// @portkey-ai/gateway before a mock upstream, in turns. Installs the peer into .cache/bench on first use.
+// @portkey-ai/gateway before a mock upstream, in turns. Every request's text is another one, so that no cache of whole
+// requests can answer. Installs the peer into .cache/bench on first use.
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync } from 'node:fs'
-import { percentile, residentBytes, short } from './figures.js'
+import { cpuSeconds, percentile, residentBytes, short } from './figures.js'
 import { at, startGateway, startNode } from './processes.js'
 import { postBytes, RawConnection } from './raw-http.js'
 
@@ -22,58 +23,92 @@ if (!existsSync(peerScript)) {
 interface Round {
   perSecond: number
   latencies: number[]
+  /** Microseconds of the gateway process, and of this one as the client, per request. */
+  gatewayCpu: number
+  clientCpu: number
 }
 
-async function load(port: number, request: Buffer, seconds: number): Promise<Round> {
+/** Digits in the prompt that count the requests. */
+const COUNTER = '0000000000'
+let sequence = 0
+
+/** Numbers a request anew, in place. */
+function renumber(request: Buffer, at: number): void {
+  request.write(String(++sequence).padStart(COUNTER.length, '0'), at, 'latin1')
+}
+
+async function load({ port, pid, request }: Subject, seconds: number): Promise<Round> {
   const latencies: number[] = []
+  const before = { gateway: await cpuSeconds(pid), client: process.cpuUsage() }
   const start = performance.now()
+  const counterAt = request.indexOf(COUNTER)
   const worker = async (): Promise<void> => {
     const connection = await RawConnection.open(port)
+    const own = Buffer.from(request)
     while (performance.now() < start + seconds * 1000) {
+      renumber(own, counterAt)
       const sent = performance.now()
-      const answer = await connection.whole(request)
+      const answer = await connection.whole(own)
       if (!answer.startsWith('HTTP/1.1 200')) throw new Error(answer)
       latencies.push(performance.now() - sent)
     }
     connection.close()
   }
   await Promise.all(Array.from({ length: CONNECTIONS }, worker))
-  return { perSecond: (latencies.length / (performance.now() - start)) * 1000, latencies }
+  const perSecond = (latencies.length / (performance.now() - start)) * 1000
+  const client = process.cpuUsage(before.client)
+  const gatewayCpu = (((await cpuSeconds(pid)) - before.gateway) * 1e6) / latencies.length
+  return { perSecond, latencies, gatewayCpu, clientCpu: (client.user + client.system) / latencies.length }
 }
 
-const body = { model: 'm', max_tokens: 2, messages: [{ role: 'user', content: 'Say hello to the world.' }] }
+/** A gateway under load. */
+interface Subject {
+  port: number
+  pid: number
+  request: Buffer
+}
+
+const content = `Say hello to the world. ${COUNTER}`
+const body = { model: 'm', max_tokens: 2, messages: [{ role: 'user', content }] }
 const gateway = await startGateway(0)
 const mock = await startNode([at('test/bench/mock-upstream.mjs')], 'ready')
 const mockPort = /port (\d+)/.exec(mock.output)?.[1]
 const peerPort = 20_000 + (process.pid % 20_000)
 const peer = await startNode([peerScript, `--port=${peerPort}`, '--headless'], 'Ready', { NODE_ENV: 'production' })
 
-const ours = postBytes('/v1/chat/completions', body)
-const theirs = postBytes('/v1/chat/completions', body, {
-  'x-portkey-provider': 'openai',
-  'x-portkey-custom-host': `http://127.0.0.1:${mockPort}/v1`,
-  authorization: 'Bearer none',
-})
-await load(gateway.http, ours, 3)
-await load(peerPort, theirs, 3)
-const rounds: { ours: Round; theirs: Round }[] = []
-for (let i = 0; i < ROUNDS; i++) {
-  rounds.push({ ours: await load(gateway.http, ours, SECONDS), theirs: await load(peerPort, theirs, SECONDS) })
+const ours: Subject = {
+  port: gateway.http,
+  pid: gateway.child.pid ?? 0,
+  request: postBytes('/v1/chat/completions', body),
 }
+const theirs: Subject = {
+  port: peerPort,
+  pid: peer.child.pid ?? 0,
+  request: postBytes('/v1/chat/completions', body, {
+    'x-portkey-provider': 'openai',
+    'x-portkey-custom-host': `http://127.0.0.1:${mockPort}/v1`,
+    authorization: 'Bearer none',
+  }),
+}
+await load(ours, 3)
+await load(theirs, 3)
+const rounds: { ours: Round; theirs: Round }[] = []
+for (let i = 0; i < ROUNDS; i++) rounds.push({ ours: await load(ours, SECONDS), theirs: await load(theirs, SECONDS) })
+/** The median of the rounds' figure. */
+const median = (of: (round: (typeof rounds)[number]) => number): number => percentile(rounds.map(of), 0.5)
 const report = (name: string, of: (round: (typeof rounds)[number]) => Round): number => {
-  const perSecond = percentile(
-    rounds.map((round) => of(round).perSecond),
-    0.5,
-  )
+  const perSecond = median((round) => of(round).perSecond)
   const all = rounds.flatMap((round) => of(round).latencies)
   const [p50, p99] = [percentile(all, 0.5), percentile(all, 0.99)]
-  console.log(`${name.padEnd(28)} ${short(perSecond)} req/s, p50 ${short(p50)} ms, p99 ${short(p99)} ms`)
+  const cpu = `CPU per request ${short(median((round) => of(round).gatewayCpu))} us, the client's ${short(median((round) => of(round).clientCpu))} us`
+  console.log(`${name.padEnd(28)} ${short(perSecond)} req/s, p50 ${short(p50)} ms, p99 ${short(p99)} ms; ${cpu}`)
   return perSecond
 }
 const a = report('edgeshift', (round) => round.ours)
 const b = report(PEER, (round) => round.theirs)
 const memory = await Promise.all([gateway, peer].map(({ child }) => residentBytes(child.pid ?? 0)))
+const cpuRatio = median(({ ours: { gatewayCpu: own }, theirs: { gatewayCpu: other } }) => other / own)
 console.log(
-  `ratio ${short(a / b)}; resident ${memory.map((bytes) => `${Math.round(bytes / 1e6)} MB`).join(' against ')}`,
+  `ratio ${short(a / b)}, of CPU per request ${short(cpuRatio)}; resident ${memory.map((bytes) => `${Math.round(bytes / 1e6)} MB`).join(' against ')}`,
 )
 await Promise.all([gateway.close(), mock.close(), peer.close()])

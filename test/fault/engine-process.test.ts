@@ -154,7 +154,10 @@ models:
           if (delta.sequenceId === 1 && delta.start) {
             child.kill('SIGTERM')
             setTimeout(
-              () => session.write({ kind: { $case: 'submit', submit: { ...submitOf(2, [1]), variant: 'm:int4' } } }),
+              () =>
+                session.write({
+                  commands: [{ kind: { $case: 'submit', submit: { ...submitOf(2, [1]), variant: 'm:int4' } } }],
+                }),
               50,
             )
           }
@@ -163,7 +166,9 @@ models:
       })
     })
     session.write({
-      kind: { $case: 'submit', submit: { ...submitOf(1, [1, 2, 3], { maxTokens: 60 }), variant: 'm:int4' } },
+      commands: [
+        { kind: { $case: 'submit', submit: { ...submitOf(1, [1, 2, 3], { maxTokens: 60 }), variant: 'm:int4' } } },
+      ],
     })
     expect(await exited).toBe(0)
     await received

@@ -35,7 +35,7 @@ class TestSession {
   }
 
   submit(submit: Submit): void {
-    this.call.write({ kind: { $case: 'submit', submit } })
+    this.call.write({ commands: [{ kind: { $case: 'submit', submit } }] })
   }
 
   deltas(id: number): SequenceDelta[] {
@@ -121,7 +121,7 @@ describe('engine session', () => {
     session.submit(submitOf(1, [1, 2], { maxTokens: 4000 }))
     session.submit(submitOf(2, [1, 2], { maxTokens: 4000 }))
     await session.until(() => session.tokens(2).length > 3)
-    session.call.write({ kind: { $case: 'cancel', cancel: { sequenceId: 1 } } })
+    session.call.write({ commands: [{ kind: { $case: 'cancel', cancel: { sequenceId: 1 } } }] })
     expect((await session.end(1)).finishReason).toBe(FinishReason.CANCELLED)
     expect(fake.engine.running).toBe(1)
     session.call.cancel()

@@ -46,7 +46,7 @@ it('serves the configured rungs, with tokens at the set rate', { timeout: 60_000
     const sampling = neutralSampling({ stopTokenIds: [TINY_STOP_TOKEN] })
     for (let id = 0; id < STREAMS; id++) {
       const submit = { ...submitOf(id, [5, 6, 7], { sampling, maxTokens: 100 }), variant: 'm:int4' }
-      session.write({ kind: { $case: 'submit', submit } })
+      session.write({ commands: [{ kind: { $case: 'submit', submit } }] })
     }
     expect(await done).toEqual(Array.from({ length: STREAMS }, () => FinishReason.STOP))
     expect(answers.map((answer) => answer.length)).toEqual(Array.from({ length: STREAMS }, () => LENGTH + 1))

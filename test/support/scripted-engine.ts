@@ -10,6 +10,7 @@ import {
   EngineService,
   FinishReason,
   VariantState,
+  type Command,
   type EngineServer,
   type EngineStatus,
   type SequenceDelta,
@@ -70,7 +71,7 @@ class Player {
   private blocked = false
 
   constructor(private readonly call: Call) {
-    call.on('data', (request: SessionRequest) => this.take(request))
+    call.on('data', ({ commands }: SessionRequest) => commands.forEach((command) => this.take(command)))
     call.on('drain', () => {
       this.blocked = false
       this.schedule()
@@ -81,7 +82,7 @@ class Player {
     call.write({ kind: { $case: 'status', status } })
   }
 
-  private take({ kind }: SessionRequest): void {
+  private take({ kind }: Command): void {
     if (kind?.$case === 'submit') this.fresh.push(playingOf(kind.submit))
     else if (kind?.$case === 'cancel') this.playing.delete(kind.cancel.sequenceId)
     else if (kind?.$case === 'flow') {

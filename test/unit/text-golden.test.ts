@@ -96,7 +96,7 @@ test('greedy.jsonl: prompts become the reference ids', async () => {
   const cases = readJsonl<GreedyCase>('smollm2/greedy.jsonl')
   expect(cases).toHaveLength(24)
   for (const { messages, text, prompt_ids: expected } of cases) {
-    const ids = messages === null ? await model.encodePrompt(text ?? '') : await model.encodeChat(messages)
+    const ids = messages === null ? await model.encodePrompt(text ?? '', '') : await model.encodeChat(messages, '')
     expect(ids).toEqual(expected)
   }
 })

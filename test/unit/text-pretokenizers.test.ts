@@ -7,8 +7,8 @@ async function tokens(pre: string, text: string, changes = {}): Promise<string[]
   const card = readModelCard('x.gguf', () => tinyGguf({ 'tokenizer.ggml.pre': pre, ...changes }))
   const model = await loadTextModel(modelAssets(card), 0)
   expect(model.hasChatTemplate).toBe(false)
-  await expect(model.encodeChat([])).rejects.toMatchObject({ code: 'template_failed' })
-  const ids = await model.encodePrompt(text)
+  await expect(model.encodeChat([], '')).rejects.toMatchObject({ code: 'template_failed' })
+  const ids = await model.encodePrompt(text, '')
   await model.close()
   return ids.map((id) => TINY_TOKENS[id] ?? '?')
 }

@@ -52,7 +52,12 @@ export enum VariantState {
   UNRECOGNIZED = -1,
 }
 
+/** What the gateway has to say at one moment, in order: one message costs far more than what is in it. */
 export interface SessionRequest {
+  commands: Command[];
+}
+
+export interface Command {
   kind?: { $case: "submit"; submit: Submit } | { $case: "cancel"; cancel: Cancel } | //
   /** Stops or resumes scheduling of a sequence whose reader is slow; its blocks stay. */
   { $case: "flow"; flow: Flow } | undefined;
@@ -261,21 +266,13 @@ export interface ModelAsset {
 }
 
 function createBaseSessionRequest(): SessionRequest {
-  return { kind: undefined };
+  return { commands: [] };
 }
 
 export const SessionRequest: MessageFns<SessionRequest> = {
   encode(message: SessionRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    switch (message.kind?.$case) {
-      case "submit":
-        Submit.encode(message.kind.submit, writer.uint32(10).fork()).join();
-        break;
-      case "cancel":
-        Cancel.encode(message.kind.cancel, writer.uint32(18).fork()).join();
-        break;
-      case "flow":
-        Flow.encode(message.kind.flow, writer.uint32(26).fork()).join();
-        break;
+    for (const v of message.commands) {
+      Command.encode(v!, writer.uint32(10).fork()).join();
     }
     return writer;
   },
@@ -290,6 +287,69 @@ export const SessionRequest: MessageFns<SessionRequest> = {
     try {
       const end = length === undefined ? reader.len : reader.pos + length;
       const message = createBaseSessionRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.commands.push(Command.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SessionRequest>): SessionRequest {
+    return SessionRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SessionRequest>): SessionRequest {
+    const message = createBaseSessionRequest();
+    message.commands = object.commands?.map((e) => Command.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseCommand(): Command {
+  return { kind: undefined };
+}
+
+export const Command: MessageFns<Command> = {
+  encode(message: Command, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.kind?.$case) {
+      case "submit":
+        Submit.encode(message.kind.submit, writer.uint32(10).fork()).join();
+        break;
+      case "cancel":
+        Cancel.encode(message.kind.cancel, writer.uint32(18).fork()).join();
+        break;
+      case "flow":
+        Flow.encode(message.kind.flow, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Command {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCommand();
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
@@ -329,11 +389,11 @@ export const SessionRequest: MessageFns<SessionRequest> = {
     }
   },
 
-  create(base?: DeepPartial<SessionRequest>): SessionRequest {
-    return SessionRequest.fromPartial(base ?? {});
+  create(base?: DeepPartial<Command>): Command {
+    return Command.fromPartial(base ?? {});
   },
-  fromPartial(object: DeepPartial<SessionRequest>): SessionRequest {
-    const message = createBaseSessionRequest();
+  fromPartial(object: DeepPartial<Command>): Command {
+    const message = createBaseCommand();
     switch (object.kind?.$case) {
       case "submit": {
         if (object.kind?.submit !== undefined && object.kind?.submit !== null) {
@@ -2462,7 +2522,7 @@ export const ModelAsset: MessageFns<ModelAsset> = {
 
 /**
  * The internal service between gateway and engine: token ids in, token ids out.
- * One Session per gateway carries submits and cancels up and one StepEvent per engine step down.
+ * One Session per gateway carries batches of submits and cancels up and one StepEvent per engine step down.
  */
 export type EngineService = typeof EngineService;
 export const EngineService = {

@@ -45,6 +45,17 @@ export interface GgufFile {
 /** Numeric arrays come as typed arrays or number[], string arrays as string[]. */
 export type GgufValue = number | boolean | string | readonly string[] | ArrayLike<number> | GgufValue[]
 
+/** Rotary frequencies, context scaling applied. */
+export interface RopeTable {
+  /** Inverse frequencies, length rotary_dim / 2. */
+  invFreq: Float32Array
+  /** Multiplies cos and sin (yarn, longrope); 1 otherwise. */
+  scale: number
+}
+
+/** Function between the gate and up projections. gelu_tanh: the tanh approximation of GELU. */
+export type Activation = 'silu' | 'gelu_tanh'
+
 /** Hyperparameters of a decoder-only transformer. Every family is a setting of these fields. */
 export interface ModelSpec {
   vocabSize: number
@@ -55,31 +66,73 @@ export interface ModelSpec {
   headDim: number
   intermediateSize: number
   rmsNormEps: number
-  /** Inverse frequencies, length rotary_dim / 2, rope scaling already applied. */
-  ropeInvFreq: Float32Array
-  /** Multiplies cos and sin (yarn, longrope); 1 otherwise. */
-  ropeScale: number
+  /** Usually one; Gemma 3 has one for full and one for windowed layers. */
+  ropes: { table: RopeTable }[]
+  /** [numLayers] index into `ropes`; -1 = the layer does not rotate (SmolLM3's NoPE layers). */
+  layerRopes: Int32Array
   /** true: pairs are (2i, 2i+1) as in llama.cpp's llama files; false: (i, i + rotary_dim/2) as in Hugging Face. */
   ropeInterleaved: boolean
   /** Softmax scale, usually 1/sqrt(headDim). */
   attentionScale: number
   /** Sliding window per layer in tokens, 0 = full attention; length numLayers. */
   windows: Int32Array
+  activation: Activation
+  /** Added to every norm weight (Gemma: 1, its files store w - 1); 0 otherwise. */
+  normWeightOffset: number
+  /** Multiplies the embedding's output (Gemma: sqrt(hiddenSize)); 1 otherwise. */
+  embeddingScale: number
+  /** Scores s become c * tanh(s / c) before the mask; 0 = off. */
+  attentionSoftcap: number
+  /** The same for logits; 0 = off. */
+  finalSoftcap: number
+  /** Norms on the outputs of attention and feed-forward, before the residual (post_attn_norm, post_ffn_norm). */
+  postNorms: boolean
 }
 
-/** Where a logical weight's bytes are. */
-export interface WeightSource {
-  /**
-   * Logical name: embed, final_norm, head (absent = tied to embed), and per layer i
-   * "layers.i." + attn_norm, q, k, v, o, q_bias, k_bias, v_bias, q_norm, k_norm, ffn_norm, gate, up, down.
-   */
-  slot: string
+/** Bytes of one tensor, or of a range of its rows, in one of the model's files. */
+export interface TensorRef {
   /** Index into LoadRequest.files. */
   file: number
+  /** Absolute byte offset. */
   offset: number
   bytes: number
+  /** Element or block type in lower case: f32, f16, bf16, f8_e4m3, i8, i16, i32, q4_0, ... */
   type: string
+  /** Row-major, outermost first, in elements of `type`. */
   shape: number[]
+}
+
+/**
+ * How a matrix is stored; layouts in native/quant/affine_codes.cpp. `groupSize`: inputs that share a scale, 0 = all.
+ * plain: floats or GGUF blocks in `values`. The others keep their codes in `codes` (int-quantized and float-quantized
+ * too) beside `scales` and, where the method has them, `zeroPoints` and `groupIndex`. `quantizedActivations`: the file
+ * was made for activations quantized too. `actOrder`: input k is in group groupIndex[k]; otherwise in k div groupSize,
+ * unless there is a groupIndex that says otherwise.
+ */
+export type Storage =
+  | { method: 'plain' }
+  | { method: 'gptq'; bits: 2 | 3 | 4 | 8; groupSize: number; zeroPointsMinusOne: boolean; actOrder: boolean }
+  | { method: 'awq'; version: 'gemm' | 'gemv' | 'gemv_fast'; bits: 4; groupSize: number }
+  | { method: 'pack-quantized'; bits: 4 | 8; groupSize: number; symmetric: boolean }
+  | { method: 'int-quantized'; groupSize: number; quantizedActivations: boolean }
+  | { method: 'float-quantized'; quantizedActivations: boolean }
+
+/** A role that a tensor plays in a stored weight. */
+export type TensorRole = 'values' | 'codes' | 'scales' | 'zeroPoints' | 'groupIndex'
+
+/** One logical weight: where its bytes are and how they are stored. */
+export interface WeightSource {
+  /**
+   * embed, final_norm, head (absent = tied to embed), and per layer i "layers.i." + attn_norm, q, k, v, o, q_bias,
+   * k_bias, v_bias, o_bias, q_norm, k_norm, post_attn_norm (on the attention's output, before the residual), ffn_norm
+   * (before the feed-forward), gate, up, down, gate_bias, up_bias, down_bias, post_ffn_norm. Where a quantized file
+   * keeps q, k, v or gate, up as one matrix: qkv, gate_up (rows in this order), with qkv_bias, gate_up_bias.
+   */
+  slot: string
+  /** Logical: [N] or [N, K] with N outputs and K inputs. */
+  shape: number[]
+  storage: Storage
+  tensors: Partial<Record<TensorRole, TensorRef>>
 }
 
 /** Everything a device needs to make one variant resident. */
@@ -168,6 +221,11 @@ export interface SlotState {
   /** Prompt, then output so far. */
   tokens: Int32Array
   promptLength: number
+  /**
+   * Rotary tables of this sequence in the place of the model's, one for each and of the same length (rope scaling that
+   * depends on the prompt's length); empty = the model's.
+   */
+  ropes: { table: RopeTable }[]
 }
 
 /**

@@ -80,8 +80,6 @@ export function readGgufModel(
     headDim: sizes.headDim,
     intermediateSize: sizes.ffn,
     rmsNormEps: metadata.number(source.key('attention.layer_norm_rms_epsilon'), 1e-12, 1),
-    ropeInvFreq: invFreq,
-    ropeScale: 1,
     ropeInterleaved: family.ropeInterleaved,
     attentionScale: metadata.number(source.key('attention.scale'), 1e-6, 1e6, scale),
     windows: new Int32Array(sizes.layers).fill(window),

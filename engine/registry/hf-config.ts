@@ -137,7 +137,6 @@ function decoderSpec(file: string, raw: RawConfig, family: Family): DecoderSpec 
   const windowed = layers.map((layer) => window > 0 && family.windowed(raw, layer))
   checkLengths(file, raw)
   const ropes = layerRopes(file, raw, family, heads.headDim)
-  const [first] = ropes
   const local = ropes.length > 1
   return {
     vocabSize: raw.vocab_size,
@@ -146,8 +145,6 @@ function decoderSpec(file: string, raw: RawConfig, family: Family): DecoderSpec 
     ...heads,
     intermediateSize: raw.intermediate_size,
     rmsNormEps: raw.rms_norm_eps,
-    ropeInvFreq: first?.table.invFreq ?? new Float32Array(),
-    ropeScale: first?.table.scale ?? 1,
     ropeInterleaved: false,
     attentionScale: (family.gemma ? (raw.query_pre_attn_scalar ?? 256) : heads.headDim) ** -0.5,
     windows: Int32Array.from(windowed, (on) => (on ? window : 0)),

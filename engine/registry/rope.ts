@@ -3,6 +3,7 @@
  * Hugging Face transformers' `rope_parameters` (older files: `rope_scaling`).
  */
 import { z } from 'zod'
+import type { RopeTable } from '../native.js'
 
 const factor = z.number().min(1).max(1e6)
 const positive = z.number().positive().max(1e9)
@@ -51,12 +52,6 @@ export const ropeKinds: readonly string[] = ropeScalingSchema.options.map(({ sha
 
 /** One kind of rope scaling with its parameters. */
 export type RopeScaling = z.infer<typeof ropeScalingSchema>
-
-/** Inverse frequencies [rotaryDim / 2] and the factor on cos and sin. */
-export interface RopeTable {
-  invFreq: Float32Array
-  scale: number
-}
 
 /** Everything a layer's tables depend on but the sequence. */
 export interface RopeSettings {

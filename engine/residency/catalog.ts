@@ -1,6 +1,6 @@
 import type { Config, ModelConfig } from '../config/index.js'
 import type { GgufFile, LoadRequest, Precision } from '../native.js'
-import { estimateWeightBytes, type ModelCard, readModelCard, servedContext, weightSources } from '../registry/index.js'
+import { estimateWeightBytes, type ModelCard, readModelCard, servedContext } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
 import type { VariantDemand } from './plan.js'
 import { readRungs, type Rung } from './rungs.js'
@@ -70,13 +70,11 @@ function describe(
   { name, precision }: Rung,
   card: ModelCard,
   { devices: allDevices, scheduler }: Config,
-): KnownVariant | Error {
-  const weights = attempt(() => weightSources(card))
-  if (weights instanceof Error) return weights
+): KnownVariant {
   const { block_size: blockSize, max_num_batched_tokens: maxBatchTokens, max_num_seqs: maxSlots } = scheduler
   const context = servedContext(card)
   const maxModelLen = Math.min(model.max_model_len ?? context, context)
-  const { spec, files } = card
+  const { spec, files, weights } = card
   const blockBytes = kvBlockBytes(spec, blockSize)
   const demand: VariantDemand = {
     name,

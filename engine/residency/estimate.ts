@@ -21,7 +21,8 @@ export function kvBlockBytes(spec: ModelSpec, blockSize: number): number {
 export function estimateWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number): number {
   const heads = spec.numHeads * spec.headDim
   const attention = 3 * heads + 2 * spec.numKvHeads * spec.headDim
-  const perToken = 3 * spec.hiddenSize + 2 * spec.ropeInvFreq.length + Math.max(attention, 3 * spec.intermediateSize)
+  const rotary = spec.ropes.reduce((sum, { table }) => sum + table.invFreq.length, 0)
+  const perToken = 3 * spec.hiddenSize + 2 * rotary + Math.max(attention, 3 * spec.intermediateSize)
   const head = LOGIT_ROWS * (spec.vocabSize + 2 * spec.hiddenSize)
   return (maxBatchTokens * perToken + head) * FLOAT_BYTES + FIXED_BYTES
 }

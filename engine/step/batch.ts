@@ -131,5 +131,6 @@ export function slotState(sequence: Sequence): SlotState {
     minTokens: sampling?.minTokens ?? 0,
     tokens: sequence.tokens.slice(0, sequence.length),
     promptLength: submit.prompt.length - submit.replayedTokens,
+    ropes: [],
   }
 }

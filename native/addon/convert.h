@@ -17,8 +17,10 @@ struct MappedLoad {
   ModelSpec spec;
   LoadOptions options;
   std::vector<std::string> paths;
-  // Per weight: index into paths and where its bytes are; `data` is set by map_weights.
+  // Where a tensor's bytes are: index into weights, which of its tensors, index into paths; map_weights sets `data`.
   struct Place {
+    size_t weight;
+    TensorBytes WeightSource::*tensor;
     uint32_t file;
     uint64_t offset;
   };
@@ -40,8 +42,11 @@ Status map_weights(MappedLoad& load);
 // Copies a StepBatch: the caller may reuse its arrays at once.
 StepBatch read_batch(const Napi::Object& batch);
 
-// Reads a SlotState and checks its token ids against the vocabulary.
+// Reads a SlotState and checks its token ids against the vocabulary; without its rotary tables.
 SamplingState read_slot_state(const Napi::Object& state, int vocab);
+
+// Reads an array of rotary tables: `ropes` of a ModelSpec or a SlotState.
+std::vector<RopeTable> read_ropes(const Napi::Object& object);
 
 // StepResult with one typed array per field; `batch` says how many alternatives each row asked for.
 Napi::Object to_object(Napi::Env env, const StepResult& result, const StepBatch& batch);

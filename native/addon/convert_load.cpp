@@ -60,6 +60,13 @@ std::vector<float> read_floats(const Napi::Object& object, const char* field) {
   return read_vector<float>(object, field, napi_float32_array);
 }
 
+Activation read_activation(const Napi::Object& object) {
+  const std::string name = read_string(object, "activation");
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  throw_argument(object.Env(), "activation ", quoted(name), " is not silu or gelu_tanh");
+}
+
 ModelSpec read_spec(const Napi::Object& object) {
   ModelSpec spec;
   spec.vocab = read_int(object, "vocabSize", 1, kMaxDimension);
@@ -70,11 +77,17 @@ ModelSpec read_spec(const Napi::Object& object) {
   spec.head_dim = read_int(object, "headDim", 1, 4096);
   spec.ffn = read_int(object, "intermediateSize", 1, kMaxDimension);
   spec.norm_eps = read_float(object, "rmsNormEps");
-  spec.rope_inv_freq = read_floats(object, "ropeInvFreq");
-  spec.rope_scale = read_float(object, "ropeScale");
+  spec.ropes = read_ropes(object);
+  spec.layer_ropes = read_ints(object, "layerRopes");
   spec.rope_interleaved = object.Get("ropeInterleaved").ToBoolean();
   spec.attention_scale = read_float(object, "attentionScale");
   spec.windows = read_ints(object, "windows");
+  spec.activation = read_activation(object);
+  spec.norm_offset = read_float(object, "normWeightOffset");
+  spec.embedding_scale = read_float(object, "embeddingScale");
+  spec.attention_softcap = read_float(object, "attentionSoftcap");
+  spec.final_softcap = read_float(object, "finalSoftcap");
+  spec.post_norms = object.Get("postNorms").ToBoolean();
   return spec;
 }
 
@@ -86,29 +99,86 @@ Precision read_precision(const Napi::Object& request) {
   throw_argument(request.Env(), "precision ", quoted(name), " is not one of fp16, int8, int4");
 }
 
-void read_weight(const Napi::Object& object, MappedLoad& load) {
-  WeightSource weight;
-  weight.slot = read_string(object, "slot");
-  weight.type = read_string(object, "type");
+std::vector<int64_t> read_shape(const Napi::Object& object, const std::string& slot) {
   const Napi::Array shape = read_array(object, "shape");
   if (shape.Length() == 0 || shape.Length() > 4) throw_argument(object.Env(), "shape must have 1 to 4 dimensions");
+  std::vector<int64_t> out;
   for (uint32_t i = 0; i < shape.Length(); ++i) {
     const Napi::Value dim = shape.Get(i);
     const double value = dim.IsNumber() ? dim.As<Napi::Number>().DoubleValue() : -1;
     if (!(value >= 1 && value <= double(kMaxSafeInteger)) || value != std::floor(value)) {
-      throw_argument(object.Env(), "shape of ", quoted(weight.slot), " has a bad dimension");
+      throw_argument(object.Env(), "shape of ", quoted(slot), " has a bad dimension");
     }
-    weight.shape.push_back(static_cast<int64_t>(value));
+    out.push_back(static_cast<int64_t>(value));
   }
-  weight.bytes = static_cast<size_t>(read_integer(object, "bytes", 1, int64_t(kMaxSafeInteger)));
-  MappedLoad::Place place;
-  place.file = static_cast<uint32_t>(read_integer(object, "file", 0, int64_t(load.paths.size()) - 1));
-  place.offset = static_cast<uint64_t>(read_integer(object, "offset", 0, int64_t(kMaxSafeInteger)));
+  return out;
+}
+
+Storage read_storage(const Napi::Object& object) {
+  static constexpr std::pair<const char*, Method> kMethods[] = {
+      {"plain", Method::plain}, {"gptq", Method::gptq}, {"awq", Method::awq}, {"pack-quantized", Method::pack_quantized},
+      {"int-quantized", Method::int_quantized}, {"float-quantized", Method::float_quantized}};
+  static constexpr std::pair<const char*, AwqVersion> kVersions[] = {
+      {"gemm", AwqVersion::gemm}, {"gemv", AwqVersion::gemv}, {"gemv_fast", AwqVersion::gemv_fast}};
+  auto find = [&](const auto& table, const char* field) {
+    const std::string name = read_string(object, field);
+    for (const auto& [known, value] : table) {
+      if (name == known) return value;
+    }
+    throw_argument(object.Env(), field, " ", quoted(name), " is not known");
+  };
+  Storage storage;
+  storage.method = find(kMethods, "method");
+  if (storage.method == Method::plain || storage.method == Method::float_quantized) return storage;
+  storage.group_size = read_int(object, "groupSize", 0, kMaxDimension);
+  if (storage.method != Method::int_quantized) storage.bits = read_int(object, "bits", 1, 8);
+  if (storage.method == Method::awq) storage.version = find(kVersions, "version");
+  storage.zero_points_minus_one = object.Get("zeroPointsMinusOne").ToBoolean();
+  storage.symmetric = object.Get("symmetric").ToBoolean();
+  return storage;
+}
+
+constexpr std::pair<const char*, TensorBytes WeightSource::*> kRoles[] = {
+    {"values", &WeightSource::values},
+    {"codes", &WeightSource::codes},
+    {"scales", &WeightSource::scales},
+    {"zeroPoints", &WeightSource::zero_points},
+    {"groupIndex", &WeightSource::group_index}};
+
+void read_weight(const Napi::Object& object, MappedLoad& load) {
+  WeightSource weight;
+  weight.slot = read_string(object, "slot");
+  weight.shape = read_shape(object, weight.slot);
+  weight.storage = read_storage(read_object(object, "storage"));
+  const Napi::Object tensors = read_object(object, "tensors");
+  for (const auto& [name, role] : kRoles) {
+    if (!tensors.Get(name).IsObject()) continue;
+    const Napi::Object ref = read_object(tensors, name);
+    TensorBytes& tensor = weight.*role;
+    tensor.type = read_string(ref, "type");
+    tensor.shape = read_shape(ref, weight.slot);
+    tensor.bytes = static_cast<size_t>(read_integer(ref, "bytes", 1, int64_t(kMaxSafeInteger)));
+    MappedLoad::Place place{load.weights.size(), role, 0, 0};
+    place.file = static_cast<uint32_t>(read_integer(ref, "file", 0, int64_t(load.paths.size()) - 1));
+    place.offset = static_cast<uint64_t>(read_integer(ref, "offset", 0, int64_t(kMaxSafeInteger)));
+    load.places.push_back(place);
+  }
   load.weights.push_back(std::move(weight));
-  load.places.push_back(place);
 }
 
 }  // namespace
+
+std::vector<RopeTable> read_ropes(const Napi::Object& object) {
+  const Napi::Array ropes = read_array(object, "ropes");
+  if (ropes.Length() > 8) throw_argument(object.Env(), "ropes has ", ropes.Length(), " tables");
+  std::vector<RopeTable> out;
+  for (uint32_t i = 0; i < ropes.Length(); ++i) {
+    if (!ropes.Get(i).IsObject()) throw_argument(object.Env(), "ropes has an entry that is not an object");
+    const Napi::Object table = read_object(ropes.Get(i).As<Napi::Object>(), "table");
+    out.push_back({read_floats(table, "invFreq"), read_float(table, "scale")});
+  }
+  return out;
+}
 
 int64_t read_integer(const Napi::Object& object, const char* field, int64_t low, int64_t high) {
   const double value = read_number(object, field);
@@ -153,16 +223,16 @@ Status map_weights(MappedLoad& load) {
     file.value().will_read(0, file.value().size());
     load.files.push_back(std::move(file.value()));
   }
-  for (size_t i = 0; i < load.weights.size(); ++i) {
-    WeightSource& weight = load.weights[i];
-    const auto [index, offset] = load.places[i];
-    const MappedFile& file = load.files[index];
+  for (const auto& [index, role, path, offset] : load.places) {
+    const WeightSource& weight = load.weights[index];
+    TensorBytes& tensor = load.weights[index].*role;
+    const MappedFile& file = load.files[path];
     uint64_t end = 0;
-    if (!checked_add(offset, weight.bytes, end) || end > file.size()) {
-      return error(Code::invalid_file, load.paths[index], ": weight ", quoted(weight.slot), " at byte ", offset, " (",
-                   weight.bytes, " bytes) runs past the end of the file");
+    if (!checked_add(offset, tensor.bytes, end) || end > file.size()) {
+      return error(Code::invalid_file, load.paths[path], ": weight ", quoted(weight.slot), " at byte ", offset, " (",
+                   tensor.bytes, " bytes) runs past the end of the file");
     }
-    weight.data = file.data() + offset;
+    tensor.data = file.data() + offset;
   }
   return Status();
 }

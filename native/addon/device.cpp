@@ -19,6 +19,7 @@ class LoadTask : public Task {
  protected:
   Status work() override {
     ES_RETURN_IF_ERROR(map_weights(load_));
+    load_.options.done_reading = [](std::span<const uint8_t> bytes) { MappedFile::done_reading(bytes); };
     Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
     load_.files.clear();
     if (!model.ok()) return model.status();

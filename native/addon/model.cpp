@@ -27,12 +27,13 @@ class StepTask : public Task {
 
 class SetSlotTask : public Task {
  public:
-  SetSlotTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, int slot, SamplingState state)
-      : Task(env), resident_(std::move(resident)), slot_(slot), state_(std::move(state)) {}
+  SetSlotTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, int slot, SamplingState state,
+              std::vector<RopeTable> ropes)
+      : Task(env), resident_(std::move(resident)), slot_(slot), state_(std::move(state)), ropes_(std::move(ropes)) {}
 
  protected:
   Status work() override {
-    Status status = resident_->model->set_slot(slot_, std::move(state_));
+    Status status = resident_->model->set_slot(slot_, std::move(state_), std::move(ropes_));
     if (!status.ok()) resident_->pending_failure = std::move(status);
     return Status();
   }
@@ -41,6 +42,7 @@ class SetSlotTask : public Task {
   std::shared_ptr<ResidentModel> resident_;
   int slot_;
   SamplingState state_;
+  std::vector<RopeTable> ropes_;
 };
 
 class UnloadTask : public Task {
@@ -122,8 +124,8 @@ void ModelObject::set_slot(const Napi::CallbackInfo& info) {
     throw_argument(env, "slot must be an integer below ", resident_->max_slots);
   }
   SamplingState state = read_slot_state(info[1].As<Napi::Object>(), resident_->vocab);
-  resident_->device->run_step(env,
-                              std::make_unique<SetSlotTask>(env, resident_, static_cast<int>(slot), std::move(state)));
+  resident_->device->run_step(env, std::make_unique<SetSlotTask>(env, resident_, static_cast<int>(slot),
+                                                                 std::move(state), read_ropes(info[1].As<Napi::Object>())));
 }
 
 Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {

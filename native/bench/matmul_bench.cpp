@@ -9,6 +9,7 @@
 
 #include "bench/bandwidth.h"
 #include "cpu/ops.h"
+#include "quant/plain_reader.h"
 
 using namespace edgeshift;
 
@@ -27,13 +28,14 @@ std::vector<PackedMatrix> make_weights(cpu::ThreadPool& pool, const Shape& shape
   for (float& v : values) v = float(int32_t(seed = seed * 1664525u + 1013904223u)) * 1e-10f;
   std::vector<PackedMatrix> out;
   for (int i = 0; i < shape.count; ++i) {
-    cpu::RawMatrix raw{BlockType::f32, values.data(), shape.n, shape.k};
-    CanonicalForm form = cpu::packed_form({&raw, 1}, precision);
+    BlockReader raw("", BlockType::f32, reinterpret_cast<const uint8_t*>(values.data()), shape.n, shape.k);
+    const WeightReader* parts[] = {&raw};
+    CanonicalForm form = cpu::packed_form(parts, precision);
     Result<cpu::Buffer> buffer = cpu::Buffer::allocate(cpu::packed_bytes(form, shape.n, shape.k));
     if (!buffer.ok()) std::exit(1);
     PackedMatrix packed;
     if (i == 0) {
-      if (!cpu::pack(pool, {&raw, 1}, form, buffer.value().data(), packed).ok()) std::exit(1);
+      if (!cpu::pack(pool, parts, form, buffer.value().data(), packed).ok()) std::exit(1);
     } else {
       packed = out[0];
       packed.data = buffer.value().data();

@@ -29,7 +29,9 @@ ModelSpec smollm2() {
   s.head_dim = 64;
   s.ffn = 1536;
   s.norm_eps = 1e-5f;
-  for (int i = 0; i < 32; ++i) s.rope_inv_freq.push_back(std::pow(100000.0f, -float(i) / 32));
+  s.ropes.resize(1);
+  s.layer_ropes.assign(30, 0);
+  for (int i = 0; i < 32; ++i) s.ropes[0].inv_freq.push_back(std::pow(100000.0f, -float(i) / 32));
   s.rope_interleaved = true;
   s.attention_scale = 0.125f;
   s.windows.assign(30, 0);
@@ -62,7 +64,10 @@ struct Weights {
 
   void push(const std::string& slot, const char* name, std::vector<int64_t> shape, std::vector<uint8_t> bytes) {
     data.push_back(std::move(bytes));
-    sources.push_back({slot, name, std::move(shape), data.back().data(), data.back().size()});
+    WeightSource& source = sources.emplace_back();
+    source.slot = slot;
+    source.shape = shape;
+    source.values = {name, std::move(shape), data.back().data(), data.back().size()};
   }
 };
 

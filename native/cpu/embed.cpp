@@ -49,6 +49,7 @@ Status embed(ThreadPool& pool, const EmbedArgs& args) {
       float* out = args.out + i * m.k;
       if (m.precision == Precision::fp16) half_row(m, tile, args.tokens[i] % kTileRows, out);
       else quantized_row(m, t, tile, args.tokens[i] % kTileRows, out);
+      if (args.scale != 1) std::for_each(out, out + m.k, [&](float& v) { v *= args.scale; });
     }
   });
   return {};

@@ -74,6 +74,7 @@ Status matmul(ThreadPool& pool, const MatmulArgs<float>& args) {
   job.x = args.x;
   job.bias = args.bias;
   job.y = args.y;
+  job.y_stride = args.y_stride ? args.y_stride : w.n;
   MatmulKernel kernel = w.precision == Precision::fp16 ? kernels.fp16 : w.precision == Precision::int8 ? kernels.int8 : kernels.int4;
   int64_t row_bytes = w.precision == Precision::fp16 ? int64_t(w.k) * 4 : job.tile.padded_k;
   if (w.precision != Precision::fp16) ES_RETURN_IF_ERROR(quantize_rows(pool, args, job.tile.padded_k, job.xq));

@@ -31,7 +31,7 @@ inline __m256i lane_mask(int64_t count) {
 inline void store(const MatmulKernelArgs& a, int row, int64_t column, __m256 acc) {
   __m256i mask = lane_mask(a.weight->n - column);
   if (a.bias) acc = _mm256_add_ps(acc, _mm256_maskload_ps(a.bias + column, mask));
-  _mm256_maskstore_ps(a.y + int64_t(row) * a.weight->n + column, mask, acc);
+  _mm256_maskstore_ps(a.y + row * a.y_stride + column, mask, acc);
 }
 
 // R rows of x against one tile: 2 * R accumulators.

@@ -20,7 +20,7 @@ inline void store(const MatmulKernelArgs& a, int row, int64_t tile, __m512 acc) 
   int64_t left = a.weight->n - tile * kTileRows;
   __mmask16 mask = left >= kTileRows ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
   if (a.bias) acc = _mm512_add_ps(acc, _mm512_maskz_loadu_ps(mask, a.bias + tile * kTileRows));
-  _mm512_mask_storeu_ps(a.y + int64_t(row) * a.weight->n + tile * kTileRows, mask, acc);
+  _mm512_mask_storeu_ps(a.y + row * a.y_stride + tile * kTileRows, mask, acc);
 }
 
 // R rows of x against T neighbouring tiles: R * T accumulators stay in registers over all of k.

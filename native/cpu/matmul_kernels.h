@@ -34,6 +34,7 @@ struct MatmulKernelArgs {
   QuantizedRows xq;          // int8 and int4 weights
   const float* bias = nullptr;
   float* y = nullptr;  // [t, n]
+  int64_t y_stride = 0;
   int row_begin = 0;
   int row_end = 0;
 };

@@ -11,7 +11,7 @@ void store(const MatmulKernelArgs& a, int row, int64_t tile, const float* acc) {
   for (int c = 0; c < kTileRows; ++c) {
     int64_t column = tile * kTileRows + c;
     if (column >= a.weight->n) return;
-    a.y[int64_t(row) * a.weight->n + column] = acc[c] + (a.bias ? a.bias[column] : 0.0f);
+    a.y[row * a.y_stride + column] = acc[c] + (a.bias ? a.bias[column] : 0.0f);
   }
 }
 

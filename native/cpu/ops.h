@@ -35,9 +35,15 @@ Status rms_norm(ThreadPool& pool, const RmsNormArgs<float>& args);
 // y may not overlap x.
 Status matmul(ThreadPool& pool, const MatmulArgs<float>& args);
 
+// The rotary frequencies of one sequence.
+struct SequenceRope {
+  const float* inv_freq = nullptr;  // [rotary_dim / 2]
+  float scale = 1;                  // multiplies cos and sin
+};
+
 // cos_sin[t, rotary_dim] = cos then sin (rotary_dim / 2 each) of position * inv_freq, times scale, for every token of
-// the batch: computed once a step, used by all layers.
-Status rope_table(ThreadPool& pool, const SequenceBatch& batch, const float* inv_freq, int rotary_dim, float scale,
+// the batch: computed once a step, used by all layers that share the table. `ropes`: [batch.s].
+Status rope_table(ThreadPool& pool, const SequenceBatch& batch, const SequenceRope* ropes, int rotary_dim,
                   float* cos_sin);
 
 // args.inv_freq and args.scale are not read: the angles come from the step's rope_table. Cache values saturate at the

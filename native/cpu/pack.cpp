@@ -53,29 +53,54 @@ void pack_row(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, 
   else pack_quantized_row(m, t, has_minimums, row, lane, tile);
 }
 
-// Converts the rows of `part` that fall into one tile, which starts at row `first` of the part (possibly negative).
-Status pack_part(const RawMatrix& part, CanonicalForm form, const TileLayout& t, int64_t first, char* tile,
+// Tiles that a worker converts at a time: enough columns for formats that store inputs first to read whole cache lines.
+constexpr int kStripTiles = 8;
+
+// Converts the rows of `part` that fall into `count` tiles, the first of which starts at row `first` of the part
+// (possibly negative).
+Status pack_part(const WeightReader& part, CanonicalForm form, const TileLayout& t, int64_t first, int count, char* tiles,
                  CanonicalStorage& strip) {
   int64_t begin = std::max<int64_t>(0, first);
-  int64_t end = std::min<int64_t>(part.n, first + kTileRows);
+  int64_t end = std::min<int64_t>(part.n(), first + int64_t(count) * kTileRows);
   if (begin >= end) return {};
-  const char* data = static_cast<const char*>(part.data) + size_t(begin) * row_bytes(part.type, part.k);
-  ES_RETURN_IF_ERROR(to_canonical(part.type, data, int(end - begin), part.k, form, strip));
+  ES_RETURN_IF_ERROR(part.read(int(begin), int(end), form, strip));
   CanonicalMatrix view = strip.view();
-  for (int64_t row = begin; row < end; ++row) pack_row(view, t, form.has_minimums, int(row - begin), int(row - first), tile);
-  return {};
-}
-
-Status pack_tile(std::span<const RawMatrix> parts, CanonicalForm form, const TileLayout& t, int64_t tile, char* memory,
-                 CanonicalStorage& strip) {
-  std::memset(memory, 0, t.bytes);
-  int64_t first = tile * kTileRows;
-  for (const RawMatrix& part : parts) {
-    ES_RETURN_IF_ERROR(pack_part(part, form, t, first, memory, strip));
-    first -= part.n;
+  for (int64_t row = begin; row < end; ++row) {
+    int64_t place = row - first;
+    char* tile = tiles + size_t(place / kTileRows) * t.bytes;
+    pack_row(view, t, form.has_minimums, int(row - begin), int(place % kTileRows), tile);
   }
   return {};
 }
+
+struct PackJob {
+  Parts parts;
+  CanonicalForm form;
+  TileLayout layout;
+  char* memory;
+  const DoneReading& done;
+
+  Status run(int64_t tile, int count, CanonicalStorage& strip) const {
+    char* tiles = memory + size_t(tile) * layout.bytes;
+    std::memset(tiles, 0, size_t(count) * layout.bytes);
+    int64_t first = tile * kTileRows;
+    for (const WeightReader* part : parts) {
+      ES_RETURN_IF_ERROR(pack_part(*part, form, layout, first, count, tiles, strip));
+      if (done) give_back(*part, first, count);
+      first -= part->n();
+    }
+    return {};
+  }
+
+  // Rows that lie together in the file; whole tensors are given back when all rows are packed.
+  void give_back(const WeightReader& part, int64_t first, int count) const {
+    int64_t begin = std::max<int64_t>(0, first);
+    int64_t end = std::min<int64_t>(part.n(), first + int64_t(count) * kTileRows);
+    if (begin >= end) return;
+    std::span<const uint8_t> bytes = part.bytes_of(int(begin), int(end));
+    if (bytes.size() < part.bytes_of(0, part.n()).size()) done(bytes);
+  }
+};
 
 PackedMatrix describe(CanonicalForm form, int n, int k, void* memory) {
   PackedMatrix m;
@@ -89,44 +114,55 @@ PackedMatrix describe(CanonicalForm form, int n, int k, void* memory) {
   return m;
 }
 
+// Behind the tiles.
+void keep_order(const int32_t* order, PackedMatrix& m) {
+  char* to = static_cast<char*>(m.data) + m.bytes;
+  std::memcpy(to, order, size_t(m.k) * sizeof(int32_t));
+  m.permutation = reinterpret_cast<const int32_t*>(to);
+  m.bytes += round_up_64(size_t(m.k) * sizeof(int32_t));
+}
+
 CanonicalForm form_of(const CanonicalMatrix& m) { return {m.precision, m.group, m.minimums != nullptr}; }
 
 }  // namespace
 
-CanonicalForm packed_form(std::span<const RawMatrix> parts, Precision precision, int group) {
-  CanonicalForm common{precision, 0, false};
-  for (const RawMatrix& part : parts) {
-    CanonicalForm form = canonical_form(part.type, precision, part.k, group);
-    common.group = common.group ? std::min(common.group, form.group) : form.group;
-    common.has_minimums = common.has_minimums || form.has_minimums;
-  }
+CanonicalForm packed_form(Parts parts, Precision precision) {
+  CanonicalForm common = parts[0]->form(precision);
+  for (const WeightReader* part : parts) common.has_minimums |= part->form(precision).has_minimums;
   return common;
 }
 
-size_t packed_bytes(CanonicalForm form, int n, int k) {
-  return size_t(tile_count(n)) * tile_layout(form.precision, k, form.group, form.has_minimums).bytes;
+bool can_stack(const WeightReader& a, const WeightReader& b, Precision precision_of_a, Precision precision_of_b) {
+  if (precision_of_a != precision_of_b || a.k() != b.k()) return false;
+  if (a.form(precision_of_a).group != b.form(precision_of_b).group) return false;
+  return precision_of_a == Precision::fp16 || std::ranges::equal(a.order(), b.order());
+}
+
+size_t packed_bytes(CanonicalForm form, int n, int k, bool with_order) {
+  size_t order = with_order ? round_up_64(size_t(k) * sizeof(int32_t)) : 0;
+  return size_t(tile_count(n)) * tile_layout(form.precision, k, form.group, form.has_minimums).bytes + order;
 }
 
 size_t packed_bytes(const CanonicalMatrix& m) {
-  size_t order = m.permutation ? round_up_64(size_t(m.k) * sizeof(int32_t)) : 0;
-  return packed_bytes(form_of(m), m.n, m.k) + order;
+  return packed_bytes(form_of(m), m.n, m.k, m.permutation != nullptr);
 }
 
-Status pack(ThreadPool& pool, std::span<const RawMatrix> parts, CanonicalForm form, void* memory, PackedMatrix& out) {
+Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out,
+            const DoneReading& done) {
   int64_t n = 0;
-  for (const RawMatrix& part : parts) {
-    if (part.k != parts[0].k || part.n <= 0) return {Code::invalid_argument, "stacked weights differ in their input size"};
-    n += part.n;
+  for (const WeightReader* part : parts) {
+    if (part->k() != parts[0]->k()) return {Code::invalid_argument, "stacked weights differ in their input size"};
+    n += part->n();
   }
   if (n <= 0 || n > INT32_MAX) return {Code::invalid_argument, "a weight of " + std::to_string(n) + " rows"};
-  int k = parts[0].k;
-  TileLayout t = tile_layout(form.precision, k, form.group, form.has_minimums);
+  int k = parts[0]->k();
+  PackJob job{parts, form, tile_layout(form.precision, k, form.group, form.has_minimums), static_cast<char*>(memory), done};
   std::mutex mutex;
   Status failure;
-  pool.for_ranges(tile_count(int(n)), 8, [&](int64_t begin, int64_t end, int) {
+  pool.for_ranges(tile_count(int(n)), kStripTiles, [&](int64_t begin, int64_t end, int) {
     CanonicalStorage strip;
-    for (int64_t tile = begin; tile < end; ++tile) {
-      Status status = pack_tile(parts, form, t, tile, static_cast<char*>(memory) + size_t(tile) * t.bytes, strip);
+    for (int64_t tile = begin; tile < end; tile += kStripTiles) {
+      Status status = job.run(tile, int(std::min<int64_t>(kStripTiles, end - tile)), strip);
       if (status.ok()) continue;
       std::lock_guard lock(mutex);
       failure = status;
@@ -134,7 +170,12 @@ Status pack(ThreadPool& pool, std::span<const RawMatrix> parts, CanonicalForm fo
     }
   });
   ES_RETURN_IF_ERROR(failure);
+  for (const WeightReader* part : parts) {
+    if (done) done(part->bytes_of(0, part->n()));
+  }
   out = describe(form, int(n), k, memory);
+  std::span<const int32_t> order = form.precision == Precision::fp16 ? std::span<const int32_t>() : parts[0]->order();
+  if (!order.empty()) keep_order(order.data(), out);
   return {};
 }
 
@@ -155,12 +196,7 @@ Status pack(ThreadPool& pool, const CanonicalMatrix& m, void* memory, PackedMatr
     }
   });
   out = describe(form, m.n, m.k, memory);
-  if (m.permutation) {
-    char* order = static_cast<char*>(memory) + out.bytes;
-    std::memcpy(order, m.permutation, size_t(m.k) * sizeof(int32_t));
-    out.permutation = reinterpret_cast<const int32_t*>(order);
-    out.bytes = packed_bytes(m);
-  }
+  if (m.permutation) keep_order(m.permutation, out);
   return {};
 }
 

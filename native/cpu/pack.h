@@ -2,35 +2,38 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 
 #include "core/status.h"
 #include "cpu/thread_pool.h"
 #include "ops/packed_matrix.h"
-#include "quant/canonical.h"
+#include "quant/weight_reader.h"
 
 namespace edgeshift::cpu {
 
-// One weight as a file holds it: `n` rows of `k` weights, row-major blocks.
-struct RawMatrix {
-  BlockType type = BlockType::f32;
-  const void* data = nullptr;
-  int n = 0;
-  int k = 0;
-};
+// Matrices to be stacked along n: equal k and, where the form keeps codes, equal order of inputs.
+using Parts = std::span<const WeightReader* const>;
 
-// The common form of several weights that are stacked along n into one matrix (q, k, v; gate, up).
-// `group` as in canonical_form: used only where no part brings its own blocks.
-CanonicalForm packed_form(std::span<const RawMatrix> parts, Precision precision, int group = 32);
+// The common form of parts whose own forms differ in minimums only.
+CanonicalForm packed_form(Parts parts, Precision precision);
 
-// Bytes of a packed [n, k] matrix, a multiple of 64.
-size_t packed_bytes(CanonicalForm form, int n, int k);
+// Whether one packed matrix can hold both at a precision without changing the codes of either.
+bool can_stack(const WeightReader& a, const WeightReader& b, Precision precision_of_a, Precision precision_of_b);
 
-// Converts and packs parts stacked along n, in parallel, without a full intermediate copy. `memory` holds
-// packed_bytes(form, sum of n, k), aligned to 64. invalid_argument when the parts' k differ.
-Status pack(ThreadPool& pool, std::span<const RawMatrix> parts, CanonicalForm form, void* memory, PackedMatrix& out);
+// Bytes of a packed [n, k] matrix, a multiple of 64; with_order: act-order's permutation included.
+size_t packed_bytes(CanonicalForm form, int n, int k, bool with_order = false);
 
-// Packs one canonical matrix (checkpoint formats that are canonical already), act-order included.
+// Called with a stretch of the file that is not read again, from any worker.
+using DoneReading = std::function<void(std::span<const uint8_t>)>;
+
+// Converts and packs parts stacked along n, in parallel, with staging for some rows per worker. `memory` holds
+// packed_bytes(form, sum of n, k, order), aligned to 64. invalid_argument when the parts' k differ; else what the
+// parts' read gives.
+Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out,
+            const DoneReading& done = {});
+
+// Packs one canonical matrix, act-order included.
 size_t packed_bytes(const CanonicalMatrix& matrix);
 Status pack(ThreadPool& pool, const CanonicalMatrix& matrix, void* memory, PackedMatrix& out);
 

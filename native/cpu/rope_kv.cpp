@@ -82,19 +82,20 @@ void run_token(const RopeKvArgs<float>& a, const PointwiseKernels& kernels, cons
 
 }  // namespace
 
-Status rope_table(ThreadPool& pool, const SequenceBatch& batch, const float* inv_freq, int rotary_dim, float scale,
+Status rope_table(ThreadPool& pool, const SequenceBatch& batch, const SequenceRope* ropes, int rotary_dim,
                   float* cos_sin) {
   int half = rotary_dim / 2;
   pool.for_ranges(batch.t, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       int sequence = sequence_of(batch, t);
       float position = float(batch.first_positions[sequence] + int(t - batch.starts[sequence]));
+      const SequenceRope& rope = ropes[sequence];
       float* cos = cos_sin + t * rotary_dim;
       for (int i = 0; i < half; ++i) {
         // The angle is rounded to float as in the models' own code; its sine and cosine are not.
-        double angle = position * inv_freq[i];
-        cos[i] = float(std::cos(angle)) * scale;
-        cos[half + i] = float(std::sin(angle)) * scale;
+        double angle = position * rope.inv_freq[i];
+        cos[i] = float(std::cos(angle)) * rope.scale;
+        cos[half + i] = float(std::sin(angle)) * rope.scale;
       }
     }
   });

@@ -215,9 +215,9 @@ Status prefill_forward(const Forward& forward, const Launch& on) {
 }
 
 int choose_splits(const ModelSpec& spec, const DeviceTraits& device, int sequences, int context, int max_splits) {
-  // A block takes 8 tiles of 16 tokens at a time: fewer tokens than that per block leave warps idle.
-  int useful = (context + 255) / 256;
-  int room = 2 * device.multiprocessors / std::max(1, sequences * spec.kv_heads);
+  // A block takes 8 tiles of 16 tokens at a time: with fewer per block warps idle.
+  int useful = (context + 127) / 128;
+  int room = device.multiprocessors / std::max(1, sequences * spec.kv_heads);
   return std::clamp(std::min(useful, room), 1, max_splits);
 }
 

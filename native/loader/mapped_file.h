@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "core/status.h"
@@ -29,6 +30,10 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+
+  // Gives back the resident pages that lie wholly inside some bytes of a mapping, from any thread. They are read from
+  // the file again where they are touched again.
+  static void done_reading(std::span<const uint8_t> bytes);
 
   // Tells the kernel that the bytes are about to be read from start to end.
   void will_read(size_t offset, size_t bytes) const;

@@ -3,31 +3,26 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <string>
+#include <span>
 #include <vector>
 
 #include "core/dtype.h"
 #include "core/status.h"
 #include "model/spec.h"
 #include "ops/sample.h"
+#include "quant/weight_source.h"
 
 namespace edgeshift {
-
-// Where one logical weight's bytes are: mapped file memory, valid during the load. Slots are named in engine/native.ts.
-struct WeightSource {
-  std::string slot;
-  std::string type;  // f32, f16, bf16, q4_0, ...
-  std::vector<int64_t> shape;
-  const void* data = nullptr;
-  size_t bytes = 0;
-};
 
 struct LoadOptions {
   Precision precision = Precision::fp16;
   int max_slots = 0;
   int max_batch_tokens = 0;
   int block_size = 0;
+  // Told, from any thread, of bytes of the sources that will not be read again; may be empty.
+  std::function<void(std::span<const uint8_t>)> done_reading;
 };
 
 // One step, host arrays; fields as StepBatch in engine/native.ts.
@@ -48,8 +43,9 @@ class Model {
   virtual size_t weight_bytes() const = 0;
   virtual size_t workspace_bytes() const = 0;
   virtual size_t block_bytes() const = 0;
-  // Starts or replaces a slot's sampling state.
-  virtual Status set_slot(int slot, SamplingState state) = 0;
+  // Starts or replaces a slot's sampling state. `ropes` replace the model's rotary tables for this sequence, one for
+  // each of the same size (rope scaling that depends on the prompt's length); empty = the model's.
+  virtual Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes = {}) = 0;
   // Checks every index against its bounds, then runs the batch. On error the cache of the batch's own tokens is undefined.
   virtual Status step(const StepBatch& batch, StepResult& result) = 0;
 };

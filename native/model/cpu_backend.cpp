@@ -36,7 +36,7 @@ class CpuBackend final : public Backend {
     if (Status status = check(spec, options); !status.ok()) return status;
     // Threads of its own: a step may be using the device's.
     cpu::ThreadPool loaders(pool_.threads(), pool_.isa());
-    Result<CpuWeights> weights = load_cpu_weights(loaders, spec, sources, options.precision);
+    Result<CpuWeights> weights = load_cpu_weights(loaders, spec, sources, options);
     if (!weights.ok()) return weights.status();
     ModelSpec padded = spec;
     padded.head_dim = padded_head_dim(spec.head_dim);

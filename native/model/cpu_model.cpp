@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "core/text.h"
@@ -42,7 +43,7 @@ CpuModel::CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const L
   tokens_.reserve(size_t(options.max_batch_tokens));
 }
 
-Status CpuModel::set_slot(int slot, SamplingState state) {
+Status CpuModel::set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) {
   if (slot < 0 || slot >= options_.max_slots) {
     return error(Code::invalid_argument, "slot ", slot, " is not below ", options_.max_slots);
   }
@@ -55,7 +56,11 @@ Status CpuModel::set_slot(int slot, SamplingState state) {
       size_t(state.prompt_length) > state.tokens.size()) {
     return error(Code::invalid_argument, "the state's lengths do not agree");
   }
-  slots_[size_t(slot)] = {true, std::move(state)};
+  const auto same_size = [](const RopeTable& a, const RopeTable& b) { return a.inv_freq.size() == b.inv_freq.size(); };
+  if (!ropes.empty() && !std::ranges::equal(ropes, spec_.ropes, same_size)) {
+    return error(Code::invalid_argument, "the sequence's rotary tables are not of the model's sizes");
+  }
+  slots_[size_t(slot)] = {true, std::move(state), std::move(ropes)};
   return Status();
 }
 
@@ -88,25 +93,58 @@ Status CpuModel::step(const StepBatch& batch, StepResult& result) {
   const auto start = std::chrono::steady_clock::now();
   ES_RETURN_IF_ERROR(check(batch));
   resolve_tokens(batch);
-  ES_RETURN_IF_ERROR(forward(sequence_batch(batch)));
+  ES_RETURN_IF_ERROR(forward(batch));
   ES_RETURN_IF_ERROR(sample_rows(batch, result.rows));
   const auto elapsed = std::chrono::steady_clock::now() - start;
   result.device_micros = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
   return Status();
 }
 
+Status CpuModel::rope_tables(const StepBatch& batch, const SequenceBatch& sequences) {
+  float* cos_sin = workspace_.cos_sin;
+  for (size_t r = 0; r < spec_.ropes.size(); ++r) {
+    sequence_ropes_.clear();
+    for (int32_t slot : batch.slots) {
+      const std::vector<RopeTable>& own = slots_[size_t(slot)].ropes;
+      const RopeTable& table = own.empty() ? spec_.ropes[r] : own[r];
+      sequence_ropes_.push_back({table.inv_freq.data(), table.scale});
+    }
+    const int rotary = 2 * int(spec_.ropes[r].inv_freq.size());
+    ES_RETURN_IF_ERROR(cpu::rope_table(pool_, sequences, sequence_ropes_.data(), rotary, cos_sin));
+    cos_sin += int64_t(sequences.t) * rotary;
+  }
+  return Status();
+}
+
 // Leaves the residual stream without the last layer's delta: the final norm adds it.
-Status CpuModel::forward(const SequenceBatch& batch) {
+Status CpuModel::forward(const StepBatch& step) {
+  const SequenceBatch batch = sequence_batch(step);
   const CpuWorkspace& w = workspace_;
-  ES_RETURN_IF_ERROR(cpu::embed(pool_, {tokens_.data(), batch.t, &weights_.embed, w.residual}));
-  const int rotary = 2 * int(spec_.rope_inv_freq.size());
-  ES_RETURN_IF_ERROR(
-      cpu::rope_table(pool_, batch, spec_.rope_inv_freq.data(), rotary, spec_.rope_scale, w.cos_sin));
+  ES_RETURN_IF_ERROR(cpu::embed(pool_, {tokens_.data(), batch.t, &weights_.embed, w.residual, spec_.embedding_scale}));
+  ES_RETURN_IF_ERROR(rope_tables(step, batch));
   for (int i = 0; i < spec_.layers; ++i) {
     ES_RETURN_IF_ERROR(attend(batch, i, i == 0 ? nullptr : w.delta));
     ES_RETURN_IF_ERROR(feed_forward(batch, weights_.layers[size_t(i)]));
   }
   return Status();
+}
+
+// The parts' outputs side by side.
+Status CpuModel::matmul(const float* x, const Stack& weight, const float* bias, float* y, int t) {
+  int n = 0, at = 0;
+  for (const PackedMatrix& part : weight) n += part.n;
+  for (const PackedMatrix& part : weight) {
+    ES_RETURN_IF_ERROR(cpu::matmul(pool_, {x, &part, bias ? bias + at : nullptr, y + at, t, n}));
+    at += part.n;
+  }
+  return Status();
+}
+
+// The norm of a layer's output, in place.
+Status CpuModel::post_norm(const float* weight, int t) {
+  if (!weight) return Status();
+  float* delta = workspace_.delta;
+  return cpu::rms_norm(pool_, {delta, nullptr, weight, delta, t, spec_.hidden, spec_.norm_eps});
 }
 
 Status CpuModel::rms_norm(const float* delta, const float* weight, int t) {
@@ -125,7 +163,7 @@ Status CpuModel::attend(const SequenceBatch& batch, int i, const float* delta) {
   const CpuWorkspace& w = workspace_;
   const CpuLayer& layer = weights_.layers[size_t(i)];
   ES_RETURN_IF_ERROR(rms_norm(delta, layer.attn_norm, batch.t));
-  ES_RETURN_IF_ERROR(cpu::matmul(pool_, {w.normed, &layer.qkv, layer.qkv_bias, w.qkv, batch.t}));
+  ES_RETURN_IF_ERROR(matmul(w.normed, layer.qkv, layer.qkv_bias, w.qkv, batch.t));
   RopeKvArgs<float> rope;
   rope.qkv = w.qkv;
   rope.q = w.q;
@@ -134,12 +172,15 @@ Status CpuModel::attend(const SequenceBatch& batch, int i, const float* delta) {
   rope.arena = arena_.data;
   rope.layer = i;
   rope.heads = spec_.heads;
-  rope.rotary_dim = 2 * int(spec_.rope_inv_freq.size());
+  const int table = spec_.layer_ropes[size_t(i)];
+  const float* cos_sin = w.cos_sin;
+  for (int r = 0; r < table; ++r) cos_sin += int64_t(batch.t) * 2 * int64_t(spec_.ropes[size_t(r)].inv_freq.size());
+  rope.rotary_dim = table < 0 ? 0 : 2 * int(spec_.ropes[size_t(table)].inv_freq.size());
   rope.interleaved = spec_.rope_interleaved;
   rope.q_norm = layer.q_norm;
   rope.k_norm = layer.k_norm;
   rope.norm_eps = spec_.norm_eps;
-  ES_RETURN_IF_ERROR(cpu::rope_kv(pool_, rope, w.cos_sin));
+  ES_RETURN_IF_ERROR(cpu::rope_kv(pool_, rope, cos_sin));
   AttentionArgs<float> attention;
   attention.q = w.q;
   attention.out = w.attended;
@@ -150,16 +191,19 @@ Status CpuModel::attend(const SequenceBatch& batch, int i, const float* delta) {
   attention.heads = spec_.heads;
   attention.scale = spec_.attention_scale;
   attention.window = spec_.windows[size_t(i)];
+  attention.softcap = spec_.attention_softcap;
   ES_RETURN_IF_ERROR(cpu::attention(pool_, attention));
-  return cpu::matmul(pool_, {w.attended, &layer.o, nullptr, w.delta, batch.t});
+  ES_RETURN_IF_ERROR(matmul(w.attended, layer.o, layer.o_bias, w.delta, batch.t));
+  return post_norm(layer.post_attn_norm, batch.t);
 }
 
 Status CpuModel::feed_forward(const SequenceBatch& batch, const CpuLayer& layer) {
   const CpuWorkspace& w = workspace_;
   ES_RETURN_IF_ERROR(rms_norm(w.delta, layer.ffn_norm, batch.t));
-  ES_RETURN_IF_ERROR(cpu::matmul(pool_, {w.normed, &layer.gate_up, nullptr, w.gate_up, batch.t}));
+  ES_RETURN_IF_ERROR(matmul(w.normed, layer.gate_up, layer.gate_up_bias, w.gate_up, batch.t));
   ES_RETURN_IF_ERROR(cpu::gated_activation(pool_, {w.gate_up, w.gated, batch.t, spec_.ffn, spec_.activation}));
-  return cpu::matmul(pool_, {w.gated, &layer.down, nullptr, w.delta, batch.t});
+  ES_RETURN_IF_ERROR(matmul(w.gated, layer.down, layer.down_bias, w.delta, batch.t));
+  return post_norm(layer.post_ffn_norm, batch.t);
 }
 
 // Final norm and head of some of the batch's tokens into the logits.
@@ -174,7 +218,16 @@ Status CpuModel::logits_of(const int32_t* rows, int count) {
   }
   RmsNormArgs<float> norm{residual, delta, weights_.final_norm, w.normed, count, spec_.hidden, spec_.norm_eps};
   ES_RETURN_IF_ERROR(cpu::rms_norm(pool_, norm));
-  return cpu::matmul(pool_, {w.normed, &weights_.head, nullptr, w.logits, count});
+  ES_RETURN_IF_ERROR(cpu::matmul(pool_, {w.normed, &weights_.head, nullptr, w.logits, count}));
+  if (spec_.final_softcap > 0) cap_logits(count);
+  return Status();
+}
+
+void CpuModel::cap_logits(int rows) {
+  const float cap = spec_.final_softcap;
+  pool_.for_ranges(int64_t(rows) * spec_.vocab, 4096, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) workspace_.logits[i] = cap * std::tanh(workspace_.logits[i] / cap);
+  });
 }
 
 Status CpuModel::sample_rows(const StepBatch& batch, std::vector<SampleRow>& out) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/ops.h"
 #include "cpu/thread_pool.h"
 #include "model/backend.h"
 #include "model/cpu_weights.h"
@@ -28,21 +29,26 @@ class CpuModel final : public Model {
   size_t weight_bytes() const override { return weights_.bytes(); }
   size_t workspace_bytes() const override { return workspace_.memory.bytes(); }
   size_t block_bytes() const override { return kv_.block_bytes(); }
-  Status set_slot(int slot, SamplingState state) override;
+  Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;
   Status step(const StepBatch& batch, StepResult& result) override;
 
  private:
   struct Slot {
     bool set = false;
     SamplingState state;
+    std::vector<RopeTable> ropes;  // empty = the model's
   };
 
   Status check(const StepBatch& batch) const;
   void resolve_tokens(const StepBatch& batch);
-  Status forward(const SequenceBatch& batch);
+  Status forward(const StepBatch& batch);
+  Status rope_tables(const StepBatch& batch, const SequenceBatch& sequences);
   Status attend(const SequenceBatch& batch, int layer, const float* delta);
   Status feed_forward(const SequenceBatch& batch, const CpuLayer& layer);
   Status rms_norm(const float* delta, const float* weight, int t);
+  Status post_norm(const float* weight, int t);
+  Status matmul(const float* x, const Stack& weight, const float* bias, float* y, int t);
+  void cap_logits(int rows);
   Status logits_of(const int32_t* rows, int count);
   Status sample_rows(const StepBatch& batch, std::vector<SampleRow>& out);
 
@@ -56,6 +62,7 @@ class CpuModel final : public Model {
   const SamplingState unsampled_;  // rows that are only scored: the raw distribution
   std::vector<Slot> slots_;
   std::vector<int32_t> tokens_;  // the batch's, -1 replaced
+  std::vector<cpu::SequenceRope> sequence_ropes_;
 };
 
 }  // namespace edgeshift

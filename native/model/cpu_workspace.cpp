@@ -42,7 +42,9 @@ Result<CpuWorkspace> CpuWorkspace::create(const ModelSpec& spec, int max_batch_t
   const size_t residual = layout.take(t, uint64_t(spec.hidden));
   const size_t normed = layout.take(t, uint64_t(spec.hidden));
   const size_t delta = layout.take(t, uint64_t(spec.hidden));
-  const size_t cos_sin = layout.take(t, 2 * spec.rope_inv_freq.size());
+  uint64_t rotary = 0;
+  for (const RopeTable& rope : spec.ropes) rotary += 2 * rope.inv_freq.size();
+  const size_t cos_sin = layout.take(t, rotary);
   const size_t logits = layout.take(uint64_t(w.logit_rows), uint64_t(spec.vocab));
   const uint64_t shared = layout.used();
   const size_t qkv = layout.take(t, heads + 2 * kv);

@@ -13,7 +13,7 @@ struct CpuWorkspace {
   float* residual = nullptr;  // [t, hidden]
   float* normed = nullptr;    // [t, hidden]
   float* delta = nullptr;     // [t, hidden]
-  float* cos_sin = nullptr;   // [t, rotary_dim]
+  float* cos_sin = nullptr;   // [t, rotary_dim] for each of the spec's rotary tables, one after another
   float* qkv = nullptr;       // [t, (heads + 2 * kv_heads) * head_dim]
   float* q = nullptr;         // [t, heads * head_dim]
   float* attended = nullptr;  // [t, heads * head_dim]

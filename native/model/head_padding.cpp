@@ -1,39 +1,82 @@
 #include "model/head_padding.h"
 
 #include <algorithm>
+#include <vector>
+
+#include "quant/float_rows.h"
 
 namespace edgeshift {
 
 namespace {
 
-Result<std::vector<float>> dequantize(const CheckedWeight& weight) {
-  std::vector<float> values(size_t(weight.rows) * size_t(weight.columns));
-  Status status = dequantize_rows(weight.type, weight.source->data, weight.rows, weight.columns, values.data());
-  if (!status.ok()) return status;
-  return values;
-}
+// Floats that come from another reader.
+class PaddedReader : public WeightReader {
+ public:
+  PaddedReader(std::unique_ptr<WeightReader> inner, int n, int k) : WeightReader(n, k), inner_(std::move(inner)) {}
+  Precision width() const override { return Precision::fp16; }
+  CanonicalForm form(Precision precision) const override { return canonical_form(BlockType::f32, precision, k()); }
+  Status read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const override {
+    std::vector<float> rows(size_t(end - begin) * size_t(k()));
+    ES_RETURN_IF_ERROR(dequantize(begin, end, rows.data()));
+    return round_rows("of padded heads", rows.data(), end - begin, k(), form, out);
+  }
+  // Given back as a whole.
+  std::span<const uint8_t> bytes_of(int, int) const override { return inner_->bytes_of(0, inner_->n()); }
 
-// Moves `count` stretches of `from` values to a distance of `to`, zeros between.
-std::vector<float> spread(const std::vector<float>& values, size_t count, size_t from, size_t to) {
-  std::vector<float> out(count * to);
-  for (size_t i = 0; i < count; ++i) std::copy_n(values.begin() + long(i * from), from, out.begin() + long(i * to));
-  return out;
-}
+ protected:
+  const std::unique_ptr<WeightReader> inner_;
+};
+
+class PaddedRows final : public PaddedReader {
+ public:
+  PaddedRows(std::unique_ptr<WeightReader> inner, int heads, int padded, int k)
+      : PaddedReader(std::move(inner), heads * padded, k), padded_(padded), head_dim_(inner_->n() / heads) {}
+  Status dequantize(int begin, int end, float* out) const override {
+    for (int row = begin; row < end; ++row, out += k()) {
+      const int head = row / padded_, inside = row % padded_;
+      std::fill_n(out, k(), 0.0f);
+      if (inside >= head_dim_) continue;
+      const int from = head * head_dim_ + inside;
+      ES_RETURN_IF_ERROR(inner_->dequantize(from, from + 1, out));
+    }
+    return Status();
+  }
+
+ private:
+  const int padded_;
+  const int head_dim_;
+};
+
+class PaddedColumns final : public PaddedReader {
+ public:
+  PaddedColumns(std::unique_ptr<WeightReader> inner, int heads, int padded, int n)
+      : PaddedReader(std::move(inner), n, heads * padded), heads_(heads), padded_(padded) {}
+  Status dequantize(int begin, int end, float* out) const override {
+    const int head_dim = inner_->k() / heads_;
+    std::vector<float> row(size_t(inner_->k()));
+    for (int i = begin; i < end; ++i, out += k()) {
+      ES_RETURN_IF_ERROR(inner_->dequantize(i, i + 1, row.data()));
+      std::fill_n(out, k(), 0.0f);
+      for (int h = 0; h < heads_; ++h) std::copy_n(row.data() + h * head_dim, head_dim, out + h * padded_);
+    }
+    return Status();
+  }
+
+ private:
+  const int heads_;
+  const int padded_;
+};
 
 }  // namespace
 
-Result<std::vector<float>> pad_head_rows(const CheckedWeight& weight, int heads, int padded) {
-  Result<std::vector<float>> values = dequantize(weight);
-  if (!values.ok()) return values;
-  const size_t columns = size_t(weight.columns);
-  return spread(values.value(), size_t(heads), size_t(weight.rows / heads) * columns, size_t(padded) * columns);
+std::unique_ptr<WeightReader> pad_head_rows(std::unique_ptr<WeightReader> weight, int heads, int padded) {
+  const int k = weight->k();
+  return std::make_unique<PaddedRows>(std::move(weight), heads, padded, k);
 }
 
-Result<std::vector<float>> pad_head_columns(const CheckedWeight& weight, int heads, int padded) {
-  Result<std::vector<float>> values = dequantize(weight);
-  if (!values.ok()) return values;
-  const size_t stretches = size_t(weight.rows) * size_t(heads);
-  return spread(values.value(), stretches, size_t(weight.columns / heads), size_t(padded));
+std::unique_ptr<WeightReader> pad_head_columns(std::unique_ptr<WeightReader> weight, int heads, int padded) {
+  const int n = weight->n();
+  return std::make_unique<PaddedColumns>(std::move(weight), heads, padded, n);
 }
 
 }  // namespace edgeshift

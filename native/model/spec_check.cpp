@@ -99,13 +99,22 @@ Status check_spec(const ModelSpec& spec, const LoadOptions& options) {
     return bad("the number of heads ", spec.heads, " is not a multiple of the number of kv heads ", spec.kv_heads);
   }
   if (int64_t(spec.heads) * spec.head_dim > INT32_MAX / 4) return bad("heads * head_dim is absurd");
-  const size_t rotary = spec.rope_inv_freq.size() * 2;
-  if (rotary > size_t(spec.head_dim)) return bad("rope_inv_freq is longer than head_dim / 2");
+  for (const RopeTable& rope : spec.ropes) {
+    if (rope.inv_freq.size() * 2 > size_t(spec.head_dim)) return bad("a rotary table is longer than head_dim / 2");
+  }
+  if (spec.layer_ropes.size() != size_t(spec.layers)) return bad("layer_ropes has ", spec.layer_ropes.size(), " entries");
+  for (int rope : spec.layer_ropes) {
+    if (rope < -1 || rope >= int(spec.ropes.size())) return bad("layer_ropes names table ", rope);
+  }
   if (spec.windows.size() != size_t(spec.layers)) return bad("windows has ", spec.windows.size(), " entries");
   for (int window : spec.windows) {
     if (window < 0) return bad("windows has a negative entry");
   }
   if (!(spec.norm_eps >= 0) || !std::isfinite(spec.attention_scale)) return bad("norm_eps or attention_scale is bad");
+  if (!(spec.attention_softcap >= 0) || !(spec.final_softcap >= 0) || !std::isfinite(spec.embedding_scale) ||
+      !std::isfinite(spec.norm_offset)) {
+    return bad("a soft cap, the embedding's scale or the norms' offset is bad");
+  }
   if (options.max_slots < 1 || options.max_batch_tokens < 1 || options.block_size < 1) {
     return bad("max_slots, max_batch_tokens and block_size must be positive");
   }

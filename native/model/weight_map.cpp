@@ -4,14 +4,15 @@
 #include <string_view>
 
 #include "core/text.h"
-#include "loader/tensor_type.h"
 
 namespace edgeshift {
 
 namespace {
 
-constexpr std::string_view kLayerSlots[] = {"attn_norm", "q",      "k",      "v",        "o",    "q_bias", "k_bias",
-                                            "v_bias",    "q_norm", "k_norm", "ffn_norm", "gate", "up",     "down"};
+constexpr std::string_view kLayerSlots[] = {
+    "attn_norm", "q",      "k",      "v",      "qkv",            "o",        "q_bias",  "k_bias",    "v_bias",
+    "qkv_bias",  "o_bias", "q_norm", "k_norm", "post_attn_norm", "ffn_norm", "gate",    "up",        "gate_up",
+    "down",      "gate_bias", "up_bias", "gate_up_bias", "down_bias", "post_ffn_norm"};
 
 bool known_slot(std::string_view slot, int layers) {
   if (slot == "embed" || slot == "final_norm" || slot == "head") return true;
@@ -52,42 +53,28 @@ Result<WeightMap> WeightMap::create(const ModelSpec& spec, const std::vector<Wei
   return map;
 }
 
-Result<CheckedWeight> WeightMap::find(const std::string& slot, std::initializer_list<int64_t> shape) const {
+Result<const WeightSource*> WeightMap::find(const std::string& slot, const std::vector<int64_t>& shape) const {
   const auto it = by_slot_.find(slot);
   if (it == by_slot_.end()) return error(Code::invalid_file, "weight ", slot, " is missing");
-  const WeightSource& source = *it->second;
-  if (!std::ranges::equal(source.shape, shape)) {
-    return error(Code::invalid_file, "weight ", slot, " has shape ", shape_text(source.shape), ", the model needs ",
-                 shape_text(shape));
-  }
-  Result<BlockType> type = parse_block_type(source.type);
-  if (!type.ok()) {
-    return error(Code::unsupported, "weight ", slot, " has type ", quoted(source.type), "; supported are ",
-                 loadable_tensor_types());
-  }
-  const int64_t columns = shape.end()[-1];
-  const int64_t rows = shape.size() == 1 ? 1 : *shape.begin();
-  if (columns % block_weights(type.value()) != 0) {
-    return error(Code::invalid_file, "weight ", slot, " has rows of ", columns, " values, not whole blocks of ",
-                 source.type);
-  }
-  const size_t bytes = size_t(rows) * row_bytes(type.value(), columns);
-  if (bytes != source.bytes) {
-    return error(Code::invalid_file, "weight ", slot, " has ", source.bytes, " bytes, its shape needs ", bytes);
-  }
-  return CheckedWeight{&source, type.value(), int(rows), int(columns)};
+  if (it->second->shape == shape) return it->second;
+  return error(Code::invalid_file, "weight ", slot, " has shape ", shape_text(it->second->shape),
+               ", the model needs ", shape_text(shape));
 }
 
-Result<CheckedWeight> WeightMap::matrix(const std::string& slot, int rows, int columns) const {
-  return find(slot, {rows, columns});
+Result<std::unique_ptr<WeightReader>> WeightMap::matrix(const std::string& slot, int rows, int columns) const {
+  Result<const WeightSource*> source = find(slot, {rows, columns});
+  if (!source.ok()) return source.status();
+  return open_weight(*source.value(), rows, columns);
 }
 
-Status WeightMap::append_vector(const std::string& slot, int length, std::vector<float>& out) const {
-  Result<CheckedWeight> found = find(slot, {length});
-  if (!found.ok()) return found.status();
-  const size_t at = out.size();
-  out.resize(at + size_t(length));
-  return dequantize_rows(found.value().type, found.value().source->data, 1, length, out.data() + at);
+Result<std::vector<float>> WeightMap::vector(const std::string& slot, int length) const {
+  Result<const WeightSource*> source = find(slot, {length});
+  if (!source.ok()) return source.status();
+  Result<std::unique_ptr<WeightReader>> reader = open_weight(*source.value(), 1, length);
+  if (!reader.ok()) return reader.status();
+  std::vector<float> values(static_cast<size_t>(length));
+  if (Status status = reader.value()->dequantize(0, 1, values.data()); !status.ok()) return status;
+  return values;
 }
 
 }  // namespace edgeshift

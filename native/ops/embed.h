@@ -12,6 +12,7 @@ struct EmbedArgs {
   int t = 0;
   const PackedMatrix* table = nullptr;  // [vocab, hidden]
   float* out = nullptr;                 // [t, hidden], the residual stream
+  float scale = 1;                      // multiplies out
 };
 
 }  // namespace edgeshift

@@ -14,6 +14,7 @@ struct MatmulArgs {
   const float* bias = nullptr;  // [n] or null
   Act* y = nullptr;             // [t, n]
   int t = 0;
+  int y_stride = 0;  // values from a row of y to the next; 0 = n
 };
 
 }  // namespace edgeshift

@@ -66,6 +66,11 @@ void decode_block(BlockType type, const uint8_t* b, float* out) {
 int block_weights(BlockType type) { return kTypes[int(type)].weights; }
 int block_bytes(BlockType type) { return kTypes[int(type)].bytes; }
 
+Precision native_width(BlockType type) {
+  if (block_weights(type) == 1) return Precision::fp16;
+  return type == BlockType::q4_0 || type == BlockType::q4_1 ? Precision::int4 : Precision::int8;
+}
+
 Result<BlockType> parse_block_type(std::string_view name) {
   for (int i = 0; i < int(std::size(kTypes)); ++i) {
     if (kTypes[i].name == name) return BlockType(i);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "core/dtype.h"
 #include "core/status.h"
 
 namespace edgeshift {
@@ -18,6 +19,10 @@ int block_bytes(BlockType type);
 inline size_t row_bytes(BlockType type, int64_t k) {
   return size_t(k / block_weights(type)) * size_t(block_bytes(type));
 }
+
+// The narrowest precision that a weight of this type is kept in when its file is loaded as it is: int4 for linear codes
+// of up to 4 bits in blocks of 32, int8 for all other codes, fp16 for floats.
+Precision native_width(BlockType type);
 
 // From the lower-case name, e.g. "q4_1"; unsupported for any other.
 Result<BlockType> parse_block_type(std::string_view name);

@@ -86,7 +86,8 @@ std::vector<std::vector<float>> run(cpu::ThreadPool& pool, World& w, const std::
   b.blocks = blocks.data();
   size_t width = size_t(w.c.heads * w.c.head_dim);
   std::vector<float> q(size_t(b.t) * width, NAN), out(size_t(b.t) * width, NAN), table(size_t(b.t * w.c.rotary_dim));
-  ES_CHECK(cpu::rope_table(pool, b, w.inv_freq.data(), w.c.rotary_dim, 1.0f, table.data()).ok());
+  std::vector<cpu::SequenceRope> ropes(size_t(b.s), {w.inv_freq.data(), 1.0f});
+  ES_CHECK(cpu::rope_table(pool, b, ropes.data(), w.c.rotary_dim, table.data()).ok());
   RopeKvArgs<float> rope;
   rope.qkv = qkv.data();
   rope.q = q.data();

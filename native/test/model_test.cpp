@@ -29,7 +29,10 @@ struct Net {
   std::vector<WeightSource> sources() const {
     std::vector<WeightSource> out;
     for (const auto& [slot, t] : tensors) {
-      out.push_back({slot, "f32", t.shape, t.values.data(), t.values.size() * sizeof(float)});
+      WeightSource& source = out.emplace_back();
+      source.slot = slot;
+      source.shape = t.shape;
+      source.values = {"f32", t.shape, reinterpret_cast<const uint8_t*>(t.values.data()), t.values.size() * sizeof(float)};
     }
     return out;
   }
@@ -47,7 +50,9 @@ Net make_net(const Options& o) {
   s.norm_eps = 1e-5f;
   s.attention_scale = 1 / std::sqrt(float(o.head_dim));
   s.rope_interleaved = o.interleaved;
-  for (int i = 0; i < o.rotary / 2; ++i) s.rope_inv_freq.push_back(std::pow(100.0f, -2.0f * i / o.rotary));
+  s.ropes.resize(1);
+  for (int i = 0; i < o.rotary / 2; ++i) s.ropes[0].inv_freq.push_back(std::pow(100.0f, -2.0f * i / o.rotary));
+  s.layer_ropes = {0, 0};
   s.windows = {o.window, 0};
   std::mt19937 rng(7);
   auto add = [&](const std::string& slot, std::vector<int64_t> shape, float mean, float spread) {
@@ -128,9 +133,9 @@ class Reference {
     return y;
   }
   void rotate(double* head) const {
-    const int half = int(s_.rope_inv_freq.size());
+    const int half = int(s_.ropes[0].inv_freq.size());
     for (int i = 0; i < half; ++i) {
-      const double angle = position_ * double(s_.rope_inv_freq[i]), c = std::cos(angle), n = std::sin(angle);
+      const double angle = position_ * double(s_.ropes[0].inv_freq[i]), c = std::cos(angle), n = std::sin(angle);
       double& a = head[s_.rope_interleaved ? 2 * i : i];
       double& b = head[s_.rope_interleaved ? 2 * i + 1 : i + half];
       const double a0 = a, b0 = b;
@@ -183,7 +188,7 @@ std::unique_ptr<Backend> open() {
 }
 
 std::unique_ptr<Model> load(Backend& backend, const Net& net, Precision precision) {
-  auto model = backend.load(net.spec, net.sources(), {precision, 4, 64, kBlock});
+  auto model = backend.load(net.spec, net.sources(), {precision, 4, 64, kBlock, {}});
   if (model.ok()) return std::move(model.value());
   test::report(__FILE__, __LINE__, model.status().message());
   return nullptr;
@@ -270,7 +275,7 @@ void matches_the_reference() {
 void refuses_bad_loads() {
   auto backend = open();
   auto expect = [&](const Net& net, std::vector<WeightSource> sources, Code code, const std::string& part) {
-    auto model = backend->load(net.spec, sources, {Precision::int8, 4, 64, kBlock});
+    auto model = backend->load(net.spec, sources, {Precision::int8, 4, 64, kBlock, {}});
     const Status status = model.status();
     if (status.code() != code || status.message().find(part) == std::string::npos) {
       test::report(__FILE__, __LINE__, "got: " + status.message() + "\n  wanted: " + part);
@@ -287,8 +292,8 @@ void refuses_bad_loads() {
   expect(net, with("layers.1.q", [](auto& w) { w.slot = "layers.7.q"; }), Code::invalid_argument, "layers.7.q");
   expect(net, with("layers.1.q", [](auto& w) { w.slot = "layers.0.q"; }), Code::invalid_argument, "twice");
   expect(net, with("layers.1.up", [](auto& w) { w.shape[0] = 95; }), Code::invalid_file, "layers.1.up has shape");
-  expect(net, with("layers.1.up", [](auto& w) { w.bytes -= 4; }), Code::invalid_file, "its shape needs");
-  expect(net, with("embed", [](auto& w) { w.type = "q6_k"; }), Code::unsupported, "supported are f32");
+  expect(net, with("layers.1.up", [](auto& w) { w.values.bytes -= 4; }), Code::invalid_file, "its shape needs");
+  expect(net, with("embed", [](auto& w) { w.values.type = "q9_k"; }), Code::unsupported, "q9_k");
   auto sources = net.sources();
   std::erase_if(sources, [](const WeightSource& w) { return w.slot == "final_norm"; });
   expect(net, sources, Code::invalid_file, "final_norm is missing");

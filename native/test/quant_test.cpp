@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu/ops.h"
+#include "quant/plain_reader.h"
 #include "ops/reference/reference.h"
 #include "quant/canonical.h"
 #include "quant/half.h"
@@ -105,15 +106,17 @@ void check_stacked() {
   cpu::ThreadPool pool(2);
   const int k = 64;
   std::vector<uint8_t> a = random_rows(BlockType::q4_0, 5, k, random), b = random_rows(BlockType::q4_1, 20, k, random), c = random_rows(BlockType::f32, 18, k, random);
-  cpu::RawMatrix parts[] = {{BlockType::q4_0, a.data(), 5, k}, {BlockType::q4_1, b.data(), 20, k}, {BlockType::f32, c.data(), 18, k}};
+  BlockReader first("a", BlockType::q4_0, a.data(), 5, k), second("b", BlockType::q4_1, b.data(), 20, k);
+  BlockReader third("c", BlockType::f32, c.data(), 18, k);
+  const WeightReader* parts[] = {&first, &second, &third};
   std::vector<float> expected(43 * k), out(43 * k);
   float* to = expected.data();
-  for (const cpu::RawMatrix& part : parts) {
-    ES_CHECK(dequantize_rows(part.type, part.data, part.n, k, to).ok());
-    to += part.n * k;
+  for (const WeightReader* part : parts) {
+    ES_CHECK(part->dequantize(0, part->n(), to).ok());
+    to += part->n() * k;
   }
   for (Precision precision : {Precision::fp16, Precision::int8, Precision::int4}) {
-    CanonicalForm form = cpu::packed_form(parts, precision, 64);
+    CanonicalForm form = cpu::packed_form(parts, precision);
     Result<cpu::Buffer> memory = cpu::Buffer::allocate(cpu::packed_bytes(form, 43, k));
     PackedMatrix packed;
     ES_CHECK(cpu::pack(pool, parts, form, memory.value().data(), packed).ok());
@@ -126,7 +129,8 @@ void check_stacked() {
       ES_CHECK(std::fabs(out[size_t(i)] - expected[size_t(i)]) <= allowed * (1 + std::fabs(expected[size_t(i)])));
     }
   }
-  parts[1].k = 32;
+  BlockReader narrow("b", BlockType::q4_1, b.data(), 20, 32);
+  parts[1] = &narrow;
   PackedMatrix packed;
   ES_CHECK(cpu::pack(pool, parts, {Precision::fp16, 0, false}, nullptr, packed).code() == Code::invalid_argument);
 }

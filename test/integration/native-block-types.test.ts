@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice, Precision } from '../../engine/native.js'
-import { readModelCard, weightSources } from '../../engine/registry/index.js'
+import { readModelCard } from '../../engine/registry/index.js'
 import { BLOCK_SIZE, cpuDevice, logSoftmax, readNpy, scoreNext, standardDeviation } from '../support/native-model.js'
 
 /**
@@ -31,7 +31,7 @@ describe('a tiny llama with a separate head', () => {
     const card = readModelCard(`${folder}model.gguf`, (path) => loadAddon().readGguf(path))
     const { spec, files } = card
     const limits = { maxSlots: 1, maxBatchTokens: 256, blockSize: BLOCK_SIZE }
-    const model = await device.loadModel({ spec, files, weights: weightSources(card), precision, ...limits })
+    const model = await device.loadModel({ spec, files, weights: card.weights, precision, ...limits })
     const prompts: number[][] = JSON.parse(readFileSync(`${folder}prompts.json`, 'utf8'))
     const logits = readNpy(`gguf/${type}/last_logits.npy`)
     const vocab = spec.vocabSize

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice } from '../../engine/native.js'
-import { servedContext, weightSources } from '../../engine/registry/index.js'
+import { servedContext } from '../../engine/registry/index.js'
 import { goldenCard, goldenPrompts } from '../support/golden.js'
 import { BLOCK_SIZE, cpuDevice, logSoftmax, scoreNext, standardDeviation } from '../support/native-model.js'
 
@@ -36,7 +36,7 @@ test.each(PLAIN.filter((name) => !LATER.has(name)))("%s gives the reference's lo
   const card = goldenCard(name)
   const { spec, files } = card
   const limits = { maxSlots: 1, maxBatchTokens: 256, blockSize: BLOCK_SIZE }
-  const request = { spec, files, weights: weightSources(card), precision: 'fp16' as const, ...limits }
+  const request = { spec, files, weights: card.weights, precision: 'fp16' as const, ...limits }
   const model = await device.loadModel(request)
   const every = Array.from({ length: spec.vocabSize }, (_, id) => id)
   const shares: number[] = []

@@ -3,7 +3,7 @@ import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeAddon, NativeDevice } from '../../engine/native.js'
-import { estimateWeightBytes, readModelCard, weightSources } from '../../engine/registry/index.js'
+import { estimateWeightBytes, readModelCard } from '../../engine/registry/index.js'
 import { SMOLLM2_FILE, smollm2Card } from '../support/smollm2.js'
 
 let addon: NativeAddon
@@ -30,7 +30,7 @@ describe('estimates', () => {
       const card = readModelCard(SMOLLM2_FILE, readGguf)
       const { spec, files } = card
       const limits = { maxSlots: 4, maxBatchTokens: 64, blockSize: 16 }
-      const model = await device.loadModel({ spec, files, weights: weightSources(card), precision, ...limits })
+      const model = await device.loadModel({ spec, files, weights: card.weights, precision, ...limits })
       const { weightBytes } = model
       await model.unload()
       expect(estimateWeightBytes(card, precision)).toBe(weightBytes)

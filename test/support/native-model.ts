@@ -11,7 +11,7 @@ import {
   type StepResult,
 } from '../../engine/native.js'
 import { loadAddon } from '../../engine/addon.js'
-import { readModelCard, weightSources } from '../../engine/registry/index.js'
+import { readModelCard } from '../../engine/registry/index.js'
 
 export const BLOCK_SIZE = 16
 const MAX_CONTEXT = 2304
@@ -23,7 +23,7 @@ export const cpuDevice: DeviceOptions = { kind: 'cpu', index: 0, threads: 2, kvA
 export function smollm2Request(precision: Precision, maxBatchTokens = 512): LoadRequest {
   const card = readModelCard(SMOLLM2, (path) => loadAddon().readGguf(path))
   const { spec, files } = card
-  return { spec, weights: weightSources(card), files, precision, maxSlots: 8, maxBatchTokens, blockSize: BLOCK_SIZE }
+  return { spec, weights: card.weights, files, precision, maxSlots: 8, maxBatchTokens, blockSize: BLOCK_SIZE }
 }
 
 /** State of a sequence with neutral sampling parameters: greedy. */
@@ -43,6 +43,7 @@ export function greedyState(tokens: readonly number[], overrides: Partial<SlotSt
     minTokens: 0,
     tokens: Int32Array.from(tokens),
     promptLength: tokens.length,
+    ropes: [],
     ...overrides,
   }
 }

@@ -1,6 +1,7 @@
 /** The stories260K checkpoint in llama2.c's legacy format (header, then float32 tensors in a fixed order). */
 import { readFileSync, statSync } from 'node:fs'
 import type { LoadRequest, ModelSpec, Precision, WeightSource } from '../../engine/native.js'
+import { plainWeight } from '../../engine/registry/stored-weight.js'
 import { BLOCK_SIZE } from './native-model.js'
 
 const PATH = new URL('../fixtures/stories260k/stories260K.bin', import.meta.url).pathname
@@ -22,18 +23,26 @@ export function stories260kRequest(precision: Precision): LoadRequest {
     headDim,
     intermediateSize: ffn,
     rmsNormEps: 1e-5,
-    ropeInvFreq: Float32Array.from({ length: headDim / 2 }, (_, i) => 10_000 ** ((-2 * i) / headDim)),
-    ropeScale: 1,
+    ropes: [
+      { table: { invFreq: Float32Array.from({ length: headDim / 2 }, (_, i) => 10_000 ** ((-2 * i) / headDim)), scale: 1 } },
+    ],
+    layerRopes: new Int32Array(layers),
     ropeInterleaved: true,
     attentionScale: headDim ** -0.5,
     windows: new Int32Array(layers),
+    activation: 'silu',
+    normWeightOffset: 0,
+    embeddingScale: 1,
+    attentionSoftcap: 0,
+    finalSoftcap: 0,
+    postNorms: false,
   }
   const kv = kvHeads * headDim
   const weights: WeightSource[] = []
   let offset = HEADER_BYTES
   const add = (slot: string, ...shape: number[]): void => {
     const bytes = 4 * shape.reduce((product, n) => product * n, 1)
-    weights.push({ slot, file: 0, offset, bytes, type: 'f32', shape })
+    weights.push(plainWeight(slot, shape, { file: 0, offset, bytes, type: 'f32', shape }))
     offset += bytes
   }
   const addLayers = (name: string, ...shape: number[]): void => {

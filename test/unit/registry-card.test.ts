@@ -54,12 +54,11 @@ describe('a llama header', () => {
       numKvHeads: 2,
       headDim: 8,
       intermediateSize: 64,
-      ropeScale: 1,
       ropeInterleaved: true,
       windows: Int32Array.of(0),
     })
     expect(spec.attentionScale).toBeCloseTo(1 / Math.sqrt(8))
-    expect([...spec.ropeInvFreq]).toEqual([1, 0.1, 0.01, 0.001].map((frequency) => Math.fround(frequency)))
+    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual([1, 0.1, 0.01, 0.001].map((frequency) => Math.fround(frequency)))
     expect(weights.map(({ slot }) => slot)).toEqual(
       ['embed', 'attn_norm', 'q', 'k', 'v', 'o', 'ffn_norm', 'gate', 'up', 'down', 'final_norm'].map((slot) =>
         slot === 'embed' || slot === 'final_norm' ? slot : `layers.0.${slot}`,
@@ -84,7 +83,7 @@ describe('a llama header', () => {
         'llama.attention.scale': 0.5,
       }),
     )
-    expect([...spec.ropeInvFreq]).toEqual([0.5, Math.fround(500_000 ** -0.5 / 2)])
+    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual([0.5, Math.fround(500_000 ** -0.5 / 2)])
     expect(spec).toMatchObject({ attentionScale: 0.5, windows: Int32Array.of(64) })
     expect(card(tinyGguf({ 'llama.attention.head_count_kv': [2] })).spec.numKvHeads).toBe(2)
     expect(card(tinyGguf({ 'llama.attention.head_count_kv': Int32Array.of(2) })).spec.numKvHeads).toBe(2)
@@ -97,7 +96,7 @@ describe('a llama header', () => {
     writeFileSync(path, floats)
     const file = tinyGguf({}, added({ ...tensor('rope_freqs.weight', [4]), offset: 16 }))
     const { spec } = card(file, path)
-    expect([...spec.ropeInvFreq]).toEqual([1, 0.1 / 2, 0.01 / 4, 0.001 / 8].map((value) => expect.closeTo(value)))
+    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual([1, 0.1 / 2, 0.01 / 4, 0.001 / 8].map((value) => expect.closeTo(value)))
     floats.writeFloatLE(Number.NaN, 20)
     writeFileSync(path, floats)
     expect(() => card(file, path)).toThrow('holds a value outside 1e-6 to 1e6')

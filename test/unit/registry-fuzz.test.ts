@@ -30,7 +30,7 @@ const shape = array(integer({ min: 1, max: 70 }), { minLength: 1, maxLength: 4 }
 function isHandled(read: () => ReturnType<typeof tinyGguf>): boolean {
   try {
     const card = readModelCard('x.gguf', read)
-    const finite = card.spec.ropeInvFreq.every((frequency) => Number.isFinite(frequency))
+    const finite = card.spec.ropes.every(({ table }) => table.invFreq.every((frequency) => Number.isFinite(frequency)))
     return finite && Number.isSafeInteger(estimateWeightBytes(card, 'int8')) && modelAssets(card).length >= 3
   } catch (error) {
     if (!(error instanceof ModelFileError)) throw error

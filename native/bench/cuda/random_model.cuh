@@ -47,6 +47,8 @@ inline ModelSpec spec_of(const Shape& shape) {
   spec.ffn = shape.ffn;
   spec.norm_eps = 1e-5f;
   spec.ropes.resize(1);
+  spec.ropes.resize(1);
+  spec.layer_ropes.assign(size_t(shape.layers), 0);
   for (int i = 0; i < shape.head_dim / 2; ++i)
     spec.ropes[0].inv_freq.push_back(float(std::pow(10000.0, -2.0 * i / shape.head_dim)));
   spec.attention_scale = float(1 / std::sqrt(double(shape.head_dim)));

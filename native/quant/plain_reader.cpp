@@ -1,0 +1,124 @@
+#include "quant/plain_reader.h"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "core/checked.h"
+#include "core/text.h"
+#include "quant/affine_reader.h"
+#include "quant/float_rows.h"
+#include "quant/half.h"
+
+namespace edgeshift {
+
+namespace {
+
+// OCP 8-bit floating point, E4M3: bias 7, no infinity, 0x7f and 0xff are NaN.
+std::array<float, 256> float8_table() {
+  std::array<float, 256> table{};
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    float value = exponent ? std::ldexp(1.0f + float(mantissa) / 8, exponent - 7) : std::ldexp(float(mantissa), -9);
+    if ((code & 127) == 127) value = NAN;
+    table[size_t(code)] = code & 128 ? -value : value;
+  }
+  return table;
+}
+
+Result<std::unique_ptr<WeightReader>> open_plain(const WeightSource& source, int n, int k) {
+  const TensorBytes& values = source.values;
+  if (!values.data) return error(Code::invalid_file, "weight ", source.slot, ": values are missing");
+  Result<BlockType> type = parse_block_type(values.type);
+  if (!type.ok()) return error(type.status().code(), "weight ", source.slot, ": ", type.status().message());
+  if (k % block_weights(type.value()) != 0) {
+    return error(Code::invalid_file, "weight ", source.slot, " has rows of ", k, " values, not whole blocks of ",
+                 values.type);
+  }
+  const size_t bytes = size_t(n) * row_bytes(type.value(), k);
+  if (bytes != values.bytes) {
+    return error(Code::invalid_file, "weight ", source.slot, " has ", values.bytes, " bytes, its shape needs ", bytes);
+  }
+  return std::unique_ptr<WeightReader>(std::make_unique<BlockReader>(source.slot, type.value(), values.data, n, k));
+}
+
+}  // namespace
+
+Precision BlockReader::width() const { return native_width(type_); }
+
+CanonicalForm BlockReader::form(Precision precision) const { return canonical_form(type_, precision, k()); }
+
+Status BlockReader::read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const {
+  const uint8_t* data = bytes_of(begin, end).data();
+  Status status = to_canonical(type_, data, end - begin, k(), form, out);
+  if (status.ok()) return status;
+  return error(status.code(), "weight ", slot_, ": ", status.message());
+}
+
+Status BlockReader::dequantize(int begin, int end, float* out) const {
+  ES_RETURN_IF_ERROR(dequantize_rows(type_, bytes_of(begin, end).data(), end - begin, k(), out));
+  return check_rows(slot_, out, int64_t(end - begin) * k(), Precision::int8);
+}
+
+std::span<const uint8_t> BlockReader::bytes_of(int begin, int end) const {
+  const size_t row = row_bytes(type_, k());
+  return {data_ + size_t(begin) * row, size_t(end - begin) * row};
+}
+
+Result<std::unique_ptr<WeightReader>> Float8Reader::open(const WeightSource& source, int n, int k) {
+  auto bad = [&](const auto&... parts) { return error(Code::invalid_file, "weight ", source.slot, ": ", parts...); };
+  const TensorBytes& codes = source.codes;
+  if (!codes.data || codes.type != "f8_e4m3" || codes.bytes != size_t(n) * size_t(k)) {
+    return bad("codes are not ", n, " by ", k, " of type f8_e4m3");
+  }
+  const TensorBytes& scales = source.scales;
+  Result<BlockType> type = parse_block_type(scales.type);
+  if (!scales.data || !type.ok() || block_weights(type.value()) != 1) return bad("scales are not floats");
+  const size_t count = scales.bytes / size_t(block_bytes(type.value()));
+  if ((count != 1 && count != size_t(n)) || scales.bytes != count * size_t(block_bytes(type.value()))) {
+    return bad("there are ", count, " scales for ", n, " rows");
+  }
+  std::vector<float> values(count);
+  if (Status status = dequantize_rows(type.value(), scales.data, 1, int64_t(count), values.data()); !status.ok()) {
+    return status;
+  }
+  if (!check_rows(source.slot, values.data(), int64_t(count), Precision::int8).ok()) {
+    return bad("the scales hold a value that is not finite");
+  }
+  return std::unique_ptr<WeightReader>(
+      std::make_unique<Float8Reader>(source.slot, codes.data, std::move(values), n, k));
+}
+
+CanonicalForm Float8Reader::form(Precision precision) const { return canonical_form(BlockType::f32, precision, k()); }
+
+Status Float8Reader::read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const {
+  static thread_local std::vector<float> rows;
+  rows.resize(size_t(end - begin) * size_t(k()));
+  ES_RETURN_IF_ERROR(dequantize(begin, end, rows.data()));
+  return round_rows(slot_, rows.data(), end - begin, k(), form, out);
+}
+
+Status Float8Reader::dequantize(int begin, int end, float* out) const {
+  static const std::array<float, 256> table = float8_table();
+  const uint8_t* codes = bytes_of(begin, end).data();
+  for (int row = begin; row < end; ++row) {
+    const float scale = scales_[scales_.size() == 1 ? 0 : size_t(row)];
+    for (int i = 0; i < k(); ++i) *out++ = table[*codes++] * scale;
+  }
+  return check_rows(slot_, out - int64_t(end - begin) * k(), int64_t(end - begin) * k(), Precision::int8);
+}
+
+std::span<const uint8_t> Float8Reader::bytes_of(int begin, int end) const {
+  return {codes_ + size_t(begin) * size_t(k()), size_t(end - begin) * size_t(k())};
+}
+
+Result<std::unique_ptr<WeightReader>> open_weight(const WeightSource& source, int n, int k) {
+  if (n < 1 || k < 1) return error(Code::invalid_argument, "weight ", source.slot, " is empty");
+  if (source.storage.method == Method::plain) return open_plain(source, n, k);
+  if (source.storage.method == Method::float_quantized) return Float8Reader::open(source, n, k);
+  Result<AffineMatrix> matrix = open_affine(source, n, k);
+  if (!matrix.ok()) return matrix.status();
+  return std::unique_ptr<WeightReader>(std::make_unique<AffineReader>(std::move(matrix.value())));
+}
+
+}  // namespace edgeshift

@@ -83,12 +83,6 @@ __device__ inline void score_tile(const KeyTile<D>& keys, const QueryTile<D>& q,
   }
 }
 
-__device__ inline uint32_t transpose_8x8(uint32_t v) {
-  uint32_t r;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
-  return r;
-}
-
 // Running softmax of one column pair: maxima in units of log2, and this lane's share of the sums.
 template <int D>
 struct SoftmaxState {

@@ -100,13 +100,20 @@ __device__ inline f16 to_f16(float v) {
   return *reinterpret_cast<f16*>(&h);
 }
 
+// Transposes an 8 x 8 matrix of f16: lane (g, t) gives row g, columns 2t, 2t+1 and gets the same place of the transpose.
+__device__ inline uint32_t transpose_8x8(uint32_t v) {
+  uint32_t r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
+  return r;
+}
+
 __device__ inline float warp_sum(float v) {
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(~0u, v, mask);
   return v;
 }
 
-__device__ inline float silu(float v) { return v / (1 + __expf(-v)); }
+__device__ inline float silu(float v) { return __fdividef(v, 1 + __expf(-v)); }
 __device__ inline float gelu_tanh(float v) { return 0.5f * v * (1 + tanhf(0.7978845608f * (v + 0.044715f * v * v * v))); }
 
 }  // namespace edgeshift::cuda

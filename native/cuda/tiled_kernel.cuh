@@ -73,6 +73,9 @@ struct TiledShape {
 template <class Shape>
 class StageLoader {
  public:
+  static constexpr int kPieces = Shape::tiles * 8, kRows = Shape::threads / kPieces;
+  static constexpr int kPasses = (Shape::tokens + kRows - 1) / kRows;
+
   __device__ StageLoader(const TiledParams& p, unsigned char* shared)
       : p_(p), shared_(shared_address(shared)), k_tiles_(p.layout.chunks << p.chunk_shift) {}
 
@@ -108,7 +111,8 @@ class StageLoader {
     }
   }
 
-  __device__ void load_activations(int slot, int stage) const {
+  // Pieces [from_pass, to_pass) of this thread's part.
+  __device__ void load_activations(int slot, int stage, int from_pass = 0, int to_pass = kPasses) const {
     const int piece = threadIdx.x % kPieces, row = threadIdx.x / kPieces;
     uint32_t to = shared_ + slot * Shape::stage_bytes + Shape::weight_bytes + row * Shape::x_stride + piece * 16;
     const int k = stage * (Shape::tiles * kTileInputs);
@@ -116,7 +120,7 @@ class StageLoader {
     const bool whole = k + Shape::tiles * kTileInputs <= p_.k;
     const bool valid = whole || k + piece * 8 < p_.k;
 #pragma unroll
-    for (int i = 0; i < kPasses; ++i) {
+    for (int i = from_pass; i < to_pass; ++i) {
       if (Shape::tokens % kRows != 0 && row + i * kRows >= Shape::tokens) break;
       if (whole) copy_async16(to + i * kRows * Shape::x_stride, from + rows_[i]);
       else copy_async16_or_zero(to + i * kRows * Shape::x_stride, valid ? from + rows_[i] : reinterpret_cast<const uint4*>(p_.x), valid);
@@ -124,8 +128,6 @@ class StageLoader {
   }
 
  private:
-  static constexpr int kPieces = Shape::tiles * 8, kRows = Shape::threads / kPieces;
-  static constexpr int kPasses = (Shape::tokens + kRows - 1) / kRows;
   const TiledParams& p_;
   uint32_t shared_;
   int k_tiles_;
@@ -166,10 +168,14 @@ __device__ inline void dequantize(const uint4& codes, int step, const RowScales&
   }
 }
 
-// Adds a stage to this warp's accumulators [strip][column][4].
+// Points inside a stage's products at which the next copies are issued, so that they wait behind arithmetic.
 template <class Shape>
+constexpr int kCopyPoints = Shape::tiles * 2 * ((Shape::warp_columns + 3) / 4);
+
+// Adds a stage to this warp's accumulators [strip][column][4]; calls copy(0) .. copy(kCopyPoints - 1) along the way.
+template <class Shape, class Copy>
 __device__ inline void multiply_stage(const unsigned char* stage, int warp_row, int warp_token,
-                                      float (&acc)[Shape::warp_strips][Shape::warp_columns][4]) {
+                                      float (&acc)[Shape::warp_strips][Shape::warp_columns][4], Copy copy) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const unsigned char* weights = stage + warp_row * Shape::warp_strips * Shape::tiles * Shape::tile_bytes;
   const unsigned char* x = stage + Shape::weight_bytes + (warp_token * Shape::warp_columns * 8 + g) * Shape::x_stride + t * 16;
@@ -210,6 +216,7 @@ __device__ inline void multiply_stage(const unsigned char* stage, int warp_row, 
         for (int c = 0; c < kGroup; ++c)
 #pragma unroll
           for (int strip = 0; strip < Shape::warp_strips; ++strip) mma_16816(acc[strip][c0 + c], a[strip][1], b[c].z, b[c].w);
+        copy((tile * 2 + half_tile) * ((Shape::warp_columns + 3) / 4) + c0 / 4);
       }
     }
   }
@@ -224,28 +231,49 @@ __device__ inline void store_value(const TiledParams& p, int token, int n, float
   else static_cast<float*>(p.out)[at] = y;
 }
 
+// Two neighbouring outputs of one token, given as lane (g, t)'s values of row g, tokens 2t and 2t + 1: transposed so that
+// a lane writes 4 bytes and four lanes a run of 16. Tokens and columns (of `columns`, even) are bounds.
+__device__ inline void store_transposed(half* out, int tokens, int columns, int token, int column, float first, float second) {
+  int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  uint32_t bits = transpose_8x8(pack_half2(first, second));
+  if (token + g < tokens && column + 2 * t < columns)
+    *reinterpret_cast<uint32_t*>(out + size_t(token + g) * columns + column + 2 * t) = bits;
+}
+
 // Writes a finished tile. Lane (g, t) holds rows g and g + 8 of tokens 2t, 2t + 1.
 template <class Shape>
 __device__ inline void store_tile(const TiledParams& p, int strip0, int token0,
                                   const float (&acc)[Shape::warp_strips][Shape::warp_columns][4]) {
   int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  half* out = static_cast<half*>(p.out);
 #pragma unroll
-  for (int s = 0; s < Shape::warp_strips; ++s)
+  for (int s = 0; s < Shape::warp_strips; ++s) {
+    int strip = strip0 + s, n = strip * kStripRows;
+    if (p.epilogue == Epilogue::gate) {
+      auto gated = [&](float gate, float up) {
+        return (p.activation == Activation::silu ? silu(gate) : gelu_tanh(gate)) * up;
+      };
 #pragma unroll
-    for (int c = 0; c < Shape::warp_columns; ++c)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        int token = token0 + c * 8 + 2 * t + i, strip = strip0 + s;
-        float upper = acc[s][c][i], lower = acc[s][c][i + 2];
-        if (p.epilogue == Epilogue::gate) {
-          float gate = p.activation == Activation::silu ? silu(upper) : gelu_tanh(upper);
-          if (token < p.t && strip < p.layout.strips)
-            static_cast<half*>(p.out)[size_t(token) * (p.n / 2) + strip * 8 + g] = __float2half_rn(gate * lower);
-        } else {
-          store_value(p, token, strip * kStripRows + g, upper);
-          store_value(p, token, strip * kStripRows + g + 8, lower);
-        }
+      for (int c = 0; c < Shape::warp_columns; ++c) {
+        const float* v = acc[s][c];
+        store_transposed(out, p.t, p.n / 2, token0 + c * 8, strip * 8, gated(v[0], v[2]), gated(v[1], v[3]));
       }
+    } else if (p.epilogue == Epilogue::store && p.n % 2 == 0) {
+      float upper = p.bias && n + g < p.n ? p.bias[n + g] : 0, lower = p.bias && n + g + 8 < p.n ? p.bias[n + g + 8] : 0;
+#pragma unroll
+      for (int c = 0; c < Shape::warp_columns; ++c) {
+        const float* v = acc[s][c];
+        store_transposed(out, p.t, p.n, token0 + c * 8, n, v[0] + upper, v[1] + upper);
+        store_transposed(out, p.t, p.n, token0 + c * 8, n + 8, v[2] + lower, v[3] + lower);
+      }
+    } else {
+#pragma unroll
+      for (int c = 0; c < Shape::warp_columns; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          store_value(p, token0 + c * 8 + 2 * t + i % 2, n + g + i / 2 * 8, acc[s][c][i]);
+    }
+  }
 }
 
 template <class Shape>
@@ -301,9 +329,14 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     for (int left = int(segment_end - stage); left > 0; --left) {
       wait_copies<Shape::stages - 2>();
       __syncthreads();
-      fetch_stage(true, true);
+      if (fetch_left > 0) loader.load_weights(fetch_slot, fetch_k);
+      multiply_stage<Shape>(shared + size_t(slot) * Shape::stage_bytes, warp_row, warp_token, acc, [&](int point) {
+        constexpr int kPoints = kCopyPoints<Shape>, kPasses = StageLoader<Shape>::kPasses;
+        if (fetch_left > 0)
+          loader.load_activations(fetch_slot, fetch_k, point * kPasses / kPoints, (point + 1) * kPasses / kPoints);
+      });
+      fetch_stage(false, false);
       commit_copies();
-      multiply_stage<Shape>(shared + size_t(slot) * Shape::stage_bytes, warp_row, warp_token, acc);
       slot = slot + 1 == Shape::stages ? 0 : slot + 1;
     }
     stage = segment_end;

@@ -22,7 +22,7 @@ struct Options {
   std::string shape = "llama2-7b", precision = "int4", json;
   int group = 128, context = 128, fresh = 64, repeat = 5, splits = 0;
   std::vector<int> batches = {1}, prefill;
-  size_t lookahead = 8 << 20;
+  size_t lookahead = 3 << 20;
   bool plain = false;
 };
 

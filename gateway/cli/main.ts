@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
 import { ConfigError, loadConfig } from '../../engine/config/index.js'
@@ -7,10 +8,13 @@ import { formatAddress, ListenError } from '../listeners.js'
 import { Gateway, VERSION } from '../main.js'
 import { formatBanner } from './banner.js'
 
-/** The engine beside this file: bundled, or from sources when this runs from sources; or the program given. */
-function engineCommand(program: string | undefined): EngineCommand {
-  const bundled = import.meta.url.endsWith('.js')
-  const file = program ?? fileURLToPath(new URL(bundled ? './engine.js' : '../../engine/main.ts', import.meta.url))
+/** A program beside this file: bundled, or from sources when this runs from sources. */
+function besides(bundle: string, source: string): string {
+  return fileURLToPath(new URL(import.meta.url.endsWith('.js') ? bundle : source, import.meta.url))
+}
+
+/** How to run a program of ours. */
+function nodeCommand(file: string): EngineCommand {
   const loader = file.endsWith('.ts') ? ['--import', import.meta.resolve('tsx')] : []
   return { command: process.execPath, args: [...loader, file] }
 }
@@ -29,7 +33,8 @@ interface ServeFlags {
 }
 
 async function serve({ config, engine, logLevel }: ServeFlags): Promise<void> {
-  const gateway = await Gateway.start({ configFile: config, engine: engineCommand(engine), logLevel })
+  const program = engine ?? besides('./engine.js', '../../engine/main.ts')
+  const gateway = await Gateway.start({ configFile: config, engine: nodeCommand(program), logLevel })
   stopOnSignal(gateway)
   const failed = await gateway.settled()
   if (failed) {
@@ -60,6 +65,22 @@ function check({ config }: { config: string }): void {
   console.log(`${config}: valid, ${models.map(({ id, variants }) => `${id} (${variants.length} rungs)`).join(', ')}`)
 }
 
+/** Runs a command that needs the engine's side in a process of its own, and ends as it ends. */
+function runTool(args: readonly string[]): void {
+  const { command, args: start } = nodeCommand(besides('./tools.js', '../../engine/tools/main.ts'))
+  const tool = spawn(command, [...start, ...args], { stdio: 'inherit' })
+  // The terminal sends its signals to both; the tool ends in its own way.
+  process.on('SIGINT', () => undefined)
+  tool.on('error', fail)
+  tool.on('close', (code) => process.exit(code ?? 1))
+}
+
+const TOOLS: readonly [name: string, description: string][] = [
+  ['inspect', 'describe a model file or folder without loading it'],
+  ['verify', 'check the hashes and values of a model'],
+  ['pull', 'download a model into the models folder'],
+]
+
 const configOption = (): Option => new Option('--config <file>', 'models.yaml to use').default('models.yaml')
 
 const program = new Command('edgeshift').version(VERSION).description('On-prem gateway and engine for language models')
@@ -85,4 +106,13 @@ program
       fail(error)
     }
   })
+for (const [name, description] of TOOLS) {
+  program
+    .command(name)
+    .description(description)
+    .argument('[args...]')
+    .helpOption(false)
+    .allowUnknownOption()
+    .action((args: string[]) => runTool([name, ...args]))
+}
 await program.parseAsync()

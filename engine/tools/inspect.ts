@@ -1,0 +1,152 @@
+/** What `edgeshift inspect` says of a model. Reads headers only. */
+import { statSync } from 'node:fs'
+import type { Config } from '../config/index.js'
+import type { Precision } from '../native.js'
+import {
+  describeStorage,
+  elementsOf,
+  estimateWeightBytes,
+  modelAssets,
+  type ModelCard,
+  servedContext,
+  storageMethod,
+  storedBytes,
+} from '../registry/index.js'
+import { estimateWorkspaceBytes, kvBlockBytes } from '../residency/estimate.js'
+import { type DeviceBudget, planResidency } from '../residency/plan.js'
+
+const LADDER: readonly Precision[] = ['fp16', 'int8', 'int4']
+
+/** Weights of one kind that are stored alike. */
+export interface StorageGroup {
+  /** "q", "down", "embed": the slot without its layer. */
+  module: string
+  storage: string
+  /** How many, and the layers they are in ("0-29"); empty outside layers. */
+  count: number
+  layers: string
+  parameters: number
+  bytes: number
+}
+
+/** One rung that the files can serve. */
+export interface RungReport {
+  precision: Precision
+  /** stored: as the files are; derived: quantized at load; dequantized: wider than stored, no better. */
+  origin: 'stored' | 'derived' | 'dequantized'
+  weightBytes: number
+  /** Device id -> "fits" or why not; of the devices of a configuration. */
+  devices: Record<string, string>
+}
+
+/** Everything `inspect` prints; the JSON form is this object. */
+export interface Inspection {
+  path: string
+  name: string
+  format: string
+  architecture: string
+  licence: string | undefined
+  parameters: number
+  contextLength: number
+  layers: number
+  files: { file: string; bytes: number }[]
+  storage: StorageGroup[]
+  chatTemplate: boolean
+  kvBytesPerToken: number
+  rungs: RungReport[]
+  problems: string[]
+}
+
+/** Where rungs are tried: the devices of a configuration and its scheduler's settings. */
+export interface InspectTarget {
+  devices: DeviceBudget[]
+  scheduler: Config['scheduler']
+}
+
+/** Describes a card. Throws nothing of its own: what is wrong is in `problems`. */
+export function inspectCard(card: ModelCard, { devices, scheduler }: InspectTarget): Inspection {
+  const text = faultOf(() => modelAssets(card))
+  const assets = text.value ?? []
+  return {
+    path: card.path,
+    name: card.name,
+    format: storageMethod(card),
+    architecture: card.architecture,
+    licence: card.licence,
+    parameters: card.parameters,
+    contextLength: card.contextLength,
+    layers: card.spec.numLayers,
+    files: card.files.map((file) => ({ file, bytes: statSync(file).size })),
+    storage: groupStorage(card),
+    chatTemplate: assets.some(({ name }) => name === 'chat_template.jinja'),
+    kvBytesPerToken: kvBlockBytes(card.spec, scheduler.block_size) / scheduler.block_size,
+    rungs: LADDER.map((precision) => rungReport(card, precision, devices, scheduler)),
+    problems: [text.fault, contextNote(card)].filter((problem) => problem !== undefined),
+  }
+}
+
+function faultOf<T>(run: () => T): { value?: T; fault?: string } {
+  try {
+    return { value: run() }
+  } catch (error) {
+    return { fault: error instanceof Error ? error.message : String(error) }
+  }
+}
+
+function contextNote(card: ModelCard): string | undefined {
+  const served = servedContext(card)
+  if (served >= card.contextLength) return undefined
+  return `sequences longer than ${served} tokens need a rotary table of their own and are not served yet`
+}
+
+function rungReport(
+  card: ModelCard,
+  precision: Precision,
+  devices: readonly DeviceBudget[],
+  scheduler: Config['scheduler'],
+): RungReport {
+  const rank = LADDER.indexOf(precision) - LADDER.indexOf(card.precision)
+  const origin = rank === 0 ? 'stored' : rank > 0 ? 'derived' : 'dequantized'
+  const weightBytes = estimateWeightBytes(card, precision)
+  const sequenceKvBytes =
+    Math.ceil(servedContext(card) / scheduler.block_size) * kvBlockBytes(card.spec, scheduler.block_size)
+  const workspaceBytes = estimateWorkspaceBytes(card.spec, scheduler.max_num_batched_tokens)
+  const placed = devices.map((device): [string, string] => {
+    const demand = { name: 'rung', devices: [device.id], weightBytes, workspaceBytes, sequenceKvBytes }
+    return [device.id, planResidency([device], [demand]).refusals.get('rung') ?? 'fits']
+  })
+  return { precision, origin, weightBytes, devices: Object.fromEntries(placed) }
+}
+
+function groupStorage({ weights }: ModelCard): StorageGroup[] {
+  const groups = new Map<string, { group: StorageGroup; layers: number[] }>()
+  for (const weight of weights) {
+    const cut = weight.slot.lastIndexOf('.') + 1
+    const module = weight.slot.slice(cut)
+    const storage = describeStorage(weight)
+    const key = `${module} ${storage}`
+    const entry = groups.get(key) ?? {
+      group: { module, storage, count: 0, layers: '', parameters: 0, bytes: 0 },
+      layers: [],
+    }
+    const { group, layers } = entry
+    group.count++
+    group.parameters += elementsOf(weight)
+    group.bytes += storedBytes(weight)
+    if (cut > 0) layers.push(Number(weight.slot.split('.')[1]))
+    group.layers = ranges(layers)
+    groups.set(key, entry)
+  }
+  return Array.from(groups.values(), ({ group }) => group)
+}
+
+/** "0-3, 5" of ascending numbers. */
+function ranges(numbers: readonly number[]): string {
+  const parts: [number, number][] = []
+  for (const number of numbers) {
+    const last = parts.at(-1)
+    if (last && last[1] === number - 1) last[1] = number
+    else parts.push([number, number])
+  }
+  return parts.map(([from, to]) => (from === to ? `${from}` : `${from}-${to}`)).join(', ')
+}

@@ -1,0 +1,149 @@
+#!/usr/bin/env node
+/** The commands that look at models without serving them. Run by the gateway's command line, in a process of its own. */
+import { existsSync } from 'node:fs'
+import cliProgress from 'cli-progress'
+import { Command, Option } from 'commander'
+import { pino } from 'pino'
+import { loadAddon } from '../addon.js'
+import { type Config, ConfigError, loadConfig, parseConfig } from '../config/index.js'
+import type { GgufFile } from '../native.js'
+import { ModelFileError, readModelCard } from '../registry/index.js'
+import { findDevices } from '../residency/open.js'
+import { hubAt, PullError } from './hub.js'
+import { inspectCard } from './inspect.js'
+import { formatInspection } from './inspect-text.js'
+import { pullModel } from './pull.js'
+import { formatBytes } from './units.js'
+import { type Verification, verifyModel } from './verify.js'
+
+const DEFAULT_CONFIG = 'models.yaml'
+const RETRY_MS = 500
+
+/** Settings where there is no configuration: its defaults, without devices to try rungs on. */
+function defaultConfig(): Config {
+  return { ...parseConfig('models: [{ id: none, variants: [{ path: none }] }]', DEFAULT_CONFIG), devices: [] }
+}
+
+function configOf(file: string | undefined): Config {
+  if (file !== undefined) return loadConfig(file)
+  return existsSync(DEFAULT_CONFIG) ? loadConfig(DEFAULT_CONFIG) : defaultConfig()
+}
+
+function inspect(path: string, { config: file, json }: { config?: string; json?: boolean }): void {
+  const addon = loadAddon()
+  const config = configOf(file)
+  const found = findDevices(config.devices, addon, pino({ level: 'silent' }))
+  const card = readModelCard(path, (gguf) => addon.readGguf(gguf))
+  const report = inspectCard(card, { devices: found.map(({ budget }) => budget), scheduler: config.scheduler })
+  console.log(json ? JSON.stringify(report, null, 2) : formatInspection(report))
+}
+
+/** A bar on standard error where that is a terminal. */
+function progressBar(): cliProgress.SingleBar {
+  const format = ' {bar} {percentage}% | {doneText} of {totalText} | {what}'
+  return new cliProgress.SingleBar(
+    { format, hideCursor: true, clearOnComplete: true },
+    cliProgress.Presets.shades_classic,
+  )
+}
+
+/** Shows bytes on a bar while `work` runs. */
+async function withBar<T>(
+  work: (update: (done: number, total: number, what: string) => void) => Promise<T>,
+): Promise<T> {
+  const bar = progressBar()
+  bar.start(1, 0, { doneText: '', totalText: '', what: '' })
+  try {
+    return await work((done, total, what) => {
+      bar.setTotal(total)
+      bar.update(done, { doneText: formatBytes(done), totalText: formatBytes(total), what })
+    })
+  } finally {
+    bar.stop()
+  }
+}
+
+const readGguf = (path: string): GgufFile => loadAddon().readGguf(path)
+
+async function verify(path: string): Promise<void> {
+  const result = await withBar((update) => verifyModel(path, readGguf, (done, total) => update(done, total, path)))
+  console.log(formatVerification(result))
+  if (result.problems.length > 0) process.exitCode = 1
+}
+
+function formatVerification({ files, tensors, largest, problems }: Verification): string {
+  const marks = new Map([
+    [true, 'as downloaded'],
+    [undefined, 'nothing to compare with'],
+    [false, 'NOT as downloaded'],
+  ])
+  const where = largest ? `, the largest magnitude is ${largest.magnitude} in ${largest.tensor}` : ''
+  return [
+    ...files.map(
+      ({ file, bytes, sha256, matches }) => `${sha256}  ${file} (${formatBytes(bytes)}, ${marks.get(matches)})`,
+    ),
+    `${tensors} tensors with floats${where}`,
+    ...problems.map((problem) => `problem: ${problem}`),
+  ].join('\n')
+}
+
+interface PullFlags {
+  endpoint?: string
+  revision: string
+  gguf?: string
+  models: string
+  maxGb: number
+}
+
+async function pull(name: string, { endpoint, revision, gguf, models, maxGb }: PullFlags): Promise<void> {
+  const stop = new AbortController()
+  process.once('SIGINT', () => stop.abort(new PullError('stopped; the next pull goes on from here')))
+  const hub = hubAt(endpoint, process.env)
+  const folder = await withBar((progress) =>
+    pullModel({
+      hub,
+      name,
+      revision,
+      gguf,
+      root: models,
+      maxBytes: maxGb * 1e9,
+      retryDelay: (attempt) => RETRY_MS * 2 ** attempt,
+      progress,
+      signal: stop.signal,
+    }),
+  )
+  console.log(`${folder}: complete, every hash is right. edgeshift inspect ${folder} describes it`)
+}
+
+/** One line for failures that a person can act on; anything else keeps its stack. */
+function fail(error: unknown): void {
+  const native = error instanceof Error && 'code' in error && typeof error.code === 'string'
+  const known = error instanceof ModelFileError || error instanceof ConfigError || error instanceof PullError || native
+  console.error(known && error instanceof Error ? error.message : error)
+  process.exitCode = 1
+}
+
+function positive(text: string): number {
+  const value = Number(text)
+  if (!(value > 0)) throw new PullError(`--max-gb: expected a number above 0, found ${JSON.stringify(text)}`)
+  return value
+}
+
+const program = new Command('edgeshift').description('Look at models without serving them')
+program
+  .command('inspect <path>')
+  .description('describe a model file or folder without loading it')
+  .option('--config <file>', 'configuration whose devices are tried (default: models.yaml, where there is one)')
+  .option('--json', 'print JSON')
+  .action(inspect)
+program.command('verify <path>').description('check hashes and that every value is finite').action(verify)
+program
+  .command('pull <name>')
+  .description('download a model (owner/name) from a hub into the models folder')
+  .option('--endpoint <url>', 'base URL of the hub (default: HF_ENDPOINT, or the public hub)')
+  .option('--revision <revision>', 'branch, tag or commit', 'main')
+  .option('--gguf <part>', 'take the .gguf with this in its name instead of the safetensors')
+  .option('--models <folder>', 'folder that models lie in', 'models')
+  .addOption(new Option('--max-gb <size>', 'most GB that the model may have').argParser(positive).default(100))
+  .action(pull)
+program.parseAsync().catch(fail)

@@ -24,13 +24,13 @@ if (!existsSync(library)) {
 }
 execFileSync(process.execPath, [at('scripts/build-native.mjs'), '--tests'], { stdio: 'inherit' })
 
-type Figures = Record<'prefill256' | 'decode1' | 'decode8' | 'decode16', number>
+type Figures = Record<'prefill256' | 'decode1' | 'decode8' | 'decode16' | 'weightBytes', number>
 
-function measure<T>(args: string[]): T {
-  return JSON.parse(execFileSync(process.execPath, args, { encoding: 'utf8', cwd: root })) as T
+function measure(args: string[]): Figures {
+  return JSON.parse(execFileSync(process.execPath, args, { encoding: 'utf8', cwd: root })) as Figures
 }
 
-const ours: (Figures & { weightBytes: number })[] = []
+const ours: Figures[] = []
 const theirs: Figures[] = []
 const bandwidths: number[] = []
 const model = at('models/smollm2-135m-instruct-q4_1.gguf')

@@ -9,9 +9,7 @@ let box: GatewayProcess
 
 /** One rung is enough here and starts fastest. */
 const onlyInt4 = (config: string): string =>
-  config
-    .replace('- precision: fp16', '- precision: int4')
-    .replaceAll(/ {6}- precision: int.\n {8}from: fp16.*\n/g, '')
+  config.replace('- precision: fp16', '- precision: int4').replaceAll(/ {6}- precision: int.\n {8}from: fp16.*\n/g, '')
 
 beforeAll(async () => {
   box = await GatewayProcess.startShipped(onlyInt4).ready()
@@ -71,6 +69,10 @@ async function idle(): Promise<void> {
   }
 }
 
+function descriptors(pid: number): number {
+  return readdirSync(`/proc/${pid}/fd`).length
+}
+
 it('completes 64 concurrent streams of mixed lengths, each as when alone', async () => {
   const asked = Array.from({ length: 64 }, (_, i) => ({
     prompt: 'The quick brown fox jumps over the lazy dog. '.repeat(1 + (i % 7)) + `Number ${i}:`,
@@ -79,16 +81,15 @@ it('completes 64 concurrent streams of mixed lengths, each as when alone', async
   }))
   const together = await Promise.all(asked.map(async (one) => readStream(await post(one))))
   expect(together.map(({ tokens }) => tokens)).toEqual(asked.map(({ maxTokens }) => maxTokens))
-  for (const i of [0, 5, 17, 31, 46, 63]) {
-    const one = asked[i]
-    if (one) expect(await readStream(await post(one))).toEqual(together[i])
-  }
+  const some = <T>(all: readonly T[]): T[] => all.filter((_, i) => i % 11 === 0)
+  const alone: unknown[] = []
+  for (const one of some(asked)) alone.push(await readStream(await post(one)))
+  expect(alone).toEqual(some(together))
   await idle()
   expect(await metric('kv_cache_usage')).toBe(0)
 }, 120_000)
 
 it('leaves nothing of 1,000 clients that go away', async () => {
-  const descriptors = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length
   const [enginePid = 0] = box.enginePids
   await readStream(await post({ prompt: 'Warm', maxTokens: 2, seed: 1 }))
   await idle()

@@ -39,8 +39,7 @@ export function readGgufInTypeScript(path: string): GgufFile {
     8: text,
     9: () => {
       const type = u32()
-      // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- every element has the one type
-      return Array.from({ length: u64() }, () => value(type)) as GgufValue
+      return Array.from({ length: u64() }, () => value(type))
     },
     10: u64,
     11: () => take(8, Number(bytes.readBigInt64LE(at))),

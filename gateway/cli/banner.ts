@@ -55,7 +55,6 @@ function variantLines({ variants, maxModelLen, tags }: ModelEntry): string[] {
 
 function kvLines(status: EngineStatus | undefined): string[] {
   return (status?.devices ?? []).map(
-    ({ id, blocksTotal, kvBytes }) =>
-      `  KV cache             ${formatBytes(kvBytes).padStart(8)} on ${id}, ${blocksTotal} blocks`,
+    ({ id, kvBytes }) => `  ${'KV cache'.padEnd(20)} ${formatBytes(kvBytes).padStart(8)} on ${id}`,
   )
 }

@@ -1,8 +1,8 @@
 /** From an untrusted JSON value to a schema's type, with errors that name the field as the client wrote it. */
 import type { z } from 'zod'
+import { nearest } from '../../engine/config/index.js'
 import { GatewayError } from '../errors.js'
 import { messageSchema } from './body.js'
-import { nearest } from './nearest.js'
 
 type Neutral = (value: unknown, body: Record<string, unknown>) => boolean
 

@@ -52,7 +52,8 @@ function largestBits(values: Uint8Array | Uint16Array | Uint32Array, mask: numbe
 
 function largestOf(values: Float64Array): number {
   let largest = 0
-  for (const value of values) if (!(Math.abs(value) <= largest)) largest = Math.abs(value)
+  // Math.max keeps a NaN.
+  for (const value of values) largest = Math.max(largest, Math.abs(value))
   return largest
 }
 

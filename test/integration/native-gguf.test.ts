@@ -34,14 +34,17 @@ const failure = (run: () => unknown): { code: string; message: string } | undefi
 }
 
 describe('the GGUF reader', () => {
-  test.each(cases.filter(({ path }) => path.startsWith('gguf/') && !WRONG_CONTENT.has(path)))('refuses $path: $wrong', ({ path }) => {
-    const file = new URL(path, fixtures).pathname
-    const before = process.memoryUsage().rss
-    const error = failure(() => addon.readGguf(file))
-    expect(error?.code).toBe('invalid_file')
-    expect(error?.message.startsWith(`${file}: `)).toBe(true)
-    expect(process.memoryUsage().rss - before).toBeLessThan(32 << 20)
-  })
+  test.each(cases.filter(({ path }) => path.startsWith('gguf/') && !WRONG_CONTENT.has(path)))(
+    'refuses $path: $wrong',
+    ({ path }) => {
+      const file = new URL(path, fixtures).pathname
+      const before = process.memoryUsage().rss
+      const error = failure(() => addon.readGguf(file))
+      expect(error?.code).toBe('invalid_file')
+      expect(error?.message.startsWith(`${file}: `)).toBe(true)
+      expect(process.memoryUsage().rss - before).toBeLessThan(32 << 20)
+    },
+  )
 
   test.each([...WRONG_CONTENT])('leaves %s to the model card, which refuses it', (path) => {
     const file = new URL(path, fixtures).pathname

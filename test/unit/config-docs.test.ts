@@ -42,7 +42,10 @@ test('the commented keys of the shipped file are valid too', async () => {
 
 test('the shipped file serves smollm2 from the embedded file with three rungs', () => {
   const config = loadConfig(new URL(shipped).pathname)
-  expect(config.server).toMatchObject({ http: { host: '127.0.0.1', port: 8080 }, grpc: { host: '127.0.0.1', port: 8081 } })
+  expect(config.server).toMatchObject({
+    http: { host: '127.0.0.1', port: 8080 },
+    grpc: { host: '127.0.0.1', port: 8081 },
+  })
   expect(config.devices).toMatchObject([{ id: 'cpu0', kind: 'cpu', memory_gb: 4 }])
   const [model] = config.models
   expect(model).toMatchObject({ id: 'smollm2', tags: ['chat', 'default'] })

@@ -1,0 +1,137 @@
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, test } from 'vitest'
+import { parseConfig } from '../../engine/config/index.js'
+import { finiteCheck } from '../../engine/tools/finite.js'
+import { inspectCard } from '../../engine/tools/inspect.js'
+import { formatInspection } from '../../engine/tools/inspect-text.js'
+import { verifyModel } from '../../engine/tools/verify.js'
+import { goldenCard, goldenFolder } from '../support/golden.js'
+import { readGgufInTypeScript } from '../support/read-gguf.js'
+import { SMOLLM2_FILE, smollm2Card } from '../support/smollm2.js'
+
+const scratch = mkdtempSync(join(tmpdir(), 'edgeshift-tools-'))
+afterAll(() => rmSync(scratch, { recursive: true }))
+
+const { scheduler } = parseConfig('models: [{ id: m, variants: [{ path: x }] }]', 'models.yaml')
+const device = (id: string, megabytes: number) => ({ id, budgetBytes: megabytes * 1e6, overheadBytes: 0 })
+const quietly = () => undefined
+
+describe('inspect', () => {
+  test('the embedded model: storage by module, rungs and where they fit', () => {
+    const report = inspectCard(smollm2Card(), { devices: [device('big', 4000), device('small', 300)], scheduler })
+    expect(report).toMatchObject({
+      format: 'gguf',
+      architecture: 'llama',
+      licence: 'apache-2.0',
+      layers: 30,
+      contextLength: 8192,
+      chatTemplate: true,
+      kvBytesPerToken: 23_040,
+      problems: [],
+    })
+    const q = report.storage.find(({ module }) => module === 'q')
+    expect(q).toMatchObject({ storage: 'q4_1', count: 30, layers: '0-29' })
+    expect(report.rungs.map(({ precision, origin }) => `${precision} ${origin}`)).toEqual([
+      'fp16 dequantized',
+      'int8 dequantized',
+      'int4 stored',
+    ])
+    expect(report.rungs.map(({ devices }) => devices['big'])).toEqual(['fits', 'fits', 'fits'])
+    expect(report.rungs[0]?.devices['small']).toMatch(/^needs .* small has .* free$/)
+  })
+
+  test('a checkpoint of mixed precision, and what keeps it from being served', () => {
+    const report = inspectCard(goldenCard('gptq/w4_dynamic_mixed'), { devices: [], scheduler })
+    const stored = Object.fromEntries(report.storage.map(({ module, storage }) => [module, storage]))
+    expect(stored).toMatchObject({ k: 'f16', q: 'gptq 4 bit, groups of 128', down: 'gptq 8 bit, groups of 64' })
+    expect(formatInspection(report)).toContain('gptq 8 bit, groups of 64 in layers 0')
+  })
+
+  test('a model whose tokenizer is missing is described all the same', () => {
+    const folder = join(scratch, 'mute')
+    mkdirSync(folder)
+    for (const name of ['config.json', 'model.safetensors'])
+      copyFileSync(join(goldenFolder('plain/qwen2'), name), join(folder, name))
+    const card = goldenCard('plain/qwen2')
+    const report = inspectCard(
+      {
+        ...card,
+        readText: () => {
+          throw new Error('no tokenizer')
+        },
+      },
+      { devices: [], scheduler },
+    )
+    expect(report.problems).toEqual(['no tokenizer'])
+    expect(formatInspection(report)).toContain('problem: no tokenizer')
+  })
+})
+
+describe('verify', () => {
+  test('the embedded model: its hash, every tensor, the largest magnitude', async () => {
+    let last = 0
+    const result = await verifyModel(SMOLLM2_FILE, readGgufInTypeScript, (done, total) => {
+      last = done / total
+    })
+    expect(result.problems).toEqual([])
+    expect(result.tensors).toBe(272)
+    expect(result.largest).toEqual({ tensor: 'blk.27.ffn_gate.weight', magnitude: 9.25 })
+    expect(result.files[0]?.sha256).toBe('b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53')
+    expect(last).toBe(1)
+  })
+
+  test('values that are not finite, in the scales of a quantized module too', async () => {
+    const folder = new URL('../fixtures/hostile/gptq/scales_nan', import.meta.url).pathname
+    const { problems } = await verifyModel(folder, readGgufInTypeScript, quietly)
+    expect(problems).toEqual(['tensor "model.layers.0.self_attn.q_proj.scales" (f16) holds NaN'])
+  })
+
+  test('hashes: of the download metadata and of the links in a hub cache', async () => {
+    const folder = join(scratch, 'pulled')
+    cpSync(goldenFolder('plain/llama_fp16'), folder, { recursive: true })
+    const metadata = join(folder, '.cache', 'huggingface', 'download')
+    mkdirSync(metadata, { recursive: true })
+    writeFileSync(join(metadata, 'model.safetensors.metadata'), `${'c'.repeat(40)}\n${'0'.repeat(64)}\n1\n`)
+    const config = readFileSync(join(folder, 'config.json'))
+    const blob = createHash('sha1').update(`blob ${config.length}\0`).update(config).digest('hex')
+    copyFileSync(join(folder, 'config.json'), join(scratch, blob))
+    rmSync(join(folder, 'config.json'))
+    symlinkSync(join(scratch, blob), join(folder, 'config.json'))
+    const { files, problems } = await verifyModel(folder, readGgufInTypeScript, quietly)
+    const matches = Object.fromEntries(files.map((report) => [report.file.slice(folder.length + 1), report.matches]))
+    expect(matches).toMatchObject({ 'model.safetensors': false, 'config.json': true, 'tokenizer.json': undefined })
+    expect(problems).toEqual([
+      `${folder}/model.safetensors: its hash is not the one it was downloaded with (${'0'.repeat(64)})`,
+    ])
+  })
+
+  test.each<[string, number[], number]>([
+    ['f16', [0x3c00, 0xc000], 2],
+    ['f16', [0x7bff, 0xfbff], 65_504],
+    ['f16', [0x0001], 2 ** -24],
+    ['f16', [0x7c00], Infinity],
+    ['f16', [0xfe00], Number.NaN],
+    ['bf16', [0x3f80, 0xc040], 3],
+    ['bf16', [0xff80], Infinity],
+    ['bf16', [0x7fc0], Number.NaN],
+  ])('%s %j', (type, halves, largest) => {
+    expect(finiteCheck(type)?.largest(Buffer.from(Uint16Array.from(halves).buffer))).toBe(largest)
+  })
+
+  test('f32, f64, fp8, block scales; types without floats are not looked at', () => {
+    const f32 = (...values: number[]) => finiteCheck('f32')?.largest(Buffer.from(Float32Array.from(values).buffer))
+    const f64 = (...values: number[]) => finiteCheck('f64')?.largest(Buffer.from(Float64Array.from(values).buffer))
+    expect([f32(-3, 2), f32(1, -Infinity), f32(Number.NaN, 1)]).toEqual([3, Infinity, Number.NaN])
+    expect([f64(-3, 2), f64(Number.NaN, 1)]).toEqual([3, Number.NaN])
+    expect(finiteCheck('f8_e4m3')?.largest(Buffer.of(0x7e, 0xb8))).toBe(448)
+    expect(finiteCheck('f8_e4m3')?.largest(Buffer.of(0xff))).toBeNaN()
+    const q40 = Buffer.alloc(36, 0xff)
+    q40.writeUInt16LE(0x3c00, 0)
+    q40.writeUInt16LE(0x4000, 18)
+    expect(finiteCheck('q4_0')?.largest(q40)).toBe(2)
+    expect(finiteCheck('i32')).toBeUndefined()
+  })
+})

@@ -62,20 +62,27 @@ function locateFolder(folder: string): Located {
   throw invalidFile(folder, `no ${SINGLE}, ${INDEX} or .gguf in it`)
 }
 
-function locateShards(folder: string, file: string, value: Record<string, unknown>): Located {
+/** The shards that an index names, in order, and the place of each tensor's among them. Throws ModelFileError. */
+export function readShardMap(file: string, value: Record<string, unknown>): { names: string[]; index: ShardIndex } {
   const { weight_map: map } = checkShape(indexSchema, value, file)
   const names = [...new Set(Object.values(map))].toSorted()
   if (names.length === 0) throw invalidFile(file, 'weight_map is empty')
   if (names.length > MAX_SHARDS)
     throw invalidFile(file, `weight_map names ${names.length} files, more than ${MAX_SHARDS}`)
+  const order = new Map(names.map((name, place) => [name, place]))
+  const places = new Map(Object.entries(map).map(([tensor, name]) => [tensor, order.get(name) ?? 0]))
+  return { names, index: { file, places } }
+}
+
+function locateShards(folder: string, file: string, value: Record<string, unknown>): Located {
+  const { names, index } = readShardMap(file, value)
   for (const name of names) {
     if (regularFileBytes(join(folder, name)) === undefined) throw invalidFile(file, `${name} is missing`)
   }
-  const places = new Map(Object.entries(map).map(([tensor, name]) => [tensor, names.indexOf(name)]))
   return safetensors(
     folder,
     names.map((name) => join(folder, name)),
-    { file, places },
+    index,
   )
 }
 

@@ -1,5 +1,5 @@
 /** Regular expressions that a checkpoint brings along, run under a time limit: they may backtrack for ever. */
-import { createContext, Script } from 'node:vm'
+import { type Context, createContext, Script } from 'node:vm'
 import { invalidFile, quote } from './model-file-error.js'
 
 /** All matches of one checkpoint together may take so long, milliseconds. */
@@ -8,9 +8,15 @@ const BUDGET_MS = 1000
 /** The expressions of one file. */
 export class ModulePatterns {
   #left = BUDGET_MS
-  readonly #context = createContext({ patterns: [], pattern: '', text: '', index: 0 })
+  #made: Context | undefined
 
   constructor(private readonly file: string) {}
+
+  /** Made when there is a pattern: a context costs a millisecond. */
+  get #context(): Context {
+    this.#made ??= createContext({ patterns: [], pattern: '', text: '', index: 0 })
+    return this.#made
+  }
 
   /** Tests whether a name begins with a match, like Python's re.match. Throws ModelFileError, also when asked later. */
   prefix(pattern: string): (text: string) => boolean {

@@ -227,8 +227,7 @@ __device__ inline void store_value(const TiledParams& p, int token, int n, float
   if (p.bias) y += p.bias[n];
   size_t at = size_t(token) * p.n + n;
   if (p.epilogue == Epilogue::store) static_cast<half*>(p.out)[at] = __float2half_rn(y);
-  else if (p.epilogue == Epilogue::add) __stcg(static_cast<float*>(p.out) + at, __ldcg(static_cast<float*>(p.out) + at) + y);
-  else static_cast<float*>(p.out)[at] = y;
+  else __stcg(static_cast<float*>(p.out) + at, y);
 }
 
 // Two neighbouring outputs of one token, given as lane (g, t)'s values of row g, tokens 2t and 2t + 1: transposed so that
@@ -267,11 +266,21 @@ __device__ inline void store_tile(const TiledParams& p, int strip0, int token0,
         store_transposed(out, p.t, p.n, token0 + c * 8, n + 8, v[2] + lower, v[3] + lower);
       }
     } else {
+      float old[Shape::warp_columns][4] = {};
+      // All reads before the first write: the compiler may not move them past it, and each would wait for memory alone.
+      if (p.epilogue == Epilogue::add)
+#pragma unroll
+        for (int c = 0; c < Shape::warp_columns; ++c)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            int token = token0 + c * 8 + 2 * t + i % 2, row = n + g + i / 2 * 8;
+            if (token < p.t && row < p.n) old[c][i] = __ldcg(static_cast<const float*>(p.out) + size_t(token) * p.n + row);
+          }
 #pragma unroll
       for (int c = 0; c < Shape::warp_columns; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          store_value(p, token0 + c * 8 + 2 * t + i % 2, n + g + i / 2 * 8, acc[s][c][i]);
+          store_value(p, token0 + c * 8 + 2 * t + i % 2, n + g + i / 2 * 8, acc[s][c][i] + old[c][i]);
     }
   }
 }

@@ -6,9 +6,12 @@ import { createHash } from 'node:crypto'
  */
 export type BlockHash = string
 
-/** Start of a tenant's chains: equal prompts of different tenants never meet. Pools are per variant already. */
-export function rootHash(tenant: string): BlockHash {
-  return createHash('sha256').update('tenant\0').update(tenant).digest('base64')
+/**
+ * Start of a tenant's chains: equal prompts of different tenants never meet, and neither do those of different rotary
+ * tables (0 = the model's). Pools are per variant already.
+ */
+export function rootHash(tenant: string, ropeLength = 0): BlockHash {
+  return createHash('sha256').update(`tenant\0${ropeLength}\0`).update(tenant).digest('base64')
 }
 
 /** Hash of the block that follows `parent` and holds `tokens`. */

@@ -3,7 +3,6 @@ import { readGgufCard } from './gguf-card.js'
 import { readHfCard } from './hf-card.js'
 import { locateModel } from './locate.js'
 import type { ModelAsset, ModelCard } from './model-card.js'
-import { ropeLengthLimit } from './rope.js'
 
 /**
  * Describes the model at a path of models.yaml: a .gguf, a .safetensors with config.json beside it, or a folder.
@@ -18,9 +17,4 @@ export function readModelCard(path: string, readGguf: (path: string) => GgufFile
 /** The text files of a model. Throws ModelFileError. */
 export function modelAssets({ readText }: ModelCard): ModelAsset[] {
   return readText()
-}
-
-/** Longest sequence that is served so far: one rotary table serves all of a model's sequences. */
-export function servedContext({ contextLength, spec }: ModelCard): number {
-  return Math.min(contextLength, ...spec.ropes.map(({ settings }) => ropeLengthLimit(settings)))
 }

@@ -1,5 +1,6 @@
 /** Bytes of a rung's weights before it is loaded, counted as the CPU backend does (native/model/cpu_weights.cpp). */
 import type { ModelSpec, Precision } from '../native.js'
+import { fits, type ResidentForm, residentForm, widthOf } from './resident-form.js'
 import { elementsOf, type StoredWeight } from './stored-weight.js'
 
 const TILE_ROWS = 16
@@ -7,22 +8,27 @@ const GROUP = 32
 const HEAD_MULTIPLE = 16
 const HALF_BYTES = 2
 const FLOAT_BYTES = 4
+const INDEX_BYTES = 4
 const PAGE = 4096
 const HUGE_PAGE = 2 * 2 ** 20
 
-/** Weights of these types keep a minimum beside the scale also at 8 bits. */
-const WITH_MINIMUM = new Set(['q4_1', 'q5_1'])
-/** An embedding or head of another type stays at 8 bits on the int4 rung. */
-const FOUR_BITS = new Set(['q4_0', 'q4_1'])
-/** Projections that the backend stacks along their rows into one matrix. */
+/** Projections that the backend stacks along their rows, where their forms agree. */
 const STACKED: Readonly<Record<string, string>> = { q: 'qkv', k: 'qkv', v: 'qkv', gate: 'gate_up', up: 'gate_up' }
-const BIASES = new Set(['q_bias', 'k_bias', 'v_bias'])
+const QKV = new Set(['q', 'k', 'v', 'qkv'])
+/** Vectors that are stacked likewise, with zeros for those that are absent. */
+const STACKED_BIASES: Readonly<Record<string, 'qkv' | 'gate_up'>> = {
+  q_bias: 'qkv',
+  k_bias: 'qkv',
+  v_bias: 'qkv',
+  qkv_bias: 'qkv',
+  gate_bias: 'gate_up',
+  up_bias: 'gate_up',
+  gate_up_bias: 'gate_up',
+}
 
-interface Matrix {
+interface Matrix extends ResidentForm {
   rows: number
   columns: number
-  precision: Precision
-  minimums: boolean
 }
 
 /** What the sizes depend on; a ModelCard has it. */
@@ -31,21 +37,28 @@ interface Weights {
   weights: readonly StoredWeight[]
 }
 
-/** Exact for the CPU backend; once it is loaded NativeModel.weightBytes counts. */
-export function estimateWeightBytes({ spec, weights }: Weights, precision: Precision): number {
-  const matrices = new Map<string, Matrix>()
-  const biased = new Set<string>()
+/**
+ * For the CPU backend; once it is loaded NativeModel.weightBytes counts. Exact but where it depends on what stands in the
+ * tensors: 8-bit zero points that are all in the middle and act-order that orders nothing take less.
+ */
+export function estimateWeightBytes({ spec, weights }: Weights, rung: Precision): number {
+  const matrices = new Map<string, Matrix[]>()
+  const biases = new Set<string>()
+  const precisionOf = precisions(spec, weights, rung)
   let vectors = 0
   for (const weight of weights) {
     const [prefix, name] = splitSlot(weight.slot)
+    const bias = STACKED_BIASES[name]
     if (weight.shape.length === 2)
-      stack(matrices, `${prefix}${STACKED[name] ?? name}`, toMatrix(spec, name, weight, precision))
-    else if (BIASES.has(name)) biased.add(prefix)
+      stack(matrices, `${prefix}${STACKED[name] ?? name}`, toMatrix(spec, weight, precisionOf(weight)))
+    else if (bias) biases.add(`${prefix}${bias}`)
     else vectors += elementsOf(weight)
   }
-  // The biases of q, k and v are one vector, with zeros for those that are absent.
-  vectors += biased.size * (spec.numHeads + 2 * spec.numKvHeads) * paddedHeadDim(spec)
-  const total = [...matrices.values()].reduce((sum, matrix) => sum + packedBytes(matrix), 0)
+  for (const bias of biases)
+    vectors += bias.endsWith('qkv')
+      ? (spec.numHeads + 2 * spec.numKvHeads) * paddedHeadDim(spec)
+      : 2 * spec.intermediateSize
+  const total = [...matrices.values()].flat().reduce((sum, matrix) => sum + packedBytes(matrix), 0)
   return roundUp(total, total < HUGE_PAGE ? PAGE : HUGE_PAGE) + vectors * FLOAT_BYTES
 }
 
@@ -54,36 +67,60 @@ function splitSlot(slot: string): [prefix: string, name: string] {
   return [slot.slice(0, cut), slot.slice(cut)]
 }
 
-function toMatrix(spec: ModelSpec, name: string, weight: StoredWeight, asked: Precision): Matrix {
-  const [rows = 0, columns = 0] = weight.shape
-  const type = weight.tensors.values?.type ?? ''
-  const vocabulary = name === 'embed' || name === 'head'
-  const precision = vocabulary && asked === 'int4' && !FOUR_BITS.has(type) ? 'int8' : asked
-  const padding = paddedHeadDim(spec) / spec.headDim
-  // Padded heads are converted from float: their blocks are new ones.
-  const converted = padding !== 1 && (STACKED[name] === 'qkv' || name === 'o')
-  return {
-    rows: STACKED[name] === 'qkv' ? rows * padding : rows,
-    columns: name === 'o' ? columns * padding : columns,
-    precision,
-    minimums: precision === 'int4' || (precision === 'int8' && WITH_MINIMUM.has(type) && !converted),
+/** Padded heads are read as floats. */
+function isPadded(spec: ModelSpec, name: string): boolean {
+  return paddedHeadDim(spec) !== spec.headDim && (QKV.has(name) || name === 'o')
+}
+
+/** The precision of every matrix at a rung: kept where the file is made for it, rounded where it is derived. */
+function precisions(
+  spec: ModelSpec,
+  weights: readonly StoredWeight[],
+  rung: Precision,
+): (weight: StoredWeight) => Precision {
+  const width = (weight: StoredWeight): Precision =>
+    isPadded(spec, splitSlot(weight.slot)[1]) ? 'fp16' : widthOf(weight)
+  const inLayers = weights.filter(({ slot, shape }) => shape.length === 2 && slot.startsWith('layers.')).map(width)
+  const keeps = inLayers.some((own) => fits(own, rung))
+  const ownRung = inLayers.includes(rung)
+  return (weight) => {
+    const own = width(weight)
+    if (rung === 'fp16') return rung
+    if (fits(own, rung)) return ownRung ? own : rung
+    if (keeps) return own
+    return rung === 'int4' && !weight.slot.startsWith('layers.') ? 'int8' : rung
   }
 }
 
-function stack(matrices: Map<string, Matrix>, key: string, part: Matrix): void {
-  const whole = matrices.get(key)
-  if (whole === undefined) matrices.set(key, part)
-  else matrices.set(key, { ...whole, rows: whole.rows + part.rows, minimums: whole.minimums || part.minimums })
+function toMatrix(spec: ModelSpec, weight: StoredWeight, precision: Precision): Matrix {
+  const [rows = 0, columns = 0] = weight.shape
+  const [, name] = splitSlot(weight.slot)
+  if (!isPadded(spec, name)) return { ...residentForm(weight, precision), rows, columns }
+  const padding = paddedHeadDim(spec) / spec.headDim
+  const minimums = precision === 'int4'
+  const form = { precision, group: precision === 'fp16' ? 0 : GROUP, minimums, ordered: false }
+  return { ...form, rows: name === 'o' ? rows : rows * padding, columns: name === 'o' ? columns * padding : columns }
 }
 
-/** Tiles of 16 rows, each a multiple of 64 bytes (native/cpu/tile.h). */
-function packedBytes({ rows, columns, precision, minimums }: Matrix): number {
+function stack(matrices: Map<string, Matrix[]>, key: string, part: Matrix): void {
+  const parts = matrices.get(key) ?? []
+  const last = parts.at(-1)
+  // Parts in an order of their own may turn out to share it.
+  const joins = last?.precision === part.precision && last.group === part.group && !last.ordered && !part.ordered
+  if (last && joins)
+    parts[parts.length - 1] = { ...last, rows: last.rows + part.rows, minimums: last.minimums || part.minimums }
+  else parts.push(part)
+  matrices.set(key, parts)
+}
+
+/** Tiles of 16 rows, each a multiple of 64 bytes (native/cpu/tile.h); act-order's list of inputs behind them. */
+function packedBytes({ rows, columns, precision, group, minimums, ordered }: Matrix): number {
   const tiles = Math.ceil(rows / TILE_ROWS)
   if (precision === 'fp16') return tiles * roundUp(columns * TILE_ROWS * HALF_BYTES, 64)
-  const groups = Math.ceil(columns / GROUP)
+  const groups = Math.ceil(columns / group)
   const parameters = groups * TILE_ROWS * HALF_BYTES * (minimums ? 2 : 1)
-  const codes = (groups * GROUP * TILE_ROWS) / (precision === 'int4' ? 2 : 1)
-  return tiles * (roundUp(parameters, 64) + codes)
+  const codes = (groups * group * TILE_ROWS) / (precision === 'int4' ? 2 : 1)
+  return tiles * (roundUp(parameters, 64) + codes) + (ordered ? roundUp(columns * INDEX_BYTES, 64) : 0)
 }
 
 function paddedHeadDim(spec: ModelSpec): number {

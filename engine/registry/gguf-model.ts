@@ -19,7 +19,12 @@ const MAX_VOCAB = 1 << 24
 const MAX_CONTEXT = 2 ** 31 - 1
 
 /** Types the native loader converts. */
-const TENSOR_TYPES = new Set(['f32', 'f16', 'bf16', 'q4_0', 'q4_1', 'q5_0', 'q5_1', 'q8_0'])
+const TENSOR_TYPES = new Set(
+  (
+    'f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s ' +
+    'iq4_nl iq4_xs tq1_0 tq2_0 mxfp4 nvfp4'
+  ).split(' '),
+)
 
 /** Tensors that are read by the card itself. */
 const ROPE_FACTORS = 'rope_freqs.weight'

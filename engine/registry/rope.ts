@@ -95,6 +95,22 @@ export function ropeLengthLimit({ scaling, maxPositionEmbeddings }: RopeSettings
   return Infinity
 }
 
+/** The rotary tables of a sequence with a prompt of this length; empty where they are the model's own. */
+export function promptRopes(
+  { ropes }: { ropes: readonly { settings: RopeSettings; table: RopeTable }[] },
+  promptLength: number,
+): { table: RopeTable }[] {
+  if (promptLength <= ropeLimit({ ropes })) return []
+  return ropes.map(({ settings, table }) => ({
+    table: promptLength > ropeLengthLimit(settings) ? ropeTable(settings, promptLength) : table,
+  }))
+}
+
+/** Prompts longer than this many tokens take tables of their own. */
+export function ropeLimit({ ropes }: { ropes: readonly { settings: RopeSettings }[] }): number {
+  return Math.min(...ropes.map(({ settings }) => ropeLengthLimit(settings)), Infinity)
+}
+
 /** Longest sequence that the scaling was made for, tokens. */
 export function scaledContext({ scaling, maxPositionEmbeddings }: RopeSettings): number {
   switch (scaling.rope_type) {

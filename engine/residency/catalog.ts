@@ -1,6 +1,6 @@
 import type { Config, ModelConfig } from '../config/index.js'
-import type { GgufFile, LoadRequest, Precision } from '../native.js'
-import { estimateWeightBytes, type ModelCard, readModelCard, servedContext } from '../registry/index.js'
+import type { GgufFile, LoadRequest, Precision, SlotState } from '../native.js'
+import { estimateWeightBytes, type ModelCard, promptRopes, readModelCard, ropeLimit } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
 import type { VariantDemand } from './plan.js'
 import { readRungs, type Rung } from './rungs.js'
@@ -15,6 +15,10 @@ export interface KnownVariant {
   blockBytes: number
   demand: VariantDemand
   request: LoadRequest
+  /** Prompts longer than this many tokens take rotary tables of their own. */
+  ropeLimit: number
+  /** The tables for a prompt of that many tokens; empty = the model's. */
+  promptRopes: (promptLength: number) => SlotState['ropes']
 }
 
 /** A rung whose file cannot be served. */
@@ -72,8 +76,7 @@ function describe(
   { devices: allDevices, scheduler }: Config,
 ): KnownVariant {
   const { block_size: blockSize, max_num_batched_tokens: maxBatchTokens, max_num_seqs: maxSlots } = scheduler
-  const context = servedContext(card)
-  const maxModelLen = Math.min(model.max_model_len ?? context, context)
+  const maxModelLen = Math.min(model.max_model_len ?? card.contextLength, card.contextLength)
   const { spec, files, weights } = card
   const blockBytes = kvBlockBytes(spec, blockSize)
   const demand: VariantDemand = {
@@ -83,6 +86,17 @@ function describe(
     workspaceBytes: estimateWorkspaceBytes(spec, maxBatchTokens),
     sequenceKvBytes: Math.ceil(maxModelLen / blockSize) * blockBytes,
   }
+  const ropes = { ropeLimit: ropeLimit(spec), promptRopes: (length: number) => promptRopes(spec, length) }
   const request: LoadRequest = { spec, files, weights, precision, maxSlots, maxBatchTokens, blockSize }
-  return { name, model: model.id, precision, vocabSize: spec.vocabSize, maxModelLen, blockBytes, demand, request }
+  return {
+    name,
+    model: model.id,
+    precision,
+    vocabSize: spec.vocabSize,
+    maxModelLen,
+    blockBytes,
+    demand,
+    request,
+    ...ropes,
+  }
 }

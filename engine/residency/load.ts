@@ -3,6 +3,7 @@ import { VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { SchedulerConfig } from '../config/index.js'
 import type { Engine, Variant } from '../engine.js'
 import type { NativeModel } from '../native.js'
+import type { StepExecutor } from '../step/executor.js'
 import type { KnownVariant } from './catalog.js'
 import type { LedgerEntry, MemoryLedger } from './ledger.js'
 import type { OpenDevice } from './open.js'
@@ -29,12 +30,13 @@ export async function loadVariant(
     device.ledger.settle(weights, model.weightBytes)
     device.ledger.settle(workspace, model.workspaceBytes)
     if (device.ledger.freeBytes < 0) throw new Error(`took ${-device.ledger.freeBytes} bytes more than the budget has`)
-    variant.resident = device.addVariant(model, model.blockBytes, {
+    variant.resident = device.addVariant(withPromptRopes(model, known), model.blockBytes, {
       maxNumSeqs: scheduler.max_num_seqs,
       maxBatchTokens: scheduler.max_num_batched_tokens,
       blockSize: scheduler.block_size,
       maxModelLen: known.maxModelLen,
       prefixCaching: scheduler.enable_prefix_caching,
+      ropeLimit: known.ropeLimit,
     })
     variant.weightBytes = model.weightBytes
     variant.state = VariantState.READY
@@ -45,6 +47,14 @@ export async function loadVariant(
     failVariant(variant, error, log)
   }
   engine.changed()
+}
+
+/** Gives each sequence the rotary tables of its prompt's length. */
+function withPromptRopes(model: NativeModel, { promptRopes }: KnownVariant): StepExecutor {
+  return {
+    setSlot: (slot, state) => model.setSlot(slot, { ...state, ropes: promptRopes(state.promptLength) }),
+    step: (batch) => model.step(batch),
+  }
 }
 
 /** Marks a variant FAILED; the caller tells the engine. */

@@ -19,6 +19,8 @@ export interface SchedulerLimits {
   blockSize: number
   maxModelLen: number
   prefixCaching: boolean
+  /** Longer prompts have rotary tables that depend on their length, so what they cache does too; absent = none has. */
+  ropeLimit?: number
 }
 
 /** Counters since the start. */
@@ -253,7 +255,7 @@ export class Scheduler {
     const { hashes } = sequence
     const { blockSize } = this.limits
     for (let i = hashes.length; i <= index; i++) {
-      const parent = hashes[i - 1] ?? sequence.rootHash()
+      const parent = hashes[i - 1] ?? sequence.rootHash(this.limits.ropeLimit ?? Infinity)
       hashes.push(chainHash(parent, sequence.tokens.subarray(i * blockSize, (i + 1) * blockSize)))
     }
     return hashes[index] ?? ''

@@ -107,9 +107,14 @@ export class Sequence {
     this.blocks.push(block)
   }
 
-  /** Start of the tenant's hash chain, for the first block's hash. */
-  rootHash(): BlockHash {
-    return rootHash(this.submit.tenant)
+  /** Tokens of the prompt as first submitted. */
+  get promptLength(): number {
+    return this.submit.prompt.length - this.submit.replayedTokens
+  }
+
+  /** Start of the hash chain, for the first block's hash; prompts longer than `ropeLimit` share with their own length. */
+  rootHash(ropeLimit: number): BlockHash {
+    return rootHash(this.submit.tenant, this.promptLength > ropeLimit ? this.promptLength : 0)
   }
 }
 

@@ -130,7 +130,7 @@ export function slotState(sequence: Sequence): SlotState {
     stopTokens: Int32Array.from(sequence.stopTokens),
     minTokens: sampling?.minTokens ?? 0,
     tokens: sequence.tokens.slice(0, sequence.length),
-    promptLength: submit.prompt.length - submit.replayedTokens,
+    promptLength: sequence.promptLength,
     ropes: [],
   }
 }

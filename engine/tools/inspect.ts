@@ -8,7 +8,6 @@ import {
   estimateWeightBytes,
   modelAssets,
   type ModelCard,
-  servedContext,
   storageMethod,
   storedBytes,
 } from '../registry/index.js'
@@ -81,7 +80,7 @@ export function inspectCard(card: ModelCard, { devices, scheduler }: InspectTarg
     chatTemplate: assets.some(({ name }) => name === 'chat_template.jinja'),
     kvBytesPerToken: kvBlockBytes(card.spec, scheduler.block_size) / scheduler.block_size,
     rungs: LADDER.map((precision) => rungReport(card, precision, devices, scheduler)),
-    problems: [text.fault, contextNote(card)].filter((problem) => problem !== undefined),
+    problems: [text.fault].filter((problem) => problem !== undefined),
   }
 }
 
@@ -91,12 +90,6 @@ function faultOf<T>(run: () => T): { value?: T; fault?: string } {
   } catch (error) {
     return { fault: error instanceof Error ? error.message : String(error) }
   }
-}
-
-function contextNote(card: ModelCard): string | undefined {
-  const served = servedContext(card)
-  if (served >= card.contextLength) return undefined
-  return `sequences longer than ${served} tokens need a rotary table of their own and are not served yet`
 }
 
 function rungReport(
@@ -109,7 +102,7 @@ function rungReport(
   const origin = rank === 0 ? 'stored' : rank > 0 ? 'derived' : 'dequantized'
   const weightBytes = estimateWeightBytes(card, precision)
   const sequenceKvBytes =
-    Math.ceil(servedContext(card) / scheduler.block_size) * kvBlockBytes(card.spec, scheduler.block_size)
+    Math.ceil(card.contextLength / scheduler.block_size) * kvBlockBytes(card.spec, scheduler.block_size)
   const workspaceBytes = estimateWorkspaceBytes(card.spec, scheduler.max_num_batched_tokens)
   const placed = devices.map((device): [string, string] => {
     const demand = { name: 'rung', devices: [device.id], weightBytes, workspaceBytes, sequenceKvBytes }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "quant/float_rows.h"
 
 namespace edgeshift {
 
@@ -18,7 +17,7 @@ class PaddedReader : public WeightReader {
   Status read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const override {
     std::vector<float> rows(size_t(end - begin) * size_t(k()));
     ES_RETURN_IF_ERROR(dequantize(begin, end, rows.data()));
-    return round_rows("of padded heads", rows.data(), end - begin, k(), form, out);
+    return named("of padded heads", to_canonical(BlockType::f32, rows.data(), end - begin, k(), form, out));
   }
   // Given back as a whole.
   std::span<const uint8_t> bytes_of(int, int) const override { return inner_->bytes_of(0, inner_->n()); }

@@ -10,7 +10,6 @@
 #include <cmath>
 
 #include "core/text.h"
-#include "quant/float_rows.h"
 #include "quant/half.h"
 
 namespace edgeshift {
@@ -74,7 +73,7 @@ Status AffineReader::read(int begin, int end, CanonicalForm form, CanonicalStora
   std::vector<float>& rows = scratch().floats;
   rows.resize(size_t(end - begin) * size_t(m_.k));
   ES_RETURN_IF_ERROR(dequantize(begin, end, rows.data()));
-  return round_rows(m_.source.slot, rows.data(), end - begin, m_.k, form, out);
+  return named(m_.source.slot, to_canonical(BlockType::f32, rows.data(), end - begin, m_.k, form, out));
 }
 
 Status AffineReader::keep(int begin, int end, CanonicalForm form, CanonicalStorage& out) const {

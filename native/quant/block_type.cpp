@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "quant/block_decode.h"
 #include "quant/half.h"
 
 namespace edgeshift {
@@ -16,8 +17,13 @@ struct TypeRow {
 };
 
 // In the order of BlockType.
-constexpr TypeRow kTypes[] = {{"f32", 1, 4},    {"f16", 1, 2},    {"bf16", 1, 2},   {"q4_0", 32, 18},
-                              {"q4_1", 32, 20}, {"q5_0", 32, 22}, {"q5_1", 32, 24}, {"q8_0", 32, 34}};
+constexpr TypeRow kTypes[] = {
+    {"f32", 1, 4},        {"f16", 1, 2},        {"bf16", 1, 2},       {"q4_0", 32, 18},      {"q4_1", 32, 20},
+    {"q5_0", 32, 22},     {"q5_1", 32, 24},     {"q8_0", 32, 34},     {"q2_k", 256, 84},     {"q3_k", 256, 110},
+    {"q4_k", 256, 144},   {"q5_k", 256, 176},   {"q6_k", 256, 210},   {"iq1_s", 256, 50},    {"iq1_m", 256, 56},
+    {"iq2_xxs", 256, 66}, {"iq2_xs", 256, 74},  {"iq2_s", 256, 82},   {"iq3_xxs", 256, 98},  {"iq3_s", 256, 110},
+    {"iq4_nl", 32, 18},   {"iq4_xs", 256, 136}, {"tq1_0", 256, 54},   {"tq2_0", 256, 66},    {"mxfp4", 32, 17},
+    {"nvfp4", 64, 36}};
 
 template <class T>
 T read(const uint8_t* from) {
@@ -58,6 +64,16 @@ void decode_block(BlockType type, const uint8_t* b, float* out) {
     case BlockType::q8_0:
       for (int i = 0; i < 32; ++i) out[i] = float(int8_t(b[2 + i])) * read_half(b);
       break;
+    case BlockType::q2_k:
+    case BlockType::q3_k:
+    case BlockType::q4_k:
+    case BlockType::q5_k:
+    case BlockType::q6_k:
+    case BlockType::tq1_0:
+    case BlockType::tq2_0:
+    case BlockType::mxfp4:
+    case BlockType::nvfp4: decode_k_block(type, b, out); break;
+    default: decode_iq_block(type, b, out);
   }
 }
 
@@ -68,7 +84,20 @@ int block_bytes(BlockType type) { return kTypes[int(type)].bytes; }
 
 Precision native_width(BlockType type) {
   if (block_weights(type) == 1) return Precision::fp16;
-  return type == BlockType::q4_0 || type == BlockType::q4_1 ? Precision::int4 : Precision::int8;
+  switch (type) {
+    case BlockType::q4_0:
+    case BlockType::q4_1:
+    case BlockType::q4_k:
+    case BlockType::q2_k:
+    case BlockType::iq1_s:
+    case BlockType::iq1_m:
+    case BlockType::iq2_xxs:
+    case BlockType::iq2_xs:
+    case BlockType::iq2_s:
+    case BlockType::tq1_0:
+    case BlockType::tq2_0: return Precision::int4;
+    default: return Precision::int8;
+  }
 }
 
 Result<BlockType> parse_block_type(std::string_view name) {

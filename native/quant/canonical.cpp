@@ -1,10 +1,12 @@
 #include "quant/canonical.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
 
+#include "quant/block_decode.h"
 #include "quant/half.h"
 
 #ifdef __x86_64__
@@ -26,7 +28,27 @@ int round_code(float value, int low, int high) {
   return rounded > float(high) ? high : int(rounded);
 }
 
-bool brings_minimums(BlockType type) { return type == BlockType::q4_1 || type == BlockType::q5_1; }
+// Codes times a scale, maybe plus a minimum, in blocks of 32.
+bool is_linear(BlockType type) {
+  switch (type) {
+    case BlockType::q4_0:
+    case BlockType::q4_1:
+    case BlockType::q5_0:
+    case BlockType::q5_1:
+    case BlockType::q8_0:
+    case BlockType::q4_k:
+    case BlockType::q5_k: return true;
+    default: return false;
+  }
+}
+
+bool is_finite(f16 value) { return (value.bits & 0x7c00u) != 0x7c00u; }
+
+Status not_finite() { return {Code::invalid_file, "holds a value that is not finite"}; }
+
+bool brings_minimums(BlockType type) {
+  return type == BlockType::q4_1 || type == BlockType::q5_1 || type == BlockType::q4_k || type == BlockType::q5_k;
+}
 
 // One group on its way to the canonical arrays.
 struct Group {
@@ -35,11 +57,17 @@ struct Group {
   int* codes;  // [group]
 };
 
-// The block's own codes, scale and minimum, with the offset that the format subtracts from codes.
-int read_block(BlockType type, const uint8_t* b, Group& out) {
+f16 half_at(const uint8_t* from) {
+  f16 h;
+  std::memcpy(&h.bits, from, 2);
+  return h;
+}
+
+// A block of q4_0 .. q8_0: its codes, scale and minimum, with the offset that the format subtracts from codes.
+int read_legacy_block(BlockType type, const uint8_t* b, Group& out) {
   uint32_t high = 0;
-  std::memcpy(&out.scale.bits, b, 2);
-  if (brings_minimums(type)) std::memcpy(&out.minimum.bits, b + 2, 2);
+  out.scale = half_at(b);
+  if (brings_minimums(type)) out.minimum = half_at(b + 2);
   if (type == BlockType::q8_0) {
     for (int i = 0; i < 32; ++i) out.codes[i] = int8_t(b[2 + i]);
     return 0;
@@ -55,10 +83,45 @@ int read_block(BlockType type, const uint8_t* b, Group& out) {
   return type == BlockType::q4_0 ? 8 : type == BlockType::q5_0 ? 16 : 0;
 }
 
-// A file block kept exactly. int4 codes stay unsigned, so an offset moves into the minimum; int8 codes take it in.
-void keep_block(BlockType type, Precision target, const uint8_t* b, Group& out) {
+// Sub-block j of q4_k or q5_k. The products of 11 and 6 bits are rounded to binary16.
+void read_k_sub_block(BlockType type, const uint8_t* b, int j, Group& out) {
+  const bool five = type == BlockType::q5_k;
+  const SubBlock sub = k_sub_block(b + 4, j);
+  out.scale = to_f16(to_float(half_at(b)) * float(sub.scale));
+  out.minimum = to_f16(-to_float(half_at(b + 2)) * float(sub.minimum));
+  const uint8_t* nibbles = b + (five ? 48 : 16) + j / 2 * 32;
+  for (int i = 0; i < 32; ++i) {
+    out.codes[i] = nibbles[i] >> (j % 2 * 4) & 15;
+    if (five) out.codes[i] |= (b[16 + i] >> j & 1) << 4;
+  }
+}
+
+// Sub-block j of iq4_xs, or an iq4_nl block: a codebook of 8-bit values.
+void read_iq4(BlockType type, const uint8_t* b, int j, Group& out) {
+  const uint8_t* nibbles = b + 2;
+  out.scale = half_at(b);
+  if (type == BlockType::iq4_xs) {
+    uint16_t high;
+    std::memcpy(&high, b + 2, 2);
+    const int scale = (b[4 + j / 2] >> (j % 2 * 4) & 15) | (high >> (2 * j) & 3) << 4;
+    out.scale = to_f16(to_float(half_at(b)) * float(scale - 32));
+    nibbles = b + 8 + j * 16;
+  }
+  for (int i = 0; i < 16; ++i) {
+    out.codes[i] = kIq4Values[nibbles[i] & 15];
+    out.codes[i + 16] = kIq4Values[nibbles[i] >> 4];
+  }
+}
+
+// Group g of a row of file blocks, kept. int4 codes stay unsigned, so an offset moves into the minimum; int8 codes take
+// it in.
+void keep_group(BlockType type, Precision target, const uint8_t* row, int g, Group& out) {
   out.minimum = {};
-  int offset = read_block(type, b, out);
+  const int per_block = block_weights(type) / 32;
+  const uint8_t* block = row + size_t(g / per_block) * size_t(block_bytes(type));
+  if (type == BlockType::q4_k || type == BlockType::q5_k) return read_k_sub_block(type, block, g % per_block, out);
+  if (type == BlockType::iq4_nl || type == BlockType::iq4_xs) return read_iq4(type, block, g % per_block, out);
+  int offset = read_legacy_block(type, block, out);
   if (target == Precision::int4) {
     if (offset) out.minimum = to_finite_f16(-float(offset) * to_float(out.scale));
   } else {
@@ -160,7 +223,7 @@ void store_codes(const int* codes, int count, Precision precision, uint8_t* to) 
 }
 
 // Codes and parameters of one row.
-void convert_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
+Status convert_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
   int groups = (k + form.group - 1) / form.group;
   int padded = groups * form.group;
   bool keeps = fits_exactly(source, form.precision);
@@ -171,20 +234,25 @@ void convert_row(BlockType source, const uint8_t* data, CanonicalForm form, int 
   // Thread-local variables are slow to reach: once a row.
   float* weights = row_weights.data();
   int* codes = group_codes.data();
-  if (!keeps) (void)dequantize_rows(source, data, 1, k, weights);
+  if (!keeps) {
+    ES_RETURN_IF_ERROR(dequantize_rows(source, data, 1, k, weights));
+    ES_RETURN_IF_ERROR(check_values(weights, k, form.precision));
+  }
   int codes_per_byte = form.precision == Precision::int4 ? 2 : 1;
   uint8_t* to = out.codes.data() + size_t(row) * size_t(padded / codes_per_byte);
   for (int g = 0; g < groups; ++g) {
     Group group{{}, {}, codes};
     int count = std::min(form.group, k - g * form.group);
-    if (keeps) keep_block(source, form.precision, data + size_t(g) * size_t(block_bytes(source)), group);
+    if (keeps) keep_group(source, form.precision, data, g, group);
     else if (form.precision == Precision::int4) round_asymmetric(weights + g * form.group, count, group);
     else round_symmetric(weights + g * form.group, count, group);
     size_t place = size_t(row) * size_t(groups) + size_t(g);
+    if (!is_finite(group.scale) || !is_finite(group.minimum)) return not_finite();
     out.scales[place] = group.scale;
     if (form.has_minimums) out.minimums[place] = group.minimum;
     store_codes(codes, count, form.precision, to + g * form.group / codes_per_byte);
   }
+  return {};
 }
 
 #ifdef __x86_64__
@@ -209,22 +277,23 @@ void to_halves(const float* from, int count, f16* to) {
   for (int i = 0; i < count; ++i) to[i] = to_finite_f16(from[i]);
 }
 
-void convert_to_half(BlockType source, const uint8_t* data, int k, int row, CanonicalStorage& out) {
+Status convert_to_half(BlockType source, const uint8_t* data, int k, int row, CanonicalStorage& out) {
   static thread_local std::vector<float> weights;
   weights.resize(size_t(k));
-  (void)dequantize_rows(source, data, 1, k, weights.data());
+  ES_RETURN_IF_ERROR(dequantize_rows(source, data, 1, k, weights.data()));
+  ES_RETURN_IF_ERROR(check_values(weights.data(), k, Precision::fp16));
   to_halves(weights.data(), k, out.values.data() + size_t(row) * size_t(k));
+  return {};
 }
 
-void resize(CanonicalStorage& out) {
-  bool half = out.form.precision == Precision::fp16;
-  size_t n = size_t(out.n);
-  size_t groups = half ? 0 : size_t((out.k + out.form.group - 1) / out.form.group);
-  size_t padded = groups * size_t(out.form.group);
-  out.values.resize(half ? n * size_t(out.k) : 0);
-  out.codes.assign(n * (out.form.precision == Precision::int4 ? padded / 2 : padded), 0);
-  out.scales.resize(n * groups);
-  out.minimums.resize(out.form.has_minimums ? n * groups : 0);
+// Largest magnitude as bits, which order like magnitudes; infinities and NaN are at and above 0x7f800000.
+uint32_t largest_bits(const float* values, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
 }
 
 }  // namespace
@@ -232,8 +301,8 @@ void resize(CanonicalStorage& out) {
 bool fits_exactly(BlockType source, Precision target) {
   switch (target) {
     case Precision::fp16: return true;
-    case Precision::int8: return block_weights(source) == 32;
-    case Precision::int4: return source == BlockType::q4_0 || source == BlockType::q4_1;
+    case Precision::int8: return is_linear(source) || source == BlockType::iq4_nl || source == BlockType::iq4_xs;
+    case Precision::int4: return source == BlockType::q4_0 || source == BlockType::q4_1 || source == BlockType::q4_k;
   }
   return false;
 }
@@ -259,16 +328,36 @@ CanonicalMatrix CanonicalStorage::view() const {
   return m;
 }
 
-Status to_canonical(BlockType source, const void* data, int rows, int k, CanonicalForm form, CanonicalStorage& out) {
-  ES_RETURN_IF_ERROR(check_form(source, form, k));
+void prepare(CanonicalStorage& out, CanonicalForm form, int rows, int k) {
   out.form = form;
   out.n = rows;
   out.k = k;
-  resize(out);
+  const bool half = form.precision == Precision::fp16;
+  const size_t n = size_t(rows);
+  const size_t groups = half ? 0 : size_t((k + form.group - 1) / form.group);
+  const size_t padded = groups * size_t(form.group);
+  out.values.resize(half ? n * size_t(k) : 0);
+  out.codes.assign(n * (form.precision == Precision::int4 ? padded / 2 : padded), 0);
+  out.scales.resize(n * groups);
+  out.minimums.assign(form.has_minimums ? n * groups : 0, f16{});
+}
+
+Status check_values(const float* values, int64_t count, Precision precision) {
+  const uint32_t largest = largest_bits(values, count);
+  if (largest >= 0x7f800000u) return not_finite();
+  // 65520 would round to infinity.
+  if (precision != Precision::fp16 || largest < std::bit_cast<uint32_t>(65520.0f)) return {};
+  return {Code::unsupported, "holds " + std::to_string(std::bit_cast<float>(largest)) +
+                                 ", which binary16 cannot (the int8 rung can)"};
+}
+
+Status to_canonical(BlockType source, const void* data, int rows, int k, CanonicalForm form, CanonicalStorage& out) {
+  ES_RETURN_IF_ERROR(check_form(source, form, k));
+  prepare(out, form, rows, k);
   const uint8_t* from = static_cast<const uint8_t*>(data);
   for (int row = 0; row < rows; ++row, from += row_bytes(source, k)) {
-    if (form.precision == Precision::fp16) convert_to_half(source, from, k, row, out);
-    else convert_row(source, from, form, k, row, out);
+    if (form.precision == Precision::fp16) ES_RETURN_IF_ERROR(convert_to_half(source, from, k, row, out));
+    else ES_RETURN_IF_ERROR(convert_row(source, from, form, k, row, out));
   }
   return {};
 }

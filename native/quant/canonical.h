@@ -22,7 +22,7 @@ struct CanonicalForm {
 // to nearest in groups of `group` (a multiple of 32, or 0 = all of k).
 CanonicalForm canonical_form(BlockType source, Precision target, int k, int group = 32);
 
-// True when to_canonical loses nothing but (for fp16) the rounding of a product to binary16.
+// True when to_canonical loses nothing but the rounding of products (scales of k types, fp16 weights) to binary16.
 bool fits_exactly(BlockType source, Precision target);
 
 // Owner of a canonical matrix's arrays. Rows are padded with zero codes to whole groups.
@@ -38,9 +38,16 @@ struct CanonicalStorage {
   CanonicalMatrix view() const;
 };
 
+// Sizes the arrays of `out` for `rows` rows of k in a form; codes and minimums are zeroed.
+void prepare(CanonicalStorage& out, CanonicalForm form, int rows, int k);
+
+// invalid_file where a value is not finite; unsupported where the precision is fp16 and one lies outside binary16 (bf16
+// and float checkpoints can hold such; the int8 rung takes them).
+Status check_values(const float* values, int64_t count, Precision precision);
+
 // Converts `rows` whole rows of file blocks. `form` comes from canonical_form, or asks for more: with a q4_0 source and
 // minimums the codes stay exact and the minimum is -8 * scale. Reuses the vectors of `out`. invalid_argument when k is
-// not a whole number of blocks or the form does not suit it.
+// not a whole number of blocks or the form does not suit it; else as check_values.
 Status to_canonical(BlockType source, const void* data, int rows, int k, CanonicalForm form, CanonicalStorage& out);
 
 }  // namespace edgeshift

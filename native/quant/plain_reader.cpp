@@ -7,7 +7,6 @@
 #include "core/checked.h"
 #include "core/text.h"
 #include "quant/affine_reader.h"
-#include "quant/float_rows.h"
 #include "quant/half.h"
 
 namespace edgeshift {
@@ -50,14 +49,12 @@ CanonicalForm BlockReader::form(Precision precision) const { return canonical_fo
 
 Status BlockReader::read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const {
   const uint8_t* data = bytes_of(begin, end).data();
-  Status status = to_canonical(type_, data, end - begin, k(), form, out);
-  if (status.ok()) return status;
-  return error(status.code(), "weight ", slot_, ": ", status.message());
+  return named(slot_, to_canonical(type_, data, end - begin, k(), form, out));
 }
 
 Status BlockReader::dequantize(int begin, int end, float* out) const {
   ES_RETURN_IF_ERROR(dequantize_rows(type_, bytes_of(begin, end).data(), end - begin, k(), out));
-  return check_rows(slot_, out, int64_t(end - begin) * k(), Precision::int8);
+  return named(slot_, check_values(out, int64_t(end - begin) * k(), Precision::int8));
 }
 
 std::span<const uint8_t> BlockReader::bytes_of(int begin, int end) const {
@@ -82,7 +79,7 @@ Result<std::unique_ptr<WeightReader>> Float8Reader::open(const WeightSource& sou
   if (Status status = dequantize_rows(type.value(), scales.data, 1, int64_t(count), values.data()); !status.ok()) {
     return status;
   }
-  if (!check_rows(source.slot, values.data(), int64_t(count), Precision::int8).ok()) {
+  if (!check_values(values.data(), int64_t(count), Precision::int8).ok()) {
     return bad("the scales hold a value that is not finite");
   }
   return std::unique_ptr<WeightReader>(
@@ -95,7 +92,7 @@ Status Float8Reader::read(int begin, int end, CanonicalForm form, CanonicalStora
   static thread_local std::vector<float> rows;
   rows.resize(size_t(end - begin) * size_t(k()));
   ES_RETURN_IF_ERROR(dequantize(begin, end, rows.data()));
-  return round_rows(slot_, rows.data(), end - begin, k(), form, out);
+  return named(slot_, to_canonical(BlockType::f32, rows.data(), end - begin, k(), form, out));
 }
 
 Status Float8Reader::dequantize(int begin, int end, float* out) const {
@@ -105,11 +102,16 @@ Status Float8Reader::dequantize(int begin, int end, float* out) const {
     const float scale = scales_[scales_.size() == 1 ? 0 : size_t(row)];
     for (int i = 0; i < k(); ++i) *out++ = table[*codes++] * scale;
   }
-  return check_rows(slot_, out - int64_t(end - begin) * k(), int64_t(end - begin) * k(), Precision::int8);
+  return named(slot_, check_values(out - int64_t(end - begin) * k(), int64_t(end - begin) * k(), Precision::int8));
 }
 
 std::span<const uint8_t> Float8Reader::bytes_of(int begin, int end) const {
   return {codes_ + size_t(begin) * size_t(k()), size_t(end - begin) * size_t(k())};
+}
+
+Status named(const std::string& slot, Status status) {
+  if (status.ok()) return status;
+  return error(status.code(), "weight ", slot, ": ", status.message());
 }
 
 Result<std::unique_ptr<WeightReader>> open_weight(const WeightSource& source, int n, int k) {

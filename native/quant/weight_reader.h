@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "core/status.h"
 #include "quant/canonical.h"
@@ -43,6 +44,9 @@ class WeightReader {
   int n_;
   int k_;
 };
+
+// The status with "weight SLOT: " before its message, unless it is ok.
+Status named(const std::string& slot, Status status);
 
 // Checks types, shapes and sizes of all tensors and the contents of the group index. invalid_file or unsupported with
 // the slot and the reason.

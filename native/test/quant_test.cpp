@@ -72,7 +72,7 @@ void check_blocks() {
   five[7] = 0x10;
   ES_CHECK(dequantize_rows(BlockType::q5_0, five, 1, 32, out).ok() && out[1] == 0 && out[17] == -30 && out[0] == -32);
   ES_CHECK(!dequantize_rows(BlockType::q8_0, block, 1, 33, out).ok());
-  ES_CHECK(parse_block_type("q5_1").value() == BlockType::q5_1 && parse_block_type("q6_k").status().code() == Code::unsupported);
+  ES_CHECK(parse_block_type("q5_1").value() == BlockType::q5_1 && parse_block_type("q9_k").status().code() == Code::unsupported);
 }
 
 // Exact where promised; else at most half a step off (8 bits) and little worse than the range allows (4 bits).

@@ -4,7 +4,7 @@ import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
-import type { LoadRequest, NativeDevice, NativeModel, StepBatch } from '../../engine/native.js'
+import type { LoadRequest, NativeDevice, NativeModel, StepBatch, WeightSource } from '../../engine/native.js'
 import { cpuDevice, generate, greedyState, makeBatch, smollm2Request } from '../support/native-model.js'
 import { stories260kRequest } from '../support/stories260k.js'
 
@@ -45,19 +45,24 @@ describe('a device', () => {
     await device.close()
   })
 
+  const changed = (weight: WeightSource, change: object): WeightSource => ({
+    ...weight,
+    tensors: { values: { file: 0, offset: 0, bytes: 0, type: '', shape: [], ...weight.tensors.values, ...change } },
+  })
+
   test('refuses a load whole: wrong weights, missing files, bytes outside the file', async () => {
     const device = addon.openDevice(cpuDevice)
     const request = stories260kRequest('fp16')
     const load = (change: Partial<LoadRequest>) => device.loadModel({ ...request, ...change })
     const withFirst = (change: object) => ({
-      weights: request.weights.map((weight, i) => (i === 0 ? { ...weight, ...change } : weight)),
+      weights: request.weights.map((weight, i) => (i === 0 ? changed(weight, change) : weight)),
     })
     await expect(load({ files: ['/nonexistent'] })).rejects.toMatchObject({ code: 'io_error' })
     await expect(load({ weights: request.weights.slice(1) })).rejects.toMatchObject({ message: /embed is missing/ })
     await expect(load(withFirst({ offset: 2 ** 40 }))).rejects.toMatchObject({ code: 'invalid_file' })
     await expect(load(withFirst({ offset: 2 ** 53 - 1 }))).rejects.toMatchObject({ code: 'invalid_file' })
     await expect(load(withFirst({ file: 1 }))).rejects.toMatchObject({ code: 'invalid_argument' })
-    await expect(load(withFirst({ type: 'q6_k' }))).rejects.toMatchObject({ code: 'unsupported' })
+    await expect(load(withFirst({ type: 'q9_k' }))).rejects.toMatchObject({ code: 'unsupported' })
     await expect(load(withFirst({ shape: [512, -64] }))).rejects.toMatchObject({ code: 'invalid_argument' })
     await expect(load({ blockSize: 8 })).rejects.toMatchObject({ code: 'unsupported' })
     await expect(load({ precision: 'int2' as 'int4' })).rejects.toMatchObject({ code: 'invalid_argument' })

@@ -1,7 +1,10 @@
 /** Checkpoints of test/fixtures/formats, written by the tools of their formats, with their expected logits. */
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { type ModelCard, readModelCard } from '../../engine/registry/index.js'
+import type { NativeModel, Precision } from '../../engine/native.js'
+import type { DecoderSpec } from '../../engine/registry/decoder-spec.js'
+import { type ModelCard, promptRopes, readModelCard } from '../../engine/registry/index.js'
+import { scoreNext, standardDeviation } from './native-model.js'
 import { readNpz } from './npz.js'
 
 const root = fileURLToPath(new URL('../fixtures/formats/', import.meta.url))
@@ -29,9 +32,13 @@ export interface GoldenPrompt {
   logits: Float32Array
 }
 
-/** The prompts of a golden checkpoint. */
+/**
+ * The prompts of a golden checkpoint. Where the writer's own forward quantizes activations too, its way differs from
+ * ours: the logits are then those of its weights alone.
+ */
 export function goldenPrompts(name: string): GoldenPrompt[] {
-  const logits = readNpz(`${root}${name}/expected_logits.npz`)
+  const weightOnly = `${root}${name}/weight_only_logits.npz`
+  const logits = readNpz(existsSync(weightOnly) ? weightOnly : `${root}${name}/expected_logits.npz`)
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the fixture's own shape
   const { prompts } = JSON.parse(readFileSync(`${root}${name}/expected.json`, 'utf8')) as {
     prompts: { input_ids: number[] }[]
@@ -40,4 +47,28 @@ export function goldenPrompts(name: string): GoldenPrompt[] {
     ids,
     logits: logits.get(`last_${i}`)?.values ?? new Float32Array(),
   }))
+}
+
+/**
+ * Allowed error of a logit as a share of the logits' standard deviation: fp16 weights and KV, or activations quantized
+ * to 8 bits as well (the reference's own tolerances).
+ */
+export const logitTolerance = (precision: Precision): number => (precision === 'fp16' ? 0.02 : 0.1)
+
+/**
+ * Largest error of a logit after each prompt, as a share of the logits' standard deviation. A shift of all logits of a
+ * row cannot be seen and is left out: their mean is aligned.
+ */
+export async function logitErrors(model: NativeModel, name: string, spec: DecoderSpec): Promise<number[]> {
+  const every = Array.from({ length: spec.vocabSize }, (_, id) => id)
+  const errors: number[] = []
+  for (const { ids, logits } of goldenPrompts(name)) {
+    // oxlint-disable-next-line no-await-in-loop -- prompts share the model's first slot
+    const measured = await scoreNext(model, ids, every, promptRopes(spec, ids.length))
+    const differences = Array.from(measured, (logprob, id) => logprob - (logits[id] ?? Number.NaN))
+    const shift = differences.reduce((sum, difference) => sum + difference, 0) / differences.length
+    const worst = Math.max(...differences.map((difference) => Math.abs(difference - shift)))
+    errors.push(worst / standardDeviation(logits))
+  }
+  return errors
 }

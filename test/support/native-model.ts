@@ -149,8 +149,9 @@ export async function scoreNext(
   model: NativeModel,
   prompt: readonly number[],
   targets: readonly number[],
+  ropes: SlotState['ropes'] = [],
 ): Promise<Float32Array> {
-  model.setSlot(0, greedyState(prompt))
+  model.setSlot(0, greedyState(prompt, { ropes }))
   const rows = targets.map((target) => ({ at: prompt.length - 1, target, top: 0 }))
   const { logprobs } = await model.step(makeBatch(model, [{ slot: 0, first: 0, tokens: prompt, rows }]))
   return logprobs

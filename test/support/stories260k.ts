@@ -24,7 +24,12 @@ export function stories260kRequest(precision: Precision): LoadRequest {
     intermediateSize: ffn,
     rmsNormEps: 1e-5,
     ropes: [
-      { table: { invFreq: Float32Array.from({ length: headDim / 2 }, (_, i) => 10_000 ** ((-2 * i) / headDim)), scale: 1 } },
+      {
+        table: {
+          invFreq: Float32Array.from({ length: headDim / 2 }, (_, i) => 10_000 ** ((-2 * i) / headDim)),
+          scale: 1,
+        },
+      },
     ],
     layerRopes: new Int32Array(layers),
     ropeInterleaved: true,

@@ -58,7 +58,9 @@ describe('a llama header', () => {
       windows: Int32Array.of(0),
     })
     expect(spec.attentionScale).toBeCloseTo(1 / Math.sqrt(8))
-    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual([1, 0.1, 0.01, 0.001].map((frequency) => Math.fround(frequency)))
+    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual(
+      [1, 0.1, 0.01, 0.001].map((frequency) => Math.fround(frequency)),
+    )
     expect(weights.map(({ slot }) => slot)).toEqual(
       ['embed', 'attn_norm', 'q', 'k', 'v', 'o', 'ffn_norm', 'gate', 'up', 'down', 'final_norm'].map((slot) =>
         slot === 'embed' || slot === 'final_norm' ? slot : `layers.0.${slot}`,
@@ -96,7 +98,9 @@ describe('a llama header', () => {
     writeFileSync(path, floats)
     const file = tinyGguf({}, added({ ...tensor('rope_freqs.weight', [4]), offset: 16 }))
     const { spec } = card(file, path)
-    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual([1, 0.1 / 2, 0.01 / 4, 0.001 / 8].map((value) => expect.closeTo(value)))
+    expect([...(spec.ropes[0]?.table.invFreq ?? [])]).toEqual(
+      [1, 0.1 / 2, 0.01 / 4, 0.001 / 8].map((value) => expect.closeTo(value)),
+    )
     floats.writeFloatLE(Number.NaN, 20)
     writeFileSync(path, floats)
     expect(() => card(file, path)).toThrow('holds a value outside 1e-6 to 1e6')
@@ -237,8 +241,8 @@ describe('a llama header', () => {
     ],
     [
       'tensor type',
-      tinyGguf({}, replaced(tensor('blk.0.ffn_up.weight', [64, 32], 'iq2_xs'))),
-      'unsupported: x.gguf: tensor "blk.0.ffn_up.weight" has type iq2_xs; supported are f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0',
+      tinyGguf({}, replaced(tensor('blk.0.ffn_up.weight', [64, 32], 'q8_1'))),
+      expect.stringContaining('tensor "blk.0.ffn_up.weight" has type q8_1; supported are f32'),
     ],
     [
       'wrong factors',
@@ -251,7 +255,7 @@ describe('a llama header', () => {
       'invalid_file: x.gguf: llama.block_count is missing, not a whole number',
     ],
   ])('%s', (_, file, message) => {
-    expect(fault(file)).toBe(message)
+    expect(fault(file)).toEqual(message)
   })
 })
 
@@ -335,7 +339,7 @@ describe('a tokenizer', () => {
       'invalid_file: x.gguf: tokenizer.chat_template has 1048577 characters, more than 1048576',
     ],
   ])('%s', (_, file, message) => {
-    expect(fault(file)).toBe(message)
+    expect(fault(file)).toEqual(message)
   })
 
   test('becomes the files of the text layer', () => {

@@ -2,7 +2,14 @@
 import { z } from 'zod'
 import type { ModelAsset } from './types.js'
 
+const fallbackStep = z.looseObject({ type: z.literal('ByteFallback') })
 const addedToken = z.object({ id: z.int().min(0), content: z.string().min(1), special: z.boolean() })
+
+const byteLevel = z.looseObject({ type: z.literal('ByteLevel') })
+const byteFallback = z.looseObject({
+  type: z.literal('Sequence'),
+  decoders: z.array(z.unknown()).refine((steps) => steps.some((step) => fallbackStep.safeParse(step).success)),
+})
 
 const tokenizerSchema = z.looseObject({
   added_tokens: z.array(addedToken.loose()),
@@ -11,7 +18,10 @@ const tokenizerSchema = z.looseObject({
     vocab: z.record(z.string(), z.int().min(0)),
     merges: z.array(z.union([z.string(), z.tuple([z.string(), z.string()])])),
   }),
-  decoder: z.looseObject({ type: z.literal('ByteLevel') }),
+  pre_tokenizer: z.unknown(),
+  decoder: z.union([byteLevel, byteFallback], {
+    error: 'neither a ByteLevel decoder nor a sequence with ByteFallback',
+  }),
 })
 
 const tokenizerConfigSchema = z.looseObject({
@@ -27,7 +37,7 @@ const generationSchema = z.looseObject({
   eos_token_id: z.union([z.int().min(0), z.array(z.int().min(0))]).nullish(),
 })
 
-/** tokenizer.json: a byte-level BPE. */
+/** tokenizer.json: a byte-level BPE, or one with tokens for single bytes (SentencePiece). */
 export type TokenizerFile = z.infer<typeof tokenizerSchema>
 
 /** tokenizer_config.json. */

@@ -6,6 +6,7 @@ import { BpeEncoder } from './bpe.js'
 import { decodeIds, StreamDetokenizer } from './detokenizer.js'
 import { EncodingCache } from './encoding-cache.js'
 import { StreamOutput } from './output.js'
+import { prefixesTextStart, stripsLeadingSpace, withoutStartPrefix, withStartSpace } from './sentencepiece.js'
 import { type Segment, SpecialTokens, unusedMark } from './special-tokens.js'
 import { TemplateRenderer } from './template-renderer.js'
 import { TokenTable } from './token-table.js'
@@ -51,13 +52,18 @@ class BpeTextModel implements TextModel {
   /** Conversations and the texts in them, which clients send again with every turn. */
   readonly #cache = new EncodingCache()
   readonly #bosId: number | undefined
+  /** A space goes before a text's start, and not before its pieces after special tokens. */
+  readonly #startSpace: boolean
+  readonly #stripsSpace: boolean
   readonly #maxTokens: number
   readonly #maxLength: number
 
   constructor({ tokenizer, config, eosTokenIds, chatTemplate }: TextAssets, maxTokens: number) {
     const special = tokenizer.added_tokens.filter((token) => token.special)
     this.#table = new TokenTable(tokenizer)
-    this.#encoder = new BpeEncoder(tokenizer)
+    this.#startSpace = prefixesTextStart(tokenizer)
+    this.#stripsSpace = stripsLeadingSpace(tokenizer)
+    this.#encoder = new BpeEncoder(this.#startSpace ? withoutStartPrefix(tokenizer) : tokenizer)
     this.#special = new SpecialTokens(special)
     this.#maxTokens = maxTokens
     this.#maxLength = maxTokens * this.#table.longest
@@ -85,7 +91,12 @@ class BpeTextModel implements TextModel {
   async #learn(messages: readonly ChatMessage[]): Promise<void> {
     const text = await this.renderChat(messages).catch(() => '')
     const parts = this.#special.split(text).filter((part) => typeof part === 'string' && !part.includes(SAMPLE))
-    for (const part of parts) if (typeof part === 'string') this.#constant.set(part, await this.encode(part, false))
+    for (const part of parts) if (typeof part === 'string') await this.#keep(part)
+  }
+
+  async #keep(text: string): Promise<void> {
+    const [ids] = await this.#encoder.encode([text])
+    if (ids) this.#constant.set(text, ids)
   }
 
   async encode(text: string, parseSpecial: boolean): Promise<number[]> {
@@ -118,7 +129,8 @@ class BpeTextModel implements TextModel {
   }
 
   decode(ids: readonly number[], skipSpecial: boolean): string {
-    return decodeIds(this.#table, ids, skipSpecial)
+    const text = decodeIds(this.#table, ids, skipSpecial)
+    return this.#stripsSpace && text.startsWith(' ') ? text.slice(1) : text
   }
 
   tokenText(id: number): string {
@@ -163,7 +175,9 @@ class BpeTextModel implements TextModel {
 
   /** Ids of all segments in order. Without a tenant nothing is kept. */
   async #encodeSegments(segments: readonly Segment[], tenant: string | undefined): Promise<number[]> {
-    const parts = segments.filter((part) => part !== '').map((part) => this.#known(part, tenant))
+    const parts = this.#startingRight(segments)
+      .filter((part) => part !== '')
+      .map((part) => this.#known(part, tenant))
     const missing = parts.filter((part) => typeof part === 'string')
     const encoded = missing.length === 0 ? [] : await this.#encoder.encode(missing)
     if (tenant !== undefined) {
@@ -171,6 +185,11 @@ class BpeTextModel implements TextModel {
     }
     const next = encoded.values()
     return parts.flatMap((part) => (typeof part === 'string' ? (next.next().value ?? []) : part))
+  }
+
+  #startingRight(segments: readonly Segment[]): readonly Segment[] {
+    const [first, ...rest] = segments
+    return this.#startSpace && typeof first === 'string' ? [withStartSpace(first), ...rest] : segments
   }
 
   /** The ids of a part where they need no work. */

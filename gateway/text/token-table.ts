@@ -1,4 +1,5 @@
 import type { TokenizerFile } from './assets.js'
+import { sentencePieceBytes } from './sentencepiece.js'
 
 /**
  * Byte-level BPE writes each byte as one printable character (GPT-2's table): printable ASCII and Latin-1 stand for
@@ -27,13 +28,15 @@ export class TokenTable {
   /** The longest token in bytes. */
   readonly longest: number
   readonly #names: (string | undefined)[] = []
+  readonly #bytesOf: (name: string) => Uint8Array
   readonly #added = new Map<number, string>()
   readonly #special = new Set<number>()
   readonly #bytes: (Uint8Array | undefined)[] = []
   /** null: not UTF-8 on its own. */
   readonly #texts: (string | null | undefined)[] = []
 
-  constructor({ model, added_tokens: added }: TokenizerFile) {
+  constructor({ model, added_tokens: added, decoder }: TokenizerFile) {
+    this.#bytesOf = decoder.type === 'ByteLevel' ? byteLevelBytes : sentencePieceBytes
     for (const [name, id] of Object.entries(model.vocab)) this.#names[id] = name
     for (const { id, content, special } of added) {
       this.#names[id] ??= content
@@ -55,7 +58,7 @@ export class TokenTable {
     if (known !== undefined) return known
     const name = this.#names[id]
     if (name === undefined) return NO_BYTES
-    return (this.#bytes[id] = this.#added.has(id) ? Buffer.from(name) : byteLevelBytes(name))
+    return (this.#bytes[id] = this.#added.has(id) ? Buffer.from(name) : this.#bytesOf(name))
   }
 
   /** The token's text where its bytes are whole characters, otherwise undefined. */

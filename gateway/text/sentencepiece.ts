@@ -1,0 +1,48 @@
+/**
+ * Tokenizers made from SentencePiece models (Llama 2, Mistral, Gemma, Phi-3): a space is U+2581 in a token's name, and
+ * bytes without a token of their own have one named "<0x0A>".
+ */
+import { z } from 'zod'
+import type { TokenizerFile } from './assets.js'
+
+const SPACE = '\u2581'
+const BYTE = /^<0x([0-9A-F]{2})>$/
+
+const strip = z.looseObject({ type: z.literal('Strip'), content: z.literal(' '), start: z.int().min(1) })
+const sequence = z.looseObject({ decoders: z.array(z.unknown()) })
+const metaspace = z.looseObject({ type: z.literal('Metaspace'), prepend_scheme: z.literal('first') })
+const pretokenizers = z.looseObject({ pretokenizers: z.array(z.unknown()) })
+
+/** The bytes that a token of that name stands for. */
+export function sentencePieceBytes(name: string): Uint8Array {
+  const byte = BYTE.exec(name)?.[1]
+  return byte === undefined ? Buffer.from(name.replaceAll(SPACE, ' ')) : Uint8Array.of(Number.parseInt(byte, 16))
+}
+
+/** Whether decoding a whole text drops the space that encoding put before it. */
+export function stripsLeadingSpace({ decoder }: TokenizerFile): boolean {
+  return sequence.safeParse(decoder).data?.decoders.some((step) => strip.safeParse(step).success) ?? false
+}
+
+/** Whether a space goes before a text, but not before what follows a special token in it. */
+export function prefixesTextStart({ pre_tokenizer: step }: TokenizerFile): boolean {
+  const steps = pretokenizers.safeParse(step).data?.pretokenizers ?? [step]
+  return steps.some((each) => metaspace.safeParse(each).success)
+}
+
+/** The same tokenizer for pieces of a text: no space goes before them. */
+export function withoutStartPrefix(file: TokenizerFile): TokenizerFile {
+  const quiet = (step: unknown) => (metaspace.safeParse(step).success ? Object.assign({}, step, NEVER) : step)
+  const all = pretokenizers.safeParse(file.pre_tokenizer)
+  const step = all.success
+    ? { ...all.data, pretokenizers: all.data.pretokenizers.map(quiet) }
+    : quiet(file.pre_tokenizer)
+  return { ...file, pre_tokenizer: step }
+}
+
+const NEVER = { prepend_scheme: 'never' }
+
+/** The text with the space that belongs before it. */
+export function withStartSpace(text: string): string {
+  return text === '' || text.startsWith(' ') || text.startsWith(SPACE) ? text : ` ${text}`
+}

@@ -1,5 +1,6 @@
 import { Counter, Gauge, Registry } from 'prom-client'
 import type { DeviceStatus, EngineStatus } from '../proto/gen/edgeshift/v1/engine.js'
+import { PairCounter } from './pair-counter.js'
 import { StepHistogram, type HistogramSeries } from './step-histogram.js'
 
 const SECONDS_SHORT = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5]
@@ -38,10 +39,12 @@ export class Metrics {
   readonly #batchSize = this.#histogram('batch_size', 'Sequences that advanced in one engine step.', BATCH_SIZES)
   readonly #promptTokens = this.#tokenCounter('prompt_tokens_total', 'Prompt tokens submitted.', 'promptTokens')
   readonly #generationTokens = this.#tokenCounter('generation_tokens_total', 'Tokens generated.', 'generationTokens')
-  readonly #requests = this.#counter('requests_total', 'Requests by how they ended: ok or an error code.', [
-    'model',
-    'outcome',
-  ])
+  readonly #requests = new PairCounter(
+    this.registry,
+    'edgeshift_requests_total',
+    'Requests by how they ended: ok or an error code.',
+    ['model', 'outcome'],
+  )
   readonly #restarts = this.#counter('engine_restarts_total', 'Engine processes that ended and were restarted.', [])
   readonly #stepSizes = this.#batchSize.series({})
 
@@ -77,7 +80,7 @@ export class Metrics {
 
   /** Counts a request's end; `model` is a configured id or empty. */
   countRequest(model: string, outcome: string): void {
-    this.#requests.inc({ model, outcome })
+    this.#requests.inc(model, outcome)
   }
 
   /** One engine step with the number of sequences that advanced. */

@@ -1,0 +1,40 @@
+import { expect, it } from 'vitest'
+import { EncodingCache } from '../../gateway/text/encoding-cache.js'
+import { loadTextModel } from '../../gateway/text/model-text.js'
+import { tinyTokenizerAssets } from '../support/tiny-tokenizer.js'
+
+const messages = [
+  { role: 'system' as const, content: 'Be brief.' },
+  { role: 'user' as const, content: 'Hello <|im_end|> there' },
+]
+
+it('gives the same ids again, whatever a caller did with the first ones', async () => {
+  const model = await loadTextModel(tinyTokenizerAssets(8192), 0)
+  const first = await model.encodeChat(messages, 'a')
+  const expected = [...first]
+  first.length = 0
+  expect(await model.encodeChat(messages, 'a')).toEqual(expected)
+  expect(await model.encodeChat(messages, 'b')).toEqual(expected)
+  expect(await model.encodePrompt('Hello', 'a')).toEqual(await model.encodePrompt('Hello', 'b'))
+  await model.close()
+})
+
+it('encodes many texts of one turn as it does each alone', async () => {
+  const model = await loadTextModel(tinyTokenizerAssets(8192), 0)
+  const texts = Array.from({ length: 100 }, (_, i) => `${'é'.repeat(i * 30)} text ${i}`)
+  const together = await Promise.all(texts.map((text) => model.encode(text, false)))
+  for (const [i, text] of texts.entries()) expect(model.decode(together[i] ?? [], false)).toBe(text)
+  await model.close()
+})
+
+it("keeps tenants' and kinds' texts apart, and no more than it may", () => {
+  const cache = new EncodingCache()
+  cache.set(EncodingCache.key('a', 'text', 'x'), [1])
+  expect(cache.get(EncodingCache.key('b', 'text', 'x'))).toBeUndefined()
+  expect(cache.get(EncodingCache.key('a', 'chat', 'x'))).toBeUndefined()
+  expect(cache.get(EncodingCache.key('a', 'text', 'x'))).toEqual([1])
+  cache.set('large', new Array<number>(200_000).fill(0))
+  expect(cache.get('large')).toBeUndefined()
+  for (let i = 0; i < 40; i++) cache.set(`k${i}`, new Array<number>(100_000).fill(0))
+  expect(cache.get(EncodingCache.key('a', 'text', 'x'))).toBeUndefined()
+})

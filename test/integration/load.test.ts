@@ -1,5 +1,5 @@
 /** Many clients at once on the embedded model: nobody's text changes, nothing is left behind. */
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { eventually, GatewayProcess } from '../support/gateway-process.js'
 
@@ -117,5 +117,38 @@ it('leaves nothing of 1,000 clients that go away', async () => {
   // Sockets that the client side of this test keeps alive close in their own time.
   await eventually(() => descriptors(box.pid) <= (before[0] ?? 0) + 16, 'the gateway closes its sockets')
   expect(descriptors(enginePid)).toBe(before[1])
+  expect(await readStream(await post({ prompt: 'After', maxTokens: 3, seed: 1 }))).toMatchObject({ tokens: 3 })
+}, 120_000)
+
+const BAD_BODIES: readonly [body: string | Buffer, status: number][] = [
+  ['{"model": "smollm2", "prompt": ', 400],
+  ['[1, 2, 3]', 400],
+  [Buffer.from('{"model": "smollm2", "prompt": "\xff\xfe"}', 'latin1'), 400],
+  [`{"model": "smollm2", "prompt": "x", "temperature": 1e400}`, 400],
+  [`{"model": "smollm2", "prompt": "x", "max_tokens": -1}`, 400],
+  [`{"model": "smollm2", "prompt": ${'['.repeat(20_000)}}`, 400],
+  [`{"model": "smollm2", "prompt": "${'word '.repeat(100_000)}"}`, 400],
+  [`{"model": "smollm2", "prompt": [${'0,'.repeat(20_000)}0]}`, 400],
+  [`{"model": "nobody", "prompt": "x"}`, 404],
+  [`{"model": "smollm2", "prompt": "${'x'.repeat(17_000_000)}"}`, 413],
+]
+
+it('refuses a barrage of bad bodies and returns to its memory', async () => {
+  const residentBytes = (): number =>
+    Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${box.pid}/status`, 'utf8'))?.[1]) * 1024
+  const send = async ([body, status]: (typeof BAD_BODIES)[number]): Promise<void> => {
+    const headers = { 'content-type': 'application/json' }
+    // A body that is too large may be refused before it is read, which the client sees as a broken write.
+    const response = await fetch(`${box.url}/v1/completions`, { method: 'POST', headers, body }).catch(() => undefined)
+    expect(response?.status ?? status).toBe(status)
+    await response?.text()
+  }
+  const barrage = async (rounds: number): Promise<void> => {
+    for (let i = 0; i < rounds; i++) await Promise.all(BAD_BODIES.map(send))
+  }
+  await barrage(5)
+  const before = residentBytes()
+  await barrage(20)
+  expect(residentBytes() - before).toBeLessThan(64 * 1024 * 1024)
   expect(await readStream(await post({ prompt: 'After', maxTokens: 3, seed: 1 }))).toMatchObject({ tokens: 3 })
 }, 120_000)

@@ -6,7 +6,7 @@
 /** How text is split before byte-pair merging, and what goes with it. */
 export interface PreTokenizer {
   /** The `pre_tokenizer` of tokenizer.json. */
-  preTokenizer: object
+  preTokenizer: object | null
   /** The `normalizer` of tokenizer.json. */
   normalizer: object | null
   /** A whole piece that is a token is taken as it is, without merging. */
@@ -60,6 +60,7 @@ const KNOWN: ReadonlyMap<string, PreTokenizer> = new Map([
   ['llama3', llama3],
   ['llama-v3', llama3],
   ['qwen2', qwen2],
+  ['smaug-bpe', { ...llama3, ignoreMerges: false, addBos: false }],
 ])
 
 /** Undefined for a name that is not known. */

@@ -1,9 +1,11 @@
 /** The tokenizer of a GGUF (`tokenizer.ggml.*`), checked, and as the files of a Hugging Face tokenizer. */
 import type { Metadata } from './metadata.js'
+import { mergesByScore, sentencePiece, sentencePieceDecoder } from './sentencepiece.js'
 import type { ModelAsset } from './model-card.js'
 import { knownPreTokenizers, type PreTokenizer, preTokenizerNamed } from './pre-tokenizer.js'
 
 /** `tokenizer.ggml.token_type` values with a meaning here; the others are ordinary tokens. */
+const NORMAL = 1
 const UNKNOWN = 2
 const CONTROL = 3
 const USER_DEFINED = 4
@@ -11,11 +13,13 @@ const USER_DEFINED = 4
 const MAX_TOKEN_LENGTH = 4096
 const MAX_TEMPLATE_LENGTH = 1 << 20
 
-/** A byte-level BPE tokenizer as the file describes it. */
+/** A BPE tokenizer as the file describes it. */
 export interface GgufTokenizer {
   tokens: readonly string[]
-  /** Pairs in the order of their rank, "left right". */
+  /** Pairs in the order of their rank, "left right"; empty where `sentencePiece` has them as scores. */
   merges: readonly string[]
+  /** Undefined: byte-level. */
+  sentencePiece?: SentencePieceVocabulary
   /** Ids that are control tokens, and ids that are ordinary text but never split. */
   control: readonly number[]
   userDefined: readonly number[]
@@ -29,27 +33,39 @@ export interface GgufTokenizer {
   chatTemplate: string | undefined
 }
 
+/** What a SentencePiece vocabulary has instead of merges. */
+export interface SentencePieceVocabulary {
+  /** By id; better ones merge first. */
+  scores: ArrayLike<number>
+  /** Ids that take part in merging. */
+  normal: readonly number[]
+  /** A space goes before every piece of text. */
+  spacePrefix: boolean
+}
+
 /** Reads and checks the tokenizer of a model with `vocabSize` embeddings. Throws ModelFileError. */
 export function readTokenizer(metadata: Metadata, vocabSize: number): GgufTokenizer {
   const model = metadata.requiredText('tokenizer.ggml.model')
-  if (model !== 'gpt2')
+  if (model !== 'gpt2' && model !== 'llama')
     throw metadata.unsupported(
-      `tokenizer.ggml.model ${JSON.stringify(model.slice(0, 40))} is not supported (gpt2 is: byte-level BPE)`,
+      `tokenizer.ggml.model ${JSON.stringify(model.slice(0, 40))} is not supported (gpt2 and llama are: byte-level and SentencePiece BPE)`,
     )
-  if (metadata.boolean('tokenizer.ggml.add_space_prefix', false))
+  const byteLevel = model === 'gpt2'
+  if (byteLevel && metadata.boolean('tokenizer.ggml.add_space_prefix', false))
     throw metadata.unsupported('tokenizer.ggml.add_space_prefix is not supported with byte-level BPE')
   const tokens = metadata.texts('tokenizer.ggml.tokens')
   if (tokens.length !== vocabSize)
     throw metadata.invalid(`tokenizer.ggml.tokens has ${tokens.length} entries for ${vocabSize} embeddings`)
   const ids = checkTokens(metadata, tokens)
-  const merges = metadata.texts('tokenizer.ggml.merges')
+  const merges = byteLevel ? metadata.texts('tokenizer.ggml.merges') : []
   checkMerges(metadata, merges, ids)
   const types = readTypes(metadata, tokens.length)
   const special = (name: string) =>
     metadata.has(`tokenizer.ggml.${name}_token_id`)
       ? metadata.integer(`tokenizer.ggml.${name}_token_id`, 0, vocabSize - 1)
       : undefined
-  const pre = readPre(metadata)
+  const vocabulary = byteLevel ? undefined : readSentencePiece(metadata, types)
+  const pre = vocabulary ? sentencePiece(vocabulary.spacePrefix) : readPre(metadata)
   const bosId = special('bos')
   const addBos = metadata.boolean('tokenizer.ggml.add_bos_token', pre.addBos && bosId !== undefined)
   if (addBos && bosId === undefined)
@@ -57,6 +73,7 @@ export function readTokenizer(metadata: Metadata, vocabSize: number): GgufTokeni
   return {
     tokens,
     merges,
+    ...(vocabulary && { sentencePiece: vocabulary }),
     control: idsOf(types, (type) => type === CONTROL || type === UNKNOWN),
     userDefined: idsOf(types, (type) => type === USER_DEFINED),
     pre,
@@ -66,6 +83,18 @@ export function readTokenizer(metadata: Metadata, vocabSize: number): GgufTokeni
     paddingId: special('padding'),
     addBos,
     chatTemplate: readTemplate(metadata),
+  }
+}
+
+function readSentencePiece(metadata: Metadata, types: ArrayLike<number>): SentencePieceVocabulary {
+  const scores = metadata.numbers('tokenizer.ggml.scores')
+  if (scores === undefined || scores.length !== types.length)
+    throw metadata.invalid(`tokenizer.ggml.scores has ${scores?.length ?? 0} entries for ${types.length} tokens`)
+  if (Array.from(scores).some(Number.isNaN)) throw metadata.invalid('tokenizer.ggml.scores holds NaN')
+  return {
+    scores,
+    normal: idsOf(types, (type) => type === NORMAL),
+    spacePrefix: metadata.boolean('tokenizer.ggml.add_space_prefix', true),
   }
 }
 
@@ -139,15 +168,25 @@ function json(name: string, value: object): ModelAsset {
   return { name, data: Buffer.from(JSON.stringify(value)) }
 }
 
+const BYTE_LEVEL_DECODER = { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true }
+
+function mergesOf({ tokens, merges, sentencePiece: vocabulary }: GgufTokenizer): readonly string[] {
+  if (vocabulary === undefined) return merges
+  return mergesByScore(new Map(vocabulary.normal.map((id) => [tokens[id] ?? '', id])), vocabulary.scores)
+}
+
 /** tokenizer.json: what the `tokenizers` library reads. */
 function tokenizerJson(tokenizer: GgufTokenizer): object {
+  const { sentencePiece: vocabulary } = tokenizer
   const added = (special: boolean) => (id: number) => ({
     id,
     content: tokenizer.tokens[id],
     single_word: false,
     lstrip: false,
     rstrip: false,
-    normalized: false,
+    // Gemma defines runs of escaped spaces by hand: they are found after spaces are escaped. Where a space goes before
+    // every piece, normalizing would put one into the token itself.
+    normalized: vocabulary?.spacePrefix === false && !special,
     special,
   })
   const addedTokens = [...tokenizer.control.map(added(true)), ...tokenizer.userDefined.map(added(false))]
@@ -159,18 +198,18 @@ function tokenizerJson(tokenizer: GgufTokenizer): object {
     normalizer: tokenizer.pre.normalizer,
     pre_tokenizer: tokenizer.pre.preTokenizer,
     post_processor: null,
-    decoder: { type: 'ByteLevel', add_prefix_space: true, trim_offsets: true, use_regex: true },
+    decoder: vocabulary ? sentencePieceDecoder(vocabulary.spacePrefix) : BYTE_LEVEL_DECODER,
     model: {
       type: 'BPE',
       dropout: null,
-      unk_token: null,
+      unk_token: vocabulary && tokenizer.unknownId !== undefined ? tokenizer.tokens[tokenizer.unknownId] : null,
       continuing_subword_prefix: '',
       end_of_word_suffix: '',
-      fuse_unk: false,
-      byte_fallback: false,
+      fuse_unk: vocabulary !== undefined,
+      byte_fallback: vocabulary !== undefined,
       ignore_merges: tokenizer.pre.ignoreMerges,
       vocab: Object.fromEntries(tokenizer.tokens.map((token, id) => [token, id])),
-      merges: tokenizer.merges.map((merge) => merge.split(' ')),
+      merges: mergesOf(tokenizer).map((merge) => merge.split(' ')),
     },
   }
 }

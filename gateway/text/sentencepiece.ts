@@ -30,17 +30,17 @@ export function prefixesTextStart({ pre_tokenizer: step }: TokenizerFile): boole
   return steps.some((each) => metaspace.safeParse(each).success)
 }
 
+const NEVER = { prepend_scheme: 'never' }
+const quiet = (step: unknown): unknown => (metaspace.safeParse(step).success ? Object.assign({}, step, NEVER) : step)
+
 /** The same tokenizer for pieces of a text: no space goes before them. */
 export function withoutStartPrefix(file: TokenizerFile): TokenizerFile {
-  const quiet = (step: unknown) => (metaspace.safeParse(step).success ? Object.assign({}, step, NEVER) : step)
   const all = pretokenizers.safeParse(file.pre_tokenizer)
   const step = all.success
     ? { ...all.data, pretokenizers: all.data.pretokenizers.map(quiet) }
     : quiet(file.pre_tokenizer)
   return { ...file, pre_tokenizer: step }
 }
-
-const NEVER = { prepend_scheme: 'never' }
 
 /** The text with the space that belongs before it. */
 export function withStartSpace(text: string): string {

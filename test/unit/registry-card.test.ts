@@ -264,13 +264,13 @@ describe('a tokenizer', () => {
     ['none', change('tokenizer.ggml.model', undefined), 'invalid_file: x.gguf: tokenizer.ggml.model is missing'],
     [
       'other kind',
-      change('tokenizer.ggml.model', 'llama'),
-      'unsupported: x.gguf: tokenizer.ggml.model "llama" is not supported (gpt2 is: byte-level BPE)',
+      change('tokenizer.ggml.model', 'rwkv'),
+      'unsupported: x.gguf: tokenizer.ggml.model "rwkv" is not supported (gpt2 and llama are: byte-level and SentencePiece BPE)',
     ],
     [
       'unknown splitting',
       change('tokenizer.ggml.pre', 'brand-new'),
-      'unsupported: x.gguf: tokenizer.ggml.pre "brand-new" is not known (gpt-2, smollm, starcoder, refact, command-r, llama-bpe, llama3, llama-v3, qwen2 are)',
+      'unsupported: x.gguf: tokenizer.ggml.pre "brand-new" is not known (gpt-2, smollm, starcoder, refact, command-r, llama-bpe, llama3, llama-v3, qwen2, smaug-bpe are)',
     ],
     ['no splitting', change('tokenizer.ggml.pre', undefined), 'invalid_file: x.gguf: tokenizer.ggml.pre is missing'],
     [

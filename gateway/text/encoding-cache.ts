@@ -1,11 +1,13 @@
 import { LRUCache } from 'lru-cache'
 
-/** Bytes of keys and ids that one model's cache holds. */
-const MAX_BYTES = 16 * 2 ** 20
+/** Bytes that one model's cache holds. */
+const MAX_BYTES = 8 * 2 ** 20
 /** Of one entry: a single text must not empty the cache. */
 const MAX_ENTRY_BYTES = 2 ** 20
 const BYTES_PER_UNIT = 2
 const BYTES_PER_ID = 8
+/** Of an entry beside its key and ids, about. */
+const ENTRY_BYTES = 256
 
 /**
  * Ids of texts that were encoded before, least recently used dropped first. A tenant finds its own texts only: how fast
@@ -15,7 +17,7 @@ export class EncodingCache {
   readonly #ids = new LRUCache<string, readonly number[]>({
     maxSize: MAX_BYTES,
     maxEntrySize: MAX_ENTRY_BYTES,
-    sizeCalculation: (ids, key) => key.length * BYTES_PER_UNIT + ids.length * BYTES_PER_ID,
+    sizeCalculation: (ids, key) => ENTRY_BYTES + key.length * BYTES_PER_UNIT + ids.length * BYTES_PER_ID,
   })
 
   /** What a text is known by; `kind` keeps texts apart that are not encoded in the same way. */

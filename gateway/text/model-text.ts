@@ -116,16 +116,21 @@ class BpeTextModel implements TextModel {
   }
 
   async encodeChat(messages: readonly ChatMessage[], tenant: string): Promise<number[]> {
+    // A template that is not bounded may read the clock: the same chat need not give the same text.
+    if (this.#bounded === undefined) return this.#encodeRendered(messages, tenant)
     const key = EncodingCache.key(tenant, 'chat', JSON.stringify(messages))
     const known = this.#cache.get(key)
     if (known !== undefined) return [...known]
-    const { text, mark } = await this.#render(messages, true)
-    const segments = this.#special
-      .split(text)
-      .map((part) => (typeof part === 'string' ? part.replaceAll(mark, '') : part))
-    const ids = await this.#encodeSegments(segments, tenant)
+    const ids = await this.#encodeRendered(messages, tenant)
     this.#cache.set(key, ids)
     return [...ids]
+  }
+
+  async #encodeRendered(messages: readonly ChatMessage[], tenant: string): Promise<number[]> {
+    const { text, mark } = await this.#render(messages, true)
+    const segments = this.#special.split(text)
+    const unmarked = segments.map((part) => (typeof part === 'string' ? part.replaceAll(mark, '') : part))
+    return this.#encodeSegments(unmarked, tenant)
   }
 
   decode(ids: readonly number[], skipSpecial: boolean): string {

@@ -4,7 +4,7 @@ import { readRange } from './json-file.js'
 import { invalidFile, type ModelFileError, unsupported } from './model-file-error.js'
 import type { ModuleStorage } from './quantization-config.js'
 import { expectedTensors, type ExpectedTensor, groupCount, layoutFault, type Quantized } from './quantized-layout.js'
-import { elementsOf, plainWeight, type StoredWeight, type TensorRef } from './stored-weight.js'
+import { elementsOf, plainWeight, splitRows, type StoredWeight, type TensorRef } from './stored-weight.js'
 
 const FLOATS = ['f32', 'f16', 'bf16']
 
@@ -171,7 +171,7 @@ class Mapper {
   #dense({ module, inputs, parts }: Linear, n: number): void {
     const name = `${module}.weight`
     const ref = this.#take(name)
-    if (ref) this.#split(this.#checked(name, ref, FLOATS, [[n, inputs]]), parts)
+    if (ref) this.#weights.push(...splitRows(this.#checked(name, ref, FLOATS, [[n, inputs]]), parts))
   }
 
   #bias({ module, whole, parts }: Linear, n: number, plain: boolean): void {
@@ -180,22 +180,8 @@ class Mapper {
     if (!ref) return
     this.#checked(name, ref, FLOATS, [[n]])
     const biases = plain ? parts : [{ slot: whole, rows: n }]
-    this.#split(
-      ref,
-      biases.map(({ slot, rows }) => ({ slot: `${slot}_bias`, rows })),
-    )
-  }
-
-  /** Rows of a tensor to the slots they belong to. */
-  #split(ref: TensorRef, parts: Linear['parts']): void {
-    const [rows = 0, ...rest] = ref.shape
-    let offset = ref.offset
-    for (const part of parts) {
-      const shape = [part.rows, ...rest]
-      const bytes = (ref.bytes / rows) * part.rows
-      this.#weights.push(plainWeight(part.slot, shape, { ...ref, offset, bytes, shape }))
-      offset += bytes
-    }
+    const named = biases.map(({ slot, rows }) => ({ slot: `${slot}_bias`, rows }))
+    this.#weights.push(...splitRows(ref, named))
   }
 
   #quantized({ module, inputs: k, whole, parts }: Linear, storage: Quantized, n: number): void {

@@ -8,6 +8,19 @@ export function plainWeight(slot: string, shape: number[], values: TensorRef): W
   return { slot, shape, storage: { method: 'plain' }, tensors: { values } }
 }
 
+/** The rows of a float matrix, vector or block matrix as weights of their own, in the order of the parts. */
+export function splitRows(ref: TensorRef, parts: readonly { slot: string; rows: number }[]): WeightSource[] {
+  const [rows = 0, ...rest] = ref.shape
+  let offset = ref.offset
+  return parts.map((part) => {
+    const shape = [part.rows, ...rest]
+    const bytes = (ref.bytes / rows) * part.rows
+    const values = { file: ref.file, type: ref.type, offset, bytes, shape }
+    offset += bytes
+    return plainWeight(part.slot, shape, values)
+  })
+}
+
 /** Bytes in the model's files. */
 export function storedBytes({ tensors }: WeightSource): number {
   return Object.values(tensors).reduce((sum, { bytes }) => sum + bytes, 0)

@@ -114,8 +114,8 @@ describe('a llama header', () => {
     ],
     [
       'other architecture',
-      change('general.architecture', 'gemma3'),
-      'unsupported: x.gguf: architecture "gemma3" is not supported (llama, qwen2, qwen3 are)',
+      change('general.architecture', 'mamba'),
+      'unsupported: x.gguf: architecture "mamba" is not supported (llama, qwen2, qwen3, smollm3, gemma2, gemma3, phi3 are)',
     ],
     [
       'architecture of a number',
@@ -216,7 +216,12 @@ describe('a llama header', () => {
     [
       'yarn',
       change('llama.rope.scaling.type', 'yarn'),
-      'unsupported: x.gguf: rope scaling "yarn" is not supported (none and linear are)',
+      'invalid_file: x.gguf: llama.rope.scaling.factor is missing, not a number',
+    ],
+    [
+      'scaling by another rule',
+      change('llama.rope.scaling.type', 'ntk'),
+      'unsupported: x.gguf: rope scaling "ntk" is not supported (none, linear, yarn and longrope are)',
     ],
     ['experts', change('llama.expert_count', 8), 'unsupported: x.gguf: mixtures of experts are not supported'],
     [

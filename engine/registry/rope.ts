@@ -101,8 +101,8 @@ export function promptRopes(
   promptLength: number,
 ): { table: RopeTable }[] {
   if (promptLength <= ropeLimit({ ropes })) return []
-  return ropes.map(({ settings, table }) => ({
-    table: promptLength > ropeLengthLimit(settings) ? ropeTable(settings, promptLength) : table,
+  return ropes.map((rope) => ({
+    table: promptLength > ropeLengthLimit(rope.settings) ? ropeTable(rope.settings, promptLength) : rope.table,
   }))
 }
 

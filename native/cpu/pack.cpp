@@ -7,9 +7,45 @@
 
 #include "cpu/tile.h"
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 namespace edgeshift::cpu {
 
 namespace {
+
+#ifdef __x86_64__
+// Eight rows of eight 16-bit values, transposed.
+inline void transpose_8x8(const uint16_t* from, int64_t stride, uint16_t* to) {
+  __m128i a[8], b[8];
+  for (int r = 0; r < 8; ++r) a[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * stride));
+  for (int r = 0; r < 4; ++r) {
+    b[2 * r] = _mm_unpacklo_epi16(a[r], a[r + 4]);
+    b[2 * r + 1] = _mm_unpackhi_epi16(a[r], a[r + 4]);
+  }
+  for (int r = 0; r < 4; ++r) {
+    a[2 * r] = _mm_unpacklo_epi16(b[r], b[r + 4]);
+    a[2 * r + 1] = _mm_unpackhi_epi16(b[r], b[r + 4]);
+  }
+  for (int r = 0; r < 4; ++r) {
+    b[2 * r] = _mm_unpacklo_epi16(a[r], a[r + 4]);
+    b[2 * r + 1] = _mm_unpackhi_epi16(a[r], a[r + 4]);
+  }
+  for (int c = 0; c < 8; ++c) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c * kTileRows), b[c]);
+}
+
+// Eight rows from `row` on into lanes `lane` .. `lane` + 7.
+void pack_half_rows(const CanonicalMatrix& m, int row, int lane, char* tile) {
+  const auto* from = reinterpret_cast<const uint16_t*>(m.values + size_t(row) * size_t(m.k));
+  auto* to = reinterpret_cast<uint16_t*>(tile) + lane;
+  int i = 0;
+  for (; i + 8 <= m.k; i += 8) transpose_8x8(from + i, m.k, to + int64_t(i) * kTileRows);
+  for (; i < m.k; ++i) {
+    for (int r = 0; r < 8; ++r) to[int64_t(i) * kTileRows + r] = from[int64_t(r) * m.k + i];
+  }
+}
+#endif
 
 // Scatters row `row` of a canonical matrix into row `lane` of a zeroed tile.
 void pack_half_row(const CanonicalMatrix& m, int row, int lane, char* tile) {
@@ -56,6 +92,8 @@ void pack_row(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, 
 // Tiles that a worker converts at a time: enough columns for formats that store inputs first to read whole cache lines.
 constexpr int kStripTiles = 8;
 
+constexpr size_t kSmallTensor = size_t(16) << 20;
+
 // Converts the rows of `part` that fall into `count` tiles, the first of which starts at row `first` of the part
 // (possibly negative).
 Status pack_part(const WeightReader& part, CanonicalForm form, const TileLayout& t, int64_t first, int count, char* tiles,
@@ -68,6 +106,13 @@ Status pack_part(const WeightReader& part, CanonicalForm form, const TileLayout&
   for (int64_t row = begin; row < end; ++row) {
     int64_t place = row - first;
     char* tile = tiles + size_t(place / kTileRows) * t.bytes;
+#ifdef __x86_64__
+    if (form.precision == Precision::fp16 && place % 8 == 0 && row + 8 <= end) {
+      pack_half_rows(view, int(row - begin), int(place % kTileRows), tile);
+      row += 7;
+      continue;
+    }
+#endif
     pack_row(view, t, form.has_minimums, int(row - begin), int(place % kTileRows), tile);
   }
   return {};
@@ -79,10 +124,12 @@ struct PackJob {
   TileLayout layout;
   char* memory;
   const DoneReading& done;
+  int64_t n;
+  int k;
 
   Status run(int64_t tile, int count, CanonicalStorage& strip) const {
     char* tiles = memory + size_t(tile) * layout.bytes;
-    std::memset(tiles, 0, size_t(count) * layout.bytes);
+    clear(tile, count, tiles);
     int64_t first = tile * kTileRows;
     for (const WeightReader* part : parts) {
       ES_RETURN_IF_ERROR(pack_part(*part, form, layout, first, count, tiles, strip));
@@ -92,13 +139,22 @@ struct PackJob {
     return {};
   }
 
-  // Rows that lie together in the file; whole tensors are given back when all rows are packed.
+  // Zeros where no row or input will be written: lanes past n, inputs past k, padding between arrays.
+  void clear(int64_t tile, int count, char* tiles) const {
+    const bool full = form.precision == Precision::fp16 && size_t(k) * kTileRows * 2 == layout.bytes;
+    const int64_t whole = full ? std::clamp<int64_t>(n / kTileRows - tile, 0, count) : 0;
+    std::memset(tiles + size_t(whole) * layout.bytes, 0, size_t(count - whole) * layout.bytes);
+  }
+
+  // Rows that lie together in the file. Small tensors, and those whose rows don't, are given back when all rows are
+  // packed: each time costs an interrupt of every core.
   void give_back(const WeightReader& part, int64_t first, int count) const {
     int64_t begin = std::max<int64_t>(0, first);
     int64_t end = std::min<int64_t>(part.n(), first + int64_t(count) * kTileRows);
     if (begin >= end) return;
     std::span<const uint8_t> bytes = part.bytes_of(int(begin), int(end));
-    if (bytes.size() < part.bytes_of(0, part.n()).size()) done(bytes);
+    const size_t whole = part.bytes_of(0, part.n()).size();
+    if (whole > kSmallTensor && bytes.size() < whole) done(bytes);
   }
 };
 
@@ -156,7 +212,7 @@ Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, Pac
   }
   if (n <= 0 || n > INT32_MAX) return {Code::invalid_argument, "a weight of " + std::to_string(n) + " rows"};
   int k = parts[0]->k();
-  PackJob job{parts, form, tile_layout(form.precision, k, form.group, form.has_minimums), static_cast<char*>(memory), done};
+  PackJob job{parts, form, tile_layout(form.precision, k, form.group, form.has_minimums), static_cast<char*>(memory), done, n, k};
   std::mutex mutex;
   Status failure;
   pool.for_ranges(tile_count(int(n)), kStripTiles, [&](int64_t begin, int64_t end, int) {

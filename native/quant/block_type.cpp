@@ -6,6 +6,10 @@
 #include "quant/block_decode.h"
 #include "quant/half.h"
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 namespace edgeshift {
 
 namespace {
@@ -34,6 +38,24 @@ T read(const uint8_t* from) {
 
 float read_half(const uint8_t* from) { return to_float(f16{read<uint16_t>(from)}); }
 
+#ifdef __x86_64__
+__attribute__((target("avx,f16c"))) void halves_to_floats_f16c(const uint8_t* from, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i))));
+  }
+  for (; i < count; ++i) out[i] = read_half(from + 2 * i);
+}
+#endif
+
+void halves_to_floats(const uint8_t* from, int64_t count, float* out) {
+#ifdef __x86_64__
+  static const bool fast = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  if (fast) return halves_to_floats_f16c(from, count, out);
+#endif
+  for (int64_t i = 0; i < count; ++i) out[i] = read_half(from + 2 * i);
+}
+
 // Weights i and i + 16 of a block share byte i: low nibble, high nibble.
 void decode_q4(const uint8_t* nibbles, float scale, float minimum, int offset, float* out) {
   for (int i = 0; i < 16; ++i) {
@@ -52,11 +74,18 @@ void decode_q5(const uint8_t* nibbles, uint32_t high, float scale, float minimum
   }
 }
 
+void decode_floats(BlockType type, const uint8_t* from, int64_t count, float* out) {
+  if (type == BlockType::f32) {
+    std::memcpy(out, from, size_t(count) * sizeof(float));
+  } else if (type == BlockType::f16) {
+    halves_to_floats(from, count, out);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(read<uint16_t>(from + 2 * i));
+  }
+}
+
 void decode_block(BlockType type, const uint8_t* b, float* out) {
   switch (type) {
-    case BlockType::f32: *out = read<float>(b); break;
-    case BlockType::f16: *out = read_half(b); break;
-    case BlockType::bf16: *out = bf16_to_float(read<uint16_t>(b)); break;
     case BlockType::q4_0: decode_q4(b + 2, read_half(b), 0, 8, out); break;
     case BlockType::q4_1: decode_q4(b + 4, read_half(b), read_half(b + 2), 0, out); break;
     case BlockType::q5_0: decode_q5(b + 6, read<uint32_t>(b + 2), read_half(b), 0, 16, out); break;
@@ -113,6 +142,10 @@ Status dequantize_rows(BlockType type, const void* data, int64_t rows, int64_t k
     return Status(Code::invalid_argument, "rows of " + std::to_string(k) + " weights are not whole blocks of " + std::to_string(weights));
   }
   const uint8_t* from = static_cast<const uint8_t*>(data);
+  if (weights == 1) {
+    decode_floats(type, from, rows * k, out);
+    return {};
+  }
   for (int64_t block = 0; block < rows * k / weights; ++block) {
     decode_block(type, from + block * block_bytes(type), out + block * weights);
   }

@@ -222,6 +222,46 @@ void store_codes(const int* codes, int count, Precision precision, uint8_t* to) 
   if (count % 2) to[count / 2] = uint8_t(codes[count - 1]);
 }
 
+// Eight bytes' low nibbles to four bytes of neighbours.
+uint32_t join_nibbles(uint64_t x) {
+  x &= 0x0f0f0f0f0f0f0f0fu;
+  x = (x | x >> 4) & 0x00ff00ff00ff00ffu;
+  x = (x | x >> 8) & 0x0000ffff0000ffffu;
+  return uint32_t(x | x >> 16);
+}
+
+// Blocks whose codes need no arithmetic: q4_0 and q4_1 at int4, q8_0 at int8.
+bool is_copied(BlockType source, Precision target) {
+  if (target == Precision::int8) return source == BlockType::q8_0;
+  return target == Precision::int4 && (source == BlockType::q4_0 || source == BlockType::q4_1);
+}
+
+Status copy_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
+  const size_t groups = size_t(k / 32), bytes = size_t(block_bytes(source));
+  uint8_t* to = out.codes.data() + size_t(row) * groups * (source == BlockType::q8_0 ? 32 : 16);
+  bool finite = true;
+  for (size_t g = 0; g < groups; ++g, data += bytes) {
+    f16 scale = half_at(data), minimum{};
+    if (source == BlockType::q8_0) {
+      std::memcpy(to, data + 2, 32);
+      to += 32;
+    } else {
+      const bool q4_1 = source == BlockType::q4_1;
+      minimum = q4_1 ? half_at(data + 2) : to_finite_f16(-8 * to_float(scale));
+      uint64_t halves[2];
+      std::memcpy(halves, data + (q4_1 ? 4 : 2), 16);
+      const uint32_t joined[] = {join_nibbles(halves[0]), join_nibbles(halves[1]), join_nibbles(halves[0] >> 4),
+                                 join_nibbles(halves[1] >> 4)};
+      std::memcpy(to, joined, 16);
+      to += 16;
+    }
+    finite = finite && is_finite(scale) && is_finite(minimum);
+    out.scales[size_t(row) * groups + g] = scale;
+    if (form.has_minimums) out.minimums[size_t(row) * groups + g] = minimum;
+  }
+  return finite ? Status() : not_finite();
+}
+
 // Codes and parameters of one row.
 Status convert_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
   int groups = (k + form.group - 1) / form.group;
@@ -277,12 +317,29 @@ void to_halves(const float* from, int count, f16* to) {
   for (int i = 0; i < count; ++i) to[i] = to_finite_f16(from[i]);
 }
 
+// Whether no value is infinite or NaN.
+bool all_finite(const uint8_t* halves, int64_t count) {
+  uint16_t worst = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, halves + 2 * i, 2);
+    bits &= 0x7fffu;
+    worst = bits > worst ? bits : worst;
+  }
+  return worst < 0x7c00u;
+}
+
 Status convert_to_half(BlockType source, const uint8_t* data, int k, int row, CanonicalStorage& out) {
+  f16* to = out.values.data() + size_t(row) * size_t(k);
+  if (source == BlockType::f16) {
+    std::memcpy(to, data, size_t(k) * sizeof(f16));
+    return all_finite(data, k) ? Status() : not_finite();
+  }
   static thread_local std::vector<float> weights;
   weights.resize(size_t(k));
   ES_RETURN_IF_ERROR(dequantize_rows(source, data, 1, k, weights.data()));
   ES_RETURN_IF_ERROR(check_values(weights.data(), k, Precision::fp16));
-  to_halves(weights.data(), k, out.values.data() + size_t(row) * size_t(k));
+  to_halves(weights.data(), k, to);
   return {};
 }
 
@@ -357,6 +414,7 @@ Status to_canonical(BlockType source, const void* data, int rows, int k, Canonic
   const uint8_t* from = static_cast<const uint8_t*>(data);
   for (int row = 0; row < rows; ++row, from += row_bytes(source, k)) {
     if (form.precision == Precision::fp16) ES_RETURN_IF_ERROR(convert_to_half(source, from, k, row, out));
+    else if (is_copied(source, form.precision)) ES_RETURN_IF_ERROR(copy_row(source, from, form, k, row, out));
     else ES_RETURN_IF_ERROR(convert_row(source, from, form, k, row, out));
   }
   return {};

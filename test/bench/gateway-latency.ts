@@ -18,12 +18,12 @@ const STEP_MS = 20
 const ROUNDS = Number(process.env.ROUNDS ?? 3)
 const REQUESTS = Number(process.env.REQUESTS ?? 25)
 
-const request = postBytes('/v1/chat/completions', {
-  model: 'm',
-  stream: true,
-  max_tokens: TOKENS,
-  messages: [{ role: 'user', content: 'Say hello to the world.' }],
-})
+/** Requests on each connection before anything is measured: some ten thousand until all code is compiled. */
+const WARM_REQUESTS = 1000
+
+const chat = { model: 'm', stream: true, messages: [{ role: 'user', content: 'Say hello to the world.' }] }
+const request = postBytes('/v1/chat/completions', { ...chat, max_tokens: TOKENS })
+const shortRequest = postBytes('/v1/chat/completions', { ...chat, max_tokens: 1 })
 
 /** Runs REQUESTS requests one after the other on each connection, which start apart; milliseconds to the first token. */
 async function measure(
@@ -88,6 +88,13 @@ const through = async (): Promise<(onFirst: () => void) => Promise<void>> => {
   return (onFirst) => connection.stream(request, '"delta":{"content"', onFirst)
 }
 
+async function warmUp(): Promise<void> {
+  const connection = await RawConnection.open(gateway.http)
+  for (let i = 0; i < WARM_REQUESTS; i++) await connection.stream(shortRequest, '"delta":{"content"', () => undefined)
+  connection.close()
+}
+
+await Promise.all(Array.from({ length: CONNECTIONS }, warmUp))
 await measure(through)
 const samples = { direct: [] as number[], through: [] as number[] }
 for (let round = 0; round < ROUNDS; round++) {

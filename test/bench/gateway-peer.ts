@@ -36,8 +36,8 @@ const COUNTER = '0000000000'
 let sequence = 0
 
 /** Numbers a request anew, in place. */
-function renumber(request: Buffer, at: number): void {
-  request.write(String(++sequence).padStart(COUNTER.length, '0'), at, 'latin1')
+function renumber(request: Buffer, offset: number): void {
+  request.write(String(++sequence).padStart(COUNTER.length, '0'), offset, 'latin1')
 }
 
 async function load({ port, pid, request, same }: Subject, seconds: number): Promise<Round> {

@@ -3,6 +3,8 @@ import { EncodingCache } from '../../gateway/text/encoding-cache.js'
 import { loadTextModel } from '../../gateway/text/model-text.js'
 import { tinyTokenizerAssets } from '../support/tiny-tokenizer.js'
 
+const zeros = (length: number): number[] => Array.from({ length }, () => 0)
+
 const messages = [
   { role: 'system' as const, content: 'Be brief.' },
   { role: 'user' as const, content: 'Hello <|im_end|> there' },
@@ -33,8 +35,8 @@ it("keeps tenants' and kinds' texts apart, and no more than it may", () => {
   expect(cache.get(EncodingCache.key('b', 'text', 'x'))).toBeUndefined()
   expect(cache.get(EncodingCache.key('a', 'chat', 'x'))).toBeUndefined()
   expect(cache.get(EncodingCache.key('a', 'text', 'x'))).toEqual([1])
-  cache.set('large', new Array<number>(200_000).fill(0))
+  cache.set('large', zeros(200_000))
   expect(cache.get('large')).toBeUndefined()
-  for (let i = 0; i < 40; i++) cache.set(`k${i}`, new Array<number>(100_000).fill(0))
+  for (let i = 0; i < 40; i++) cache.set(`k${i}`, zeros(100_000))
   expect(cache.get(EncodingCache.key('a', 'text', 'x'))).toBeUndefined()
 })

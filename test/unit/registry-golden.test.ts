@@ -29,6 +29,11 @@ const EXPECTED: Record<string, [precision: string, ...stored: string[]]> = {
   'compressed-tensors/w4a16_g32_gptq_weight_order': ['int4', `compressed-tensors 4 bit, ${g(32)}`],
   'compressed-tensors/w8a16_channel': ['int8', 'compressed-tensors 8 bit, one group'],
   'compressed-tensors/w8a8_int8_dynamic': ['int8', 'compressed-tensors int8, one group'],
+  'families/gemma2': ['fp16', 'f16'],
+  'families/gemma3_text': ['fp16', 'f16'],
+  'families/phi3_longrope': ['fp16', 'f16'],
+  'families/phi3_sliding': ['fp16', 'f16'],
+  'families/smollm3': ['fp16', 'f16'],
   'gptq/w4_channel_sym': ['int4', 'gptq 4 bit, one group'],
   'gptq/w4_channel_sym_legacy': ['int4', 'gptq 4 bit, one group'],
   'gptq/w4_dynamic_mixed': ['int8', `gptq 4 bit, ${g(128)}`, 'f16', `gptq 8 bit, ${g(128)}`, `gptq 8 bit, ${g(64)}`],
@@ -77,7 +82,7 @@ describe.each(Object.entries(EXPECTED))('%s', (name, [precision, ...stored]) => 
 
   test('rung, method and storage of every matrix', () => {
     expect(card.precision).toBe(precision)
-    expect(storageMethod(card)).toBe(name.startsWith('plain/') ? 'safetensors' : name.split('/')[0])
+    expect(storageMethod(card)).toBe(/^(?:plain|families)\//.test(name) ? 'safetensors' : name.split('/')[0])
     expect([...new Set(matrices.map(describeStorage))].toSorted()).toEqual(stored.toSorted())
   })
 

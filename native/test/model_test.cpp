@@ -10,241 +10,12 @@
 #include "model/spec_check.h"
 #include "ops/kv_layout.h"
 #include "test/check.h"
+#include "test/tiny_model.h"
 
 using namespace edgeshift;
+using namespace edgeshift::test;
 
 namespace {
-
-constexpr int kBlock = 16;
-
-struct Tensor {
-  std::vector<int64_t> shape;
-  std::vector<float> values;
-};
-
-struct Net {
-  ModelSpec spec;
-  std::map<std::string, Tensor> tensors;
-
-  std::vector<WeightSource> sources() const {
-    std::vector<WeightSource> out;
-    for (const auto& [slot, t] : tensors) {
-      WeightSource& source = out.emplace_back();
-      source.slot = slot;
-      source.shape = t.shape;
-      source.values = {"f32", t.shape, reinterpret_cast<const uint8_t*>(t.values.data()), t.values.size() * sizeof(float)};
-    }
-    return out;
-  }
-};
-
-struct Options {
-  bool tied = true, bias = false, qk_norm = false, interleaved = false;
-  int window = 0, head_dim = 16, rotary = 16;
-};
-
-Net make_net(const Options& o) {
-  Net net;
-  ModelSpec& s = net.spec;
-  s.vocab = 80, s.hidden = 64, s.layers = 2, s.heads = 4, s.kv_heads = 2, s.head_dim = o.head_dim, s.ffn = 96;
-  s.norm_eps = 1e-5f;
-  s.attention_scale = 1 / std::sqrt(float(o.head_dim));
-  s.rope_interleaved = o.interleaved;
-  s.ropes.resize(1);
-  for (int i = 0; i < o.rotary / 2; ++i) s.ropes[0].inv_freq.push_back(std::pow(100.0f, -2.0f * i / o.rotary));
-  s.layer_ropes = {0, 0};
-  s.windows = {o.window, 0};
-  std::mt19937 rng(7);
-  auto add = [&](const std::string& slot, std::vector<int64_t> shape, float mean, float spread) {
-    int64_t count = 1;
-    for (int64_t d : shape) count *= d;
-    std::normal_distribution<float> draw(mean, spread);
-    Tensor t{std::move(shape), std::vector<float>(size_t(count))};
-    // Values that binary16 holds: the difference that is left is the arithmetic's.
-    for (float& v : t.values) v = std::round(draw(rng) * 1024) / 1024;
-    net.tensors.emplace(slot, std::move(t));
-  };
-  const int q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-  add("embed", {s.vocab, s.hidden}, 0, 1);
-  add("final_norm", {s.hidden}, 1, 0.1f);
-  if (!o.tied) add("head", {s.vocab, s.hidden}, 0, 0.3f);
-  for (int i = 0; i < s.layers; ++i) {
-    const std::string p = "layers." + std::to_string(i) + ".";
-    add(p + "attn_norm", {s.hidden}, 1, 0.1f), add(p + "ffn_norm", {s.hidden}, 1, 0.1f);
-    add(p + "q", {q, s.hidden}, 0, 0.2f), add(p + "k", {kv, s.hidden}, 0, 0.2f), add(p + "v", {kv, s.hidden}, 0, 0.2f);
-    add(p + "o", {s.hidden, q}, 0, 0.1f);
-    add(p + "gate", {s.ffn, s.hidden}, 0, 0.1f), add(p + "up", {s.ffn, s.hidden}, 0, 0.1f);
-    add(p + "down", {s.hidden, s.ffn}, 0, 0.1f);
-    if (o.bias) add(p + "q_bias", {q}, 0, 0.5f), add(p + "v_bias", {kv}, 0, 0.5f);
-    if (o.qk_norm) add(p + "q_norm", {s.head_dim}, 1, 0.2f), add(p + "k_norm", {s.head_dim}, 1, 0.2f);
-  }
-  return net;
-}
-
-using Vec = std::vector<double>;
-
-// The definition, token by token, nothing shared with the product.
-class Reference {
- public:
-  explicit Reference(const Net& net) : net_(net), s_(net.spec), keys_(s_.layers), values_(s_.layers) {}
-
-  // Logits after the token.
-  Vec next(int token) {
-    Vec x(w("embed") + token * s_.hidden, w("embed") + (token + 1) * s_.hidden);
-    for (int i = 0; i < s_.layers; ++i) {
-      const std::string p = "layers." + std::to_string(i) + ".";
-      add(x, attention(i, p, norm(x, p + "attn_norm")));
-      const Vec h = norm(x, p + "ffn_norm");
-      Vec gate = times(p + "gate", h, s_.ffn), up = times(p + "up", h, s_.ffn);
-      for (int j = 0; j < s_.ffn; ++j) gate[j] = gate[j] / (1 + std::exp(-gate[j])) * up[j];
-      add(x, times(p + "down", gate, s_.hidden));
-    }
-    ++position_;
-    return times(net_.tensors.contains("head") ? "head" : "embed", norm(x, "final_norm"), s_.vocab);
-  }
-
- private:
-  const float* w(const std::string& slot) const { return net_.tensors.at(slot).values.data(); }
-  static void add(Vec& x, const Vec& y) {
-    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
-  }
-  static Vec normed(const double* x, int n, const float* weight, double eps) {
-    double sum = 0;
-    for (int i = 0; i < n; ++i) sum += x[i] * x[i];
-    Vec out(n);
-    for (int i = 0; i < n; ++i) out[i] = x[i] / std::sqrt(sum / n + eps) * weight[i];
-    return out;
-  }
-  Vec norm(const Vec& x, const std::string& slot) const {
-    return normed(x.data(), int(x.size()), w(slot), s_.norm_eps);
-  }
-  Vec times(const std::string& slot, const Vec& x, int n) const {
-    Vec y(n);
-    for (int i = 0; i < n; ++i) {
-      for (size_t j = 0; j < x.size(); ++j) y[i] += x[j] * double(w(slot)[i * x.size() + j]);
-    }
-    return y;
-  }
-  Vec project(const std::string& slot, const Vec& x, int heads) const {
-    Vec y = times(slot, x, heads * s_.head_dim);
-    if (net_.tensors.contains(slot + "_bias")) {
-      for (size_t i = 0; i < y.size(); ++i) y[i] += w(slot + "_bias")[i];
-    }
-    return y;
-  }
-  void rotate(double* head) const {
-    const int half = int(s_.ropes[0].inv_freq.size());
-    for (int i = 0; i < half; ++i) {
-      const double angle = position_ * double(s_.ropes[0].inv_freq[i]), c = std::cos(angle), n = std::sin(angle);
-      double& a = head[s_.rope_interleaved ? 2 * i : i];
-      double& b = head[s_.rope_interleaved ? 2 * i + 1 : i + half];
-      const double a0 = a, b0 = b;
-      a = a0 * c - b0 * n, b = b0 * c + a0 * n;
-    }
-  }
-  void finish_heads(Vec& y, const std::string& norm_slot) const {
-    for (size_t h = 0; h < y.size(); h += s_.head_dim) {
-      if (net_.tensors.contains(norm_slot)) {
-        const Vec n = normed(&y[h], s_.head_dim, w(norm_slot), s_.norm_eps);
-        std::copy(n.begin(), n.end(), y.begin() + long(h));
-      }
-      rotate(&y[h]);
-    }
-  }
-  Vec attention(int layer, const std::string& p, const Vec& h) {
-    Vec q = project(p + "q", h, s_.heads), k = project(p + "k", h, s_.kv_heads);
-    finish_heads(q, p + "q_norm");
-    finish_heads(k, p + "k_norm");
-    keys_[layer].push_back(k);
-    values_[layer].push_back(project(p + "v", h, s_.kv_heads));
-    const int d = s_.head_dim, first = s_.windows[layer] ? std::max(0, position_ - s_.windows[layer] + 1) : 0;
-    Vec out(s_.heads * d);
-    for (int head = 0; head < s_.heads; ++head) {
-      const int kv = head / (s_.heads / s_.kv_heads) * d;
-      Vec p_of(position_ + 1);
-      double sum = 0;
-      for (int t = first; t <= position_; ++t) {
-        double score = 0;
-        for (int i = 0; i < d; ++i) score += q[head * d + i] * keys_[layer][t][kv + i];
-        sum += p_of[t] = std::exp(score * s_.attention_scale);
-      }
-      for (int t = first; t <= position_; ++t) {
-        for (int i = 0; i < d; ++i) out[head * d + i] += p_of[t] / sum * values_[layer][t][kv + i];
-      }
-    }
-    return times(p + "o", out, s_.hidden);
-  }
-
-  const Net& net_;
-  const ModelSpec& s_;
-  std::vector<std::vector<Vec>> keys_, values_;
-  int position_ = 0;
-};
-
-std::unique_ptr<Backend> open() {
-  auto backend = open_cpu(2, 4 << 20);
-  ES_CHECK(backend.ok());
-  return std::move(backend.value());
-}
-
-std::unique_ptr<Model> load(Backend& backend, const Net& net, Precision precision) {
-  auto model = backend.load(net.spec, net.sources(), {precision, 4, 64, kBlock, {}});
-  if (model.ok()) return std::move(model.value());
-  test::report(__FILE__, __LINE__, model.status().message());
-  return nullptr;
-}
-
-// A batch of one sequence in slot 0 whose last token's whole distribution is scored.
-StepBatch scoring_batch(const Model& model, int vocab, const std::vector<int32_t>& tokens, int first) {
-  StepBatch b;
-  b.tokens = tokens;
-  b.seq_starts = {0, int32_t(tokens.size())};
-  b.first_positions = {first};
-  b.slots = {0};
-  const int blocks = (first + int(tokens.size()) + kBlock - 1) / kBlock;
-  // Backwards, so that neighbouring positions lie apart.
-  for (int i = 0; i < blocks; ++i) b.blocks.push_back(uint32_t((20 - i) * model.block_bytes() / kKvUnitBytes));
-  b.block_starts = {0, blocks};
-  for (int32_t id = 0; id < vocab; ++id) {
-    b.row_tokens.push_back(int32_t(tokens.size()) - 1);
-    b.row_seqs.push_back(0);
-    b.row_targets.push_back(id);
-    b.row_top.push_back(0);
-  }
-  return b;
-}
-
-double worst_difference(const Net& net, Precision precision, double& spread) {
-  auto backend = open();
-  auto model = load(*backend, net, precision);
-  if (!model) return INFINITY;
-  Reference reference(net);
-  std::mt19937 rng(11);
-  ES_CHECK(model->set_slot(0, SamplingState()).ok());
-  double worst = 0;
-  int position = 0;
-  for (int count : {5, 1, 30, 1, 17, 1}) {
-    std::vector<int32_t> tokens;
-    Vec logits;
-    for (int i = 0; i < count; ++i) {
-      tokens.push_back(int32_t(rng() % unsigned(net.spec.vocab)));
-      logits = reference.next(tokens.back());
-    }
-    StepResult result;
-    Status status = model->step(scoring_batch(*model, net.spec.vocab, tokens, position), result);
-    if (!status.ok()) test::report(__FILE__, __LINE__, status.message());
-    if (!status.ok()) return INFINITY;
-    position += count;
-    double sum = 0, mean = 0, square = 0;
-    for (double l : logits) sum += std::exp(l), mean += l / double(logits.size());
-    for (double l : logits) square += (l - mean) * (l - mean) / double(logits.size());
-    spread = std::sqrt(square);
-    for (size_t i = 0; i < logits.size(); ++i) {
-      worst = std::max(worst, std::abs(result.rows[i].logprob - (logits[i] - std::log(sum))));
-    }
-  }
-  return worst;
-}
 
 void matches_the_reference() {
   const std::pair<const char*, Options> cases[] = {
@@ -253,6 +24,12 @@ void matches_the_reference() {
       {"q and k norm", {.qk_norm = true}},
       {"interleaved rotary", {.interleaved = true}},
       {"sliding window", {.window = 7}},
+      {"Gemma 2", {.window = 7, .gelu = true, .post_norms = true, .norm_offset = 1, .embedding_scale = 8,
+                   .attention_softcap = 5, .final_softcap = 3}},
+      {"Gemma 3", {.qk_norm = true, .window = 9, .gelu = true, .post_norms = true, .local_rope = true,
+                   .norm_offset = 1, .embedding_scale = 8}},
+      {"SmolLM3", {.nope = true}},
+      {"biases everywhere", {.bias = true, .all_biases = true}},
       {"partial rotary", {.head_dim = 32, .rotary = 16}},
       {"padded heads", {.bias = true, .head_dim = 24, .rotary = 24}},
       {"padded interleaved heads", {.interleaved = true, .head_dim = 8, .rotary = 8}},
@@ -265,7 +42,7 @@ void matches_the_reference() {
         {Precision::fp16, 0.005}, {Precision::int8, 0.3}, {Precision::int4, 2.5}};
     for (const auto& [precision, tolerance] : rungs) {
       double spread = 1;
-      const double worst = worst_difference(net, precision, spread);
+      const double worst = worst_difference(net, net.sources(), precision, spread);
       std::printf("%-26s rung %d: worst difference %.5f of the logits' spread\n", name, int(precision), worst / spread);
       if (!(worst < tolerance * spread)) test::report(__FILE__, __LINE__, std::string(name) + " is off");
     }
@@ -351,7 +128,7 @@ void refuses_bad_batches() {
 void samples_and_continues() {
   const Net net = make_net({});
   auto backend = open();
-  auto model = load(*backend, net, Precision::fp16);
+  auto model = load(*backend, net, net.sources(), Precision::fp16);
   StepBatch b = scoring_batch(*model, 1, {3, 4}, 0);
   b.row_targets = {-1};
   StepResult result;

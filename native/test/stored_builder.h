@@ -1,6 +1,7 @@
 // Matrices of known codes in the formats of GPTQ, AWQ and compressed-tensors, packed one code at a time.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -29,11 +30,12 @@ struct Stored {
 
 class StoredBuilder {
  public:
-  StoredBuilder(Storage storage, int n, int k, bool act_order, bool symmetric, Random& random)
+  // Scales are drawn from 0 to `scale`.
+  StoredBuilder(Storage storage, int n, int k, bool act_order, bool symmetric, Random& random, float scale = 0.1f)
       : random_(random) {
     Stored& s = out_;
     s.n = n, s.k = k, s.bits = storage.bits;
-    s.group = storage.group_size == 0 ? k : storage.group_size;
+    s.group = storage.group_size == 0 ? k : std::min(storage.group_size, k);
     s.groups = (k + s.group - 1) / s.group;
     s.source.slot = "test";
     s.source.shape = {n, k};
@@ -41,7 +43,7 @@ class StoredBuilder {
     for (int i = 0; i < n * k; ++i) s.codes.push_back(random.below(1 << s.bits));
     for (int i = 0; i < n * s.groups; ++i) {
       s.zeros.push_back(symmetric ? 1 << (s.bits - 1) : random.below(1 << s.bits));
-      s.scales.push_back(to_f16(0.001f + 0.1f * random.uniform()));
+      s.scales.push_back(to_f16((0.01f + random.uniform()) * scale));
     }
     for (int i = 0; i < k; ++i) s.group_of.push_back(i / s.group);
     if (act_order) shuffle();

@@ -15,12 +15,13 @@ const id = z
   .min(0)
   .max(2 ** 31)
 const addedToken = z.looseObject({ id, content: z.string() })
+const kindSchema = z.looseObject({ model: z.looseObject({ type: z.string().nullish() }) })
 const tokenizerSchema = z.looseObject({
   added_tokens: z
     .array(addedToken)
     .max(1 << 20)
     .default([]),
-  model: z.looseObject({ type: z.string().nullish(), vocab: z.record(z.string(), id) }),
+  model: z.looseObject({ vocab: z.record(z.string(), id) }),
   post_processor: z.looseObject({}).nullish(),
 })
 
@@ -49,8 +50,11 @@ export function readHfText(folder: string, config: RawConfig, contextLength: num
   const data = readSmallFile(file, MAX_TOKENIZER_BYTES)
   if (data === undefined)
     throw unsupported(folder, 'there is no tokenizer.json (other tokenizer files are not supported)')
-  const tokenizer = checkShape(tokenizerSchema, parseJsonObject(file, data), file)
-  const ids = tokenIds(file, tokenizer, config.vocab_size)
+  const parsed = parseJsonObject(file, data)
+  const { type } = checkShape(kindSchema, parsed, file).model
+  if (type !== 'BPE') throw unsupported(file, `model.type ${quote(type)} is not supported (BPE is)`)
+  const tokenizer = checkShape(tokenizerSchema, parsed, file)
+  const { ids, beyond } = tokenIds(file, tokenizer, config.vocab_size)
   const named = readConfig(join(folder, 'tokenizer_config.json'), tokenizerConfigSchema)
   const generation = readConfig(join(folder, 'generation_config.json'), generationSchema)
   const idOf = (token: string | null | undefined) => (token == null ? undefined : ids.get(token))
@@ -61,7 +65,7 @@ export function readHfText(folder: string, config: RawConfig, contextLength: num
   }
   const template = readTemplate(folder, named.chat_template)
   return [
-    { name: 'tokenizer.json', data },
+    { name: 'tokenizer.json', data: beyond ? withoutTokensFrom(tokenizer, config.vocab_size) : data },
     json('tokenizer_config.json', {
       bos_token: named.bos_token,
       eos_token: named.eos_token,
@@ -79,15 +83,34 @@ function readConfig<T>(file: string, schema: z.ZodType<T>): T {
   return checkShape(schema, readJsonObject(file, MAX_CONFIG_BYTES) ?? {}, file)
 }
 
-function tokenIds(file: string, tokenizer: z.infer<typeof tokenizerSchema>, vocabSize: number): Map<string, number> {
+/** Ids by token. `beyond`: there are added tokens without an embedding, as Gemma 3's text models have for images. */
+function tokenIds(
+  file: string,
+  tokenizer: z.infer<typeof tokenizerSchema>,
+  vocabSize: number,
+): { ids: Map<string, number>; beyond: boolean } {
   const { model, added_tokens: added } = tokenizer
-  if (model.type !== 'BPE') throw unsupported(file, `model.type ${quote(model.type)} is not supported (BPE is)`)
+  const beyond = added.filter((token) => token.id >= vocabSize)
+  const named = new Set(beyond.map(({ content }) => content))
   const ids = new Map(Object.entries(model.vocab))
-  for (const token of added) ids.set(token.content, token.id)
   for (const [token, place] of ids) {
-    if (place >= vocabSize) throw invalidFile(file, `token ${quote(token)} has id ${place} of ${vocabSize} embeddings`)
+    if (place >= vocabSize && !named.has(token))
+      throw invalidFile(file, `token ${quote(token)} has id ${place} of ${vocabSize} embeddings`)
   }
-  return ids
+  for (const token of added) ids.set(token.content, token.id)
+  for (const token of named) ids.delete(token)
+  return { ids, beyond: beyond.length > 0 }
+}
+
+function withoutTokensFrom(tokenizer: z.infer<typeof tokenizerSchema>, vocabSize: number): Buffer {
+  const inside = Object.entries(tokenizer.model.vocab).filter(([, place]) => place < vocabSize)
+  return Buffer.from(
+    JSON.stringify({
+      ...tokenizer,
+      added_tokens: tokenizer.added_tokens.filter((token) => token.id < vocabSize),
+      model: { ...tokenizer.model, vocab: Object.fromEntries(inside) },
+    }),
+  )
 }
 
 /** Whether the tokenizer puts this token before a text (a TemplateProcessing step, as in Llama 3). */

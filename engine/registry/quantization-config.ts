@@ -44,7 +44,12 @@ const gptqSchema = z.looseObject({
 const awqSchema = z.looseObject({
   bits: z.literal(4, 'expected 4: no known tool writes AWQ of other widths'),
   group_size: groupSize,
-  version: z.enum(['gemm', 'gemv', 'gemv_fast']).default('gemm'),
+  version: z
+    .string()
+    .max(100)
+    .toLowerCase()
+    .pipe(z.enum(['gemm', 'gemv', 'gemv_fast']))
+    .default('gemm'),
   pack_dtype: z.literal('int32').optional(),
   zero_point: z.literal(true, 'expected true: no known tool writes AWQ without zero points').default(true),
   modules_to_not_convert: names.nullish(),

@@ -6,7 +6,7 @@ import { Command, Option } from 'commander'
 import { pino } from 'pino'
 import { loadAddon } from '../addon.js'
 import { type Config, ConfigError, loadConfig, parseConfig } from '../config/index.js'
-import type { GgufFile } from '../native.js'
+import type { GgufFile, NativeError } from '../native.js'
 import { ModelFileError, readModelCard } from '../registry/index.js'
 import { findDevices } from '../residency/open.js'
 import { hubAt, PullError } from './hub.js'
@@ -115,11 +115,19 @@ async function pull(name: string, { endpoint, revision, gguf, models, maxGb }: P
   console.log(`${folder}: complete, every hash is right. edgeshift inspect ${folder} describes it`)
 }
 
+/** The addon's errors and the system's: both have a code and say what and where. */
+function isNativeError(error: unknown): error is NativeError {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string'
+}
+
 /** One line for failures that a person can act on; anything else keeps its stack. */
 function fail(error: unknown): void {
-  const native = error instanceof Error && 'code' in error && typeof error.code === 'string'
-  const known = error instanceof ModelFileError || error instanceof ConfigError || error instanceof PullError || native
-  console.error(known && error instanceof Error ? error.message : error)
+  const known =
+    error instanceof ModelFileError ||
+    error instanceof ConfigError ||
+    error instanceof PullError ||
+    isNativeError(error)
+  console.error(known ? error.message : error)
   process.exitCode = 1
 }
 

@@ -151,6 +151,8 @@ function isConnectionFailure(error: unknown): boolean {
   return !MODEL_FAULTS.has(error.code)
 }
 
+const PRECISIONS: readonly VariantEntry['precision'][] = ['fp16', 'int8', 'int4']
+
 type RungName = Pick<VariantEntry, 'name' | 'precision'>
 
 /** As configured; where a rung's precision is read from its file, as the engine has read them. */
@@ -160,11 +162,14 @@ function rungsOf({ id, variants }: ModelConfig, status: Map<string, VariantStatu
   const read = [...status.values()].flatMap(({ name, model, precision }) =>
     model === id && isPrecision(precision) ? [{ name, precision }] : [],
   )
-  return read.length > 0 ? read : stated
+  if (read.length > 0) return read
+  // Until the engine has read the files, requests wait for a rung of any name.
+  const free = PRECISIONS.filter((precision) => !stated.some((rung) => rung.precision === precision))
+  return [...stated, ...free.slice(0, 1).map((precision) => ({ name: `${id}:${precision}`, precision }))]
 }
 
 function isPrecision(text: string): text is VariantEntry['precision'] {
-  return text === 'fp16' || text === 'int8' || text === 'int4'
+  return PRECISIONS.some((precision) => precision === text)
 }
 
 function toVariant(

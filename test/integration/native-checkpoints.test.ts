@@ -3,8 +3,8 @@ import { afterAll, beforeAll, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice, Precision } from '../../engine/native.js'
 import { estimateWeightBytes } from '../../engine/registry/index.js'
-import { GOLDEN, goldenCard, logitErrors, logitTolerance } from '../support/golden.js'
-import { BLOCK_SIZE, cpuDevice } from '../support/native-model.js'
+import { GOLDEN, goldenCard, goldenRequest, logitErrors, logitTolerance } from '../support/golden.js'
+import { cpuDevice } from '../support/native-model.js'
 
 /**
  * Activations in 8 bits per 32 values cost these random weights up to a quarter more than the reference's estimate of
@@ -30,16 +30,8 @@ const RUNGS = GOLDEN.flatMap((name): [string, Precision][] => {
 
 test.each(RUNGS)("%s at %s gives the reference's logits", async (name, precision) => {
   const card = goldenCard(name)
-  const { spec, files, weights } = card
-  const model = await device.loadModel({
-    spec,
-    files,
-    weights,
-    precision,
-    maxSlots: 1,
-    maxBatchTokens: 256,
-    blockSize: BLOCK_SIZE,
-  })
+  const { spec } = card
+  const model = await device.loadModel({ ...goldenRequest(name), precision })
   const { weightBytes } = model
   const errors = await logitErrors(model, name, spec)
   await model.unload()

@@ -1,10 +1,11 @@
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { LoadRequest, NativeDevice, NativeModel, StepBatch, WeightSource } from '../../engine/native.js'
+import { goldenRequest } from '../support/golden.js'
 import { cpuDevice, generate, greedyState, makeBatch, smollm2Request } from '../support/native-model.js'
 import { stories260kRequest } from '../support/stories260k.js'
 
@@ -13,6 +14,7 @@ setFlagsFromString('--expose-gc')
 const collectGarbage = runInNewContext('gc') as () => void
 const open = (change: object) => () => addon.openDevice({ ...cpuDevice, ...change })
 const descriptors = (): number => readdirSync('/proc/self/fd').length
+const mappings = (): number => readFileSync('/proc/self/maps', 'utf8').split('\n').length
 
 describe('a device', () => {
   test('refuses options that are wrong', () => {
@@ -74,7 +76,12 @@ describe('a device', () => {
     const device = addon.openDevice(cpuDevice)
     const rungs = ['fp16', 'int8', 'int4'] as const
     const large = rungs.map((precision) => smollm2Request(precision, 64))
-    const small = rungs.map((precision) => stories260kRequest(precision))
+    const small = [
+      ...rungs.map((precision) => stories260kRequest(precision)),
+      ...['gptq/w4_dynamic_mixed', 'gptq/w4_g128_sym_actorder', 'awq/w4_g64', 'compressed-tensors/fp8_static'].map(
+        (name) => goldenRequest(name),
+      ),
+    ]
     const cycle = async (request: LoadRequest): Promise<void> => {
       const model = await device.loadModel(request)
       await generate(model, [1], 3)
@@ -82,11 +89,13 @@ describe('a device', () => {
     }
     for (const request of [...large, ...small]) await cycle(request)
     collectGarbage()
-    const baseline = { rss: process.memoryUsage().rss, descriptors: descriptors() }
-    for (let i = 0; i < 32; i++) for (const request of small) await cycle(request)
+    const baseline = { rss: process.memoryUsage().rss, descriptors: descriptors(), mappings: mappings() }
+    for (let i = 0; i < 14; i++) for (const request of small) await cycle(request)
     for (const request of large) await cycle(request)
     collectGarbage()
     expect(descriptors()).toBe(baseline.descriptors)
+    // The allocator's own come and go.
+    expect(mappings()).toBeLessThan(baseline.mappings + 8)
     // Less than a tenth of one copy of the smallest rung's weights.
     expect(process.memoryUsage().rss - baseline.rss).toBeLessThan(8 << 20)
     await device.close()

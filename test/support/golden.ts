@@ -1,10 +1,10 @@
 /** Checkpoints of test/fixtures/formats, written by the tools of their formats, with their expected logits. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import type { NativeModel, Precision } from '../../engine/native.js'
+import type { LoadRequest, NativeModel, Precision } from '../../engine/native.js'
 import type { DecoderSpec } from '../../engine/registry/decoder-spec.js'
 import { type ModelCard, promptRopes, readModelCard } from '../../engine/registry/index.js'
-import { scoreNext, standardDeviation } from './native-model.js'
+import { BLOCK_SIZE, scoreNext, standardDeviation } from './native-model.js'
 import { readNpz } from './npz.js'
 
 const root = fileURLToPath(new URL('../fixtures/formats/', import.meta.url))
@@ -24,6 +24,12 @@ export function goldenCard(name: string): ModelCard {
   return readModelCard(goldenFolder(name), () => {
     throw new Error('no GGUF is expected here')
   })
+}
+
+/** A load of a golden checkpoint at its own rung. */
+export function goldenRequest(name: string): LoadRequest {
+  const { spec, files, weights, precision } = goldenCard(name)
+  return { spec, files, weights, precision, maxSlots: 8, maxBatchTokens: 256, blockSize: BLOCK_SIZE }
 }
 
 /** A prompt with the float32 reference's logits after its last token. */

@@ -23,9 +23,9 @@ f16 to_finite_f16(float value) { return to_f16(std::clamp(value, -kLargestHalf, 
 
 // Nearest integer in [low, high]; NaN becomes low.
 int round_code(float value, int low, int high) {
-  float rounded = std::nearbyint(value);
-  if (!(rounded > float(low))) return low;
-  return rounded > float(high) ? high : int(rounded);
+  float inside = value > float(low) ? (value < float(high) ? value : float(high)) : float(low);
+  // 1.5 * 2^23: the sum has no fraction bits left, so the addition rounds to nearest even; no call as std::nearbyint is.
+  return int((inside + 12582912.0f) - 12582912.0f);
 }
 
 // Codes times a scale, maybe plus a minimum, in blocks of 32.

@@ -133,7 +133,7 @@ int main(int argc, char** argv) {
   auto backend = open_cpu(threads, size_t(512) << 20);
   if (!backend.ok()) return 1;
   double start = bench::seconds_now();
-  auto loaded = backend.value()->load(spec, weights.sources, {precision, 16, 4096, kBlockSize});
+  auto loaded = backend.value()->load(spec, weights.sources, {precision, 16, 4096, kBlockSize, {}});
   if (!loaded.ok()) {
     std::fprintf(stderr, "load: %s\n", loaded.status().message().c_str());
     return 1;

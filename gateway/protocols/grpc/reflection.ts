@@ -23,7 +23,7 @@ function packageRoot(): string {
   let folder = dirname(fileURLToPath(import.meta.url))
   while (!existsSync(join(folder, DESCRIPTOR))) {
     const parent = dirname(folder)
-    if (parent === folder) throw new Error(`${DESCRIPTOR} is missing: run "npm run proto"`)
+    if (parent === folder) throw new Error(`${DESCRIPTOR} is missing: run "npm run generate"`)
     folder = parent
   }
   return folder

@@ -8,6 +8,7 @@
 
 #include "quant/block_decode.h"
 #include "quant/half.h"
+#include "quant/round_to_nearest.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -16,17 +17,6 @@
 namespace edgeshift {
 
 namespace {
-
-constexpr float kLargestHalf = 65504.0f;
-
-f16 to_finite_f16(float value) { return to_f16(std::clamp(value, -kLargestHalf, kLargestHalf)); }
-
-// Nearest integer in [low, high]; NaN becomes low.
-int round_code(float value, int low, int high) {
-  float inside = value > float(low) ? (value < float(high) ? value : float(high)) : float(low);
-  // 1.5 * 2^23: the sum has no fraction bits left, so the addition rounds to nearest even; no call as std::nearbyint is.
-  return int((inside + 12582912.0f) - 12582912.0f);
-}
 
 // Codes times a scale, maybe plus a minimum, in blocks of 32.
 bool is_linear(BlockType type) {
@@ -50,13 +40,6 @@ bool brings_minimums(BlockType type) {
   return type == BlockType::q4_1 || type == BlockType::q5_1 || type == BlockType::q4_k || type == BlockType::q5_k;
 }
 
-// One group on its way to the canonical arrays.
-struct Group {
-  f16 scale{};
-  f16 minimum{};
-  int* codes;  // [group]
-};
-
 f16 half_at(const uint8_t* from) {
   f16 h;
   std::memcpy(&h.bits, from, 2);
@@ -64,7 +47,7 @@ f16 half_at(const uint8_t* from) {
 }
 
 // A block of q4_0 .. q8_0: its codes, scale and minimum, with the offset that the format subtracts from codes.
-int read_legacy_block(BlockType type, const uint8_t* b, Group& out) {
+int read_legacy_block(BlockType type, const uint8_t* b, CodedGroup& out) {
   uint32_t high = 0;
   out.scale = half_at(b);
   if (brings_minimums(type)) out.minimum = half_at(b + 2);
@@ -84,7 +67,7 @@ int read_legacy_block(BlockType type, const uint8_t* b, Group& out) {
 }
 
 // Sub-block j of q4_k or q5_k. The products of 11 and 6 bits are rounded to binary16.
-void read_k_sub_block(BlockType type, const uint8_t* b, int j, Group& out) {
+void read_k_sub_block(BlockType type, const uint8_t* b, int j, CodedGroup& out) {
   const bool five = type == BlockType::q5_k;
   const SubBlock sub = k_sub_block(b + 4, j);
   out.scale = to_f16(to_float(half_at(b)) * float(sub.scale));
@@ -97,7 +80,7 @@ void read_k_sub_block(BlockType type, const uint8_t* b, int j, Group& out) {
 }
 
 // Sub-block j of iq4_xs, or an iq4_nl block: a codebook of 8-bit values.
-void read_iq4(BlockType type, const uint8_t* b, int j, Group& out) {
+void read_iq4(BlockType type, const uint8_t* b, int j, CodedGroup& out) {
   const uint8_t* nibbles = b + 2;
   out.scale = half_at(b);
   if (type == BlockType::iq4_xs) {
@@ -113,9 +96,9 @@ void read_iq4(BlockType type, const uint8_t* b, int j, Group& out) {
   }
 }
 
-// Group g of a row of file blocks, kept. int4 codes stay unsigned, so an offset moves into the minimum; int8 codes take
+// CodedGroup g of a row of file blocks, kept. int4 codes stay unsigned, so an offset moves into the minimum; int8 codes take
 // it in.
-void keep_group(BlockType type, Precision target, const uint8_t* row, int g, Group& out) {
+void keep_group(BlockType type, Precision target, const uint8_t* row, int g, CodedGroup& out) {
   out.minimum = {};
   const int per_block = block_weights(type) / 32;
   const uint8_t* block = row + size_t(g / per_block) * size_t(block_bytes(type));
@@ -127,74 +110,6 @@ void keep_group(BlockType type, Precision target, const uint8_t* row, int g, Gro
   } else {
     for (int i = 0; i < 32; ++i) out.codes[i] -= offset;
   }
-}
-
-// Symmetric, 8 bits.
-void round_symmetric(const float* w, int count, Group& out) {
-  float largest = 0;
-  for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(w[i]));
-  out.scale = to_finite_f16(largest / 127.0f);
-  out.minimum = {};
-  float scale = to_float(out.scale);
-  float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-  for (int i = 0; i < count; ++i) out.codes[i] = round_code(w[i] * inverse, -127, 127);
-}
-
-struct Line {
-  float scale = 0;
-  float minimum = 0;
-};
-
-// Squared error of coding w with the line, and the least squares line for those codes.
-float fit_line(const float* w, int count, Line line, Line& better) {
-  float inverse = line.scale > 0 ? 1.0f / line.scale : 0.0f;
-  double sum_q = 0, sum_qq = 0, sum_w = 0, sum_qw = 0, error = 0;
-  for (int i = 0; i < count; ++i) {
-    int q = round_code((w[i] - line.minimum) * inverse, 0, 15);
-    double miss = double(w[i]) - (double(q) * line.scale + line.minimum);
-    error += miss * miss;
-    sum_q += q;
-    sum_qq += q * q;
-    sum_w += w[i];
-    sum_qw += q * double(w[i]);
-  }
-  double spread = count * sum_qq - sum_q * sum_q;
-  better = line;
-  if (spread > 0) {
-    better.scale = float((count * sum_qw - sum_q * sum_w) / spread);
-    better.minimum = float((sum_w - double(better.scale) * sum_q) / count);
-  }
-  return float(error);
-}
-
-Line rounded(Line line) { return {to_float(to_finite_f16(line.scale)), to_float(to_finite_f16(line.minimum))}; }
-
-// Asymmetric, 4 bits: of a few ranges around the weights, each refined by least squares, the one with the least error.
-void round_asymmetric(const float* w, int count, Group& out) {
-  float low = w[0], high = w[0];
-  for (int i = 1; i < count; ++i) {
-    low = std::min(low, w[i]);
-    high = std::max(high, w[i]);
-  }
-  Line best;
-  float best_error = INFINITY;
-  for (float shrink : {1.0f, 0.92f, 0.84f}) {
-    float cut = (1.0f - shrink) * (high - low) / 2;
-    Line line = rounded({(high - low - 2 * cut) / 15.0f, low + cut});
-    for (int i = 0; i < 2; ++i) {
-      Line better;
-      float error = fit_line(w, count, line, better);
-      if (error < best_error) {
-        best_error = error;
-        best = line;
-      }
-      line = rounded(better);
-    }
-  }
-  out.scale = to_f16(best.scale);
-  out.minimum = to_f16(best.minimum);
-  float inverse = best.scale > 0 ? 1.0f / best.scale : 0.0f;
-  for (int i = 0; i < count; ++i) out.codes[i] = round_code((w[i] - best.minimum) * inverse, 0, 15);
 }
 
 Status check_form(BlockType source, CanonicalForm form, int k) {
@@ -281,7 +196,7 @@ Status convert_row(BlockType source, const uint8_t* data, CanonicalForm form, in
   int codes_per_byte = form.precision == Precision::int4 ? 2 : 1;
   uint8_t* to = out.codes.data() + size_t(row) * size_t(padded / codes_per_byte);
   for (int g = 0; g < groups; ++g) {
-    Group group{{}, {}, codes};
+    CodedGroup group{{}, {}, codes};
     int count = std::min(form.group, k - g * form.group);
     if (keeps) keep_group(source, form.precision, data, g, group);
     else if (form.precision == Precision::int4) round_asymmetric(weights + g * form.group, count, group);

@@ -1,5 +1,6 @@
 // Codebooks of ggml's IQ types (ggml-common.h), packed: element i of an entry is an index into the levels, at bit
-// 2i (eight elements) or 3i (four elements).
+// 2i (eight elements) or 3i (four elements). The numbers are part of the format; ggml is MIT-licensed,
+// Copyright (c) 2023-2026 The ggml authors.
 #pragma once
 
 #include <cstdint>

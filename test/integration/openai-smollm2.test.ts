@@ -1,6 +1,6 @@
 /** The same unmodified clients as in openai-clients.test.ts, answered by the embedded model. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { eventually, GatewayProcess } from '../support/gateway-process.js'
+import { eventually, GatewayProcess, onlyRung } from '../support/gateway-process.js'
 import {
   aiGenerateText,
   aiStreamText,
@@ -17,9 +17,6 @@ import {
   type Target,
 } from '../support/openai-scenarios.js'
 
-/** One rung is enough here and starts fastest. */
-const onlyFp16 = (config: string): string => config.replaceAll(/ {6}- precision: int.\b.*\n {8}from: fp16.*\n/g, '')
-
 /** The generation of a client that went away has been logged. */
 const aborted = (): boolean => box.log.some(({ outcome }) => outcome === 'cancelled')
 
@@ -27,7 +24,7 @@ let box: GatewayProcess
 let target: Target
 
 beforeAll(async () => {
-  box = await GatewayProcess.startShipped(onlyFp16).ready()
+  box = await GatewayProcess.startShipped(onlyRung('fp16')).ready()
   target = { url: box.url, model: 'chat' }
 })
 afterAll(() => box.close())

@@ -4,7 +4,7 @@ import { WebSocket as UndiciSocket } from 'undici'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { WebSocket } from 'ws'
 import { GenerateOptions } from '../../proto/gen/edgeshift/v1/gateway.js'
-import { GatewayProcess } from '../support/gateway-process.js'
+import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
 import { chatOverGrpc, GrpcPeer } from '../support/grpc-clients.js'
 import { openAiClient } from '../support/openai-scenarios.js'
 import { ChatPeer, chatOverWebSocket } from '../support/websocket-clients.js'
@@ -15,11 +15,8 @@ let box: GatewayProcess
 let grpc: GrpcPeer
 let socketUrl: string
 
-/** One rung is enough here and starts fastest. */
-const onlyFp16 = (config: string): string => config.replaceAll(/ {6}- precision: int.\b.*\n {8}from: fp16.*\n/g, '')
-
 beforeAll(async () => {
-  box = await GatewayProcess.startShipped(onlyFp16).ready()
+  box = await GatewayProcess.startShipped(onlyRung('fp16')).ready()
   grpc = new GrpcPeer(box.grpcAddress)
   socketUrl = `${box.url.replace('http', 'ws')}/v1/chat/ws`
 })

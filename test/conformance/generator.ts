@@ -2,6 +2,7 @@
 import { EventEmitter, once } from 'node:events'
 import { describe, expect, it } from 'vitest'
 import type { GenerateEvent, GenerateHandle, GenerateRequest, Generator } from '../../gateway/request.js'
+import { DEFAULT_SAMPLING } from '../support/sampling.js'
 
 /** A generator that answers by itself with more than one text event per choice, yielding between them. */
 export interface GeneratorUnderTest {
@@ -47,20 +48,7 @@ function requestOf(model: string, n = 1): GenerateRequest {
     id: `conformance-${count++}`,
     model,
     input: { kind: 'text', text: 'ab' },
-    sampling: {
-      temperature: 1,
-      topK: 0,
-      topP: 1,
-      minP: 0,
-      repetitionPenalty: 1,
-      presencePenalty: 0,
-      frequencyPenalty: 0,
-      seed: 7,
-      logitBias: new Map(),
-      minTokens: 0,
-      ignoreEos: false,
-      stopTokenIds: [],
-    },
+    sampling: { ...DEFAULT_SAMPLING, seed: 7 },
     stop: [],
     maxTokens: 8,
     echo: false,

@@ -10,6 +10,7 @@ import type { GenerateEvent, GenerateHandle, GenerateRequest } from '../../gatew
 import type { ModelEntry } from '../../gateway/services.js'
 import { FinishReason, type SequenceDelta, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
 import { fakeText } from '../support/fake-text.js'
+import { DEFAULT_SAMPLING } from '../support/sampling.js'
 
 const CONTEXT = 32
 
@@ -123,20 +124,7 @@ function requestOf(): GenerateRequest {
     priority: 0,
     deadlineMs: 0,
     tenant: '',
-    sampling: {
-      temperature: 1,
-      topK: 0,
-      topP: 1,
-      minP: 0,
-      repetitionPenalty: 1,
-      presencePenalty: 0,
-      frequencyPenalty: 0,
-      logitBias: new Map(),
-      minTokens: 0,
-      ignoreEos: false,
-      stopTokenIds: [],
-      seed: 7,
-    },
+    sampling: { ...DEFAULT_SAMPLING, seed: 7 },
   }
 }
 

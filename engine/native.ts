@@ -115,7 +115,15 @@ export type Storage =
   | { method: 'awq'; version: 'gemm' | 'gemv' | 'gemv_fast'; bits: 4; groupSize: number }
   | { method: 'pack-quantized'; bits: 4 | 8; groupSize: number; symmetric: boolean }
   | { method: 'int-quantized'; groupSize: number; quantizedActivations: boolean }
-  | { method: 'float-quantized'; quantizedActivations: boolean }
+  | {
+      method: 'float-quantized'
+      /** Whose names and rules the file follows. */
+      layout: 'compressed-tensors' | 'fp8'
+      quantizedActivations: boolean
+      /** Outputs and inputs that share a scale; 0 = one scale for each output or for all. */
+      blockOutputs: number
+      blockInputs: number
+    }
 
 /** A role that a tensor plays in a stored weight. */
 export type TensorRole = 'values' | 'codes' | 'scales' | 'zeroPoints' | 'groupIndex'

@@ -13,7 +13,7 @@ const name = () =>
   z.string().regex(NAME, 'expected letters, digits, ".", "_" or "-", starting with a letter or digit').max(64)
 
 /** Containers, and quantization methods of safetensors. */
-const FORMATS = ['gguf', 'safetensors', 'gptq', 'awq', 'compressed-tensors'] as const
+const FORMATS = ['gguf', 'safetensors', 'gptq', 'awq', 'fp8', 'compressed-tensors'] as const
 
 const PRECISIONS = ['fp16', 'int8', 'int4'] as const
 const precision = () => z.enum(PRECISIONS)

@@ -9,7 +9,8 @@ import { elementsOf, plainWeight, splitRows, type StoredWeight, type TensorRef }
 const FLOATS = ['f32', 'f16', 'bf16']
 
 /** Tensors that carry nothing the computation needs: buffers, and scales of activations and KV caches. */
-const IGNORED = /(?:\.rotary_emb\.inv_freq|\.(?:input|output)_(?:scale|zero_point)|\.[qkv]_scale|\.weight_shape)$/
+const IGNORED =
+  /(?:\.rotary_emb\.inv_freq|\.(?:input|output|activation)_(?:scale|zero_point)|\.[qkv]_scale|\.weight_shape)$/
 
 /** A linear module: parts are the slots its rows belong to, in order. */
 interface Linear {
@@ -210,7 +211,9 @@ class Mapper {
     const name = `${module}.${suffix}`
     if (optional && !this.inputs.tensors.has(name)) return undefined
     const ref = this.#take(name)
-    return ref && this.#checked(name, ref, types, shapes)
+    if (!ref) return undefined
+    const { shape } = this.#checked(name, ref, types, shapes)
+    return shape.length === 0 ? { ...ref, shape: [1] } : ref
   }
 
   #take(name: string): TensorRef | undefined {

@@ -1,7 +1,7 @@
 /**
  * `quantization_config` of a Hugging Face checkpoint: how each linear module is stored.
  * Followed: AutoGPTQ and GPTQModel (`dynamic` per-module overrides), AutoAWQ (`modules_to_not_convert`),
- * compressed-tensors (`config_groups`, `ignore`).
+ * compressed-tensors (`config_groups`, `ignore`), fine-grained fp8 (`weight_block_size`).
  */
 import { z } from 'zod'
 import { checkShape } from './json-file.js'
@@ -56,12 +56,22 @@ const awqSchema = z.looseObject({
   dynamic: dynamicSchema.nullish(),
 })
 
+const blockSide = z.int().min(1).max(65_536)
+const blockShape = z.tuple([blockSide, blockSide], 'expected two sizes')
+const fp8Schema = z.looseObject({
+  fmt: z.literal('e4m3', 'expected e4m3').default('e4m3'),
+  // Files that say nothing have transformers' default; null is one scale for each matrix.
+  weight_block_size: blockShape.nullable().default([128, 128]),
+  modules_to_not_convert: names.nullish(),
+})
+
 const ctWeights = z.looseObject({
   num_bits: z.int(),
   type: z.enum(['int', 'float']),
   symmetric: z.boolean().default(true),
-  strategy: z.enum(['group', 'channel', 'tensor']),
+  strategy: z.enum(['group', 'channel', 'tensor', 'block']),
   group_size: groupSize.nullish(),
+  block_structure: blockShape.nullish(),
 })
 const ctGroup = z.looseObject({
   targets: names.min(1),
@@ -93,12 +103,14 @@ export function parseQuantizationConfig(file: string, config: Record<string, unk
       return awqStorage(checkShape(awqSchema, config, file, SECTION), patterns)
     case 'compressed-tensors':
       return compressedTensorsStorage(file, checkShape(ctSchema, config, file, SECTION), patterns)
+    case 'fp8':
+      return fp8Storage(checkShape(fp8Schema, config, file, SECTION))
     case undefined:
       throw invalidFile(file, `${SECTION}: quant_method is missing`)
     default:
       throw unsupported(
         file,
-        `${SECTION}: quant_method ${quote(method)} is not supported (gptq, awq and compressed-tensors are)`,
+        `${SECTION}: quant_method ${quote(method)} is not supported (gptq, awq, fp8 and compressed-tensors are)`,
       )
   }
 }
@@ -148,6 +160,20 @@ function awqStorage(config: z.infer<typeof awqSchema>, patterns: ModulePatterns)
   }
 }
 
+// transformers leaves a module out when its name is, ends with or lies below one of the names.
+function fp8Storage(config: z.infer<typeof fp8Schema>): ModuleStorage {
+  const skipped = (config.modules_to_not_convert ?? []).map((part) => `.${part}.`)
+  const [blockOutputs, blockInputs] = config.weight_block_size ?? [0, 0]
+  const stored: Storage = {
+    method: 'float-quantized',
+    layout: 'fp8',
+    quantizedActivations: true,
+    blockOutputs,
+    blockInputs,
+  }
+  return (module) => (skipped.some((part) => `.${module}.`.includes(part)) ? PLAIN : stored)
+}
+
 function compressedTensorsStorage(
   file: string,
   config: z.infer<typeof ctSchema>,
@@ -171,15 +197,29 @@ function targetMatcher(target: string, patterns: ModulePatterns): (module: strin
 }
 
 function compressedTensorsGroup(file: string, group: z.infer<typeof ctGroup>, format: string): Storage {
-  const { type, num_bits: bits, strategy, symmetric, group_size: size } = group.weights
+  const { type, num_bits: bits, strategy, symmetric, group_size: size, block_structure: block } = group.weights
   const quantizedActivations = Boolean(group.input_activations)
   const inputs = strategy === 'group' ? groupInputs(size) : 0
-  if (format === 'pack-quantized' && type === 'int' && (bits === 4 || bits === 8) && strategy !== 'tensor')
+  if (
+    format === 'pack-quantized' &&
+    type === 'int' &&
+    (bits === 4 || bits === 8) &&
+    (strategy === 'group' || strategy === 'channel')
+  )
     return { method: 'pack-quantized', bits, groupSize: inputs, symmetric }
-  if (format === 'int-quantized' && type === 'int' && bits === 8 && symmetric)
+  if (format === 'int-quantized' && type === 'int' && bits === 8 && symmetric && strategy !== 'block')
     return { method: 'int-quantized', groupSize: inputs, quantizedActivations }
-  if (format === 'float-quantized' && type === 'float' && bits === 8 && strategy !== 'group')
-    return { method: 'float-quantized', quantizedActivations }
+  if (format === 'float-quantized' && type === 'float' && bits === 8 && strategy !== 'group') {
+    const [blockOutputs, blockInputs] = (strategy === 'block' && block) || [0, 0]
+    if (strategy !== 'block' || blockInputs > 0)
+      return {
+        method: 'float-quantized',
+        layout: 'compressed-tensors',
+        quantizedActivations,
+        blockOutputs,
+        blockInputs,
+      }
+  }
   const what = `${bits}-bit ${symmetric ? '' : 'asymmetric '}${type} weights by ${strategy}`
   throw unsupported(file, `${SECTION}: format ${quote(format)} with ${what} is not supported`)
 }

@@ -3,6 +3,8 @@
  * gptq (AutoGPTQ, GPTQModel): codes [K * bits / 32, N] along K; zero points [groups, N * bits / 32] along N.
  * awq (AutoAWQ): gemm codes [K, N / 8]; gemv codes [N, K / 8]; gemv_fast codes int16 [N / 4, K].
  * pack-quantized (compressed-tensors): codes [N, K * bits / 32] along K; zero points [N * bits / 32, groups].
+ * float-quantized: codes [N, K]; scales [1], [N, 1] or one for each block. "fp8" (DeepSeek, Qwen3, transformers) names
+ * them weight_scale_inv, though the weight is code * scale there too.
  */
 import type { Storage, TensorRole } from './stored-weight.js'
 
@@ -62,7 +64,7 @@ export function expectedTensors(storage: Quantized, n: number, k: number): Expec
     case 'int-quantized':
       return direct('i8', n, k, groups)
     default:
-      return direct('f8_e4m3', n, k, 1)
+      return floatQuantized(storage, n, k)
   }
 }
 
@@ -140,4 +142,14 @@ function packQuantized(
 function direct(type: string, n: number, k: number, groups: number): ExpectedTensor[] {
   const perTensor = groups === 1 ? [[1], [n]] : []
   return [codes('weight', type, n, k), scales('weight_scale', [n, groups], ...perTensor)]
+}
+
+function floatQuantized(
+  { layout, blockOutputs, blockInputs }: Extract<Quantized, { method: 'float-quantized' }>,
+  n: number,
+  k: number,
+): ExpectedTensor[] {
+  const name = layout === 'fp8' ? 'weight_scale_inv' : 'weight_scale'
+  const shapes = blockInputs > 0 ? [[Math.ceil(n / blockOutputs), Math.ceil(k / blockInputs)]] : [[n, 1], [1], [n], []]
+  return [codes('weight', 'f8_e4m3', n, k), scales(name, ...shapes)]
 }

@@ -45,7 +45,7 @@ export function storedPrecision(weights: readonly StoredWeight[]): Precision {
 export function storageMethod({
   format,
   weights,
-}: ModelCard): 'gguf' | 'safetensors' | 'gptq' | 'awq' | 'compressed-tensors' {
+}: ModelCard): 'gguf' | 'safetensors' | 'gptq' | 'awq' | 'fp8' | 'compressed-tensors' {
   const quantized = weights.find(({ storage }) => storage.method !== 'plain')
   switch (quantized?.storage.method) {
     case undefined:
@@ -54,6 +54,8 @@ export function storageMethod({
     case 'gptq':
     case 'awq':
       return quantized.storage.method
+    case 'float-quantized':
+      return quantized.storage.layout
     default:
       return 'compressed-tensors'
   }
@@ -74,7 +76,10 @@ export function describeStorage({ storage, tensors }: StoredWeight): string {
       return `compressed-tensors ${storage.bits} bit${group}${storage.symmetric ? '' : ', asymmetric'}`
     case 'int-quantized':
       return `compressed-tensors int8${group}`
-    default:
-      return 'compressed-tensors fp8'
+    case 'float-quantized': {
+      const { layout, blockOutputs, blockInputs } = storage
+      const blocks = blockInputs === 0 ? '' : `, blocks of ${blockOutputs} x ${blockInputs}`
+      return `${layout === 'fp8' ? '' : `${layout} `}fp8${blocks}`
+    }
   }
 }

@@ -129,7 +129,12 @@ Storage read_storage(const Napi::Object& object) {
   };
   Storage storage;
   storage.method = find(kMethods, "method");
-  if (storage.method == Method::plain || storage.method == Method::float_quantized) return storage;
+  if (storage.method == Method::plain) return storage;
+  if (storage.method == Method::float_quantized) {
+    storage.block_rows = read_int(object, "blockOutputs", 0, kMaxDimension);
+    storage.block_inputs = read_int(object, "blockInputs", 0, kMaxDimension);
+    return storage;
+  }
   storage.group_size = read_int(object, "groupSize", 0, kMaxDimension);
   if (storage.method != Method::int_quantized) storage.bits = read_int(object, "bits", 1, 8);
   if (storage.method == Method::awq) storage.version = find(kVersions, "version");

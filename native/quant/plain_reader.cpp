@@ -1,5 +1,6 @@
 #include "quant/plain_reader.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -23,6 +24,20 @@ std::array<float, 256> float8_table() {
     table[size_t(code)] = code & 128 ? -value : value;
   }
   return table;
+}
+
+// The block that shares a scale where there are `count` scales; none of 0 rows when they don't fit the matrix.
+Float8Reader::Scales scale_blocks(const Storage& storage, size_t count, int n, int k) {
+  Float8Reader::Scales scales;
+  scales.rows = storage.block_rows, scales.inputs = storage.block_inputs;
+  if (scales.rows < 1 || scales.inputs < 1) {
+    scales.rows = count == 1 ? n : 1;
+    scales.inputs = k;
+  }
+  const size_t down = size_t((int64_t(n) + scales.rows - 1) / scales.rows);
+  const size_t across = size_t((int64_t(k) + scales.inputs - 1) / scales.inputs);
+  if (count != down * across) scales.rows = 0;
+  return scales;
 }
 
 Result<std::unique_ptr<WeightReader>> open_plain(const WeightSource& source, int n, int k) {
@@ -72,10 +87,12 @@ Result<std::unique_ptr<WeightReader>> Float8Reader::open(const WeightSource& sou
   Result<BlockType> type = parse_block_type(scales.type);
   if (!scales.data || !type.ok() || block_weights(type.value()) != 1) return bad("scales are not floats");
   const size_t count = scales.bytes / size_t(block_bytes(type.value()));
-  if ((count != 1 && count != size_t(n)) || scales.bytes != count * size_t(block_bytes(type.value()))) {
+  Scales grid = scale_blocks(source.storage, count, n, k);
+  if (grid.rows == 0 || scales.bytes != count * size_t(block_bytes(type.value()))) {
     return bad("there are ", count, " scales for ", n, " rows");
   }
-  std::vector<float> values(count);
+  grid.values.resize(count);
+  std::vector<float>& values = grid.values;
   if (Status status = dequantize_rows(type.value(), scales.data, 1, int64_t(count), values.data()); !status.ok()) {
     return status;
   }
@@ -83,7 +100,7 @@ Result<std::unique_ptr<WeightReader>> Float8Reader::open(const WeightSource& sou
     return bad("the scales hold a value that is not finite");
   }
   return std::unique_ptr<WeightReader>(
-      std::make_unique<Float8Reader>(source.slot, codes.data, std::move(values), n, k));
+      std::make_unique<Float8Reader>(source.slot, codes.data, std::move(grid), n, k));
 }
 
 CanonicalForm Float8Reader::form(Precision precision) const { return canonical_form(BlockType::f32, precision, k()); }
@@ -98,9 +115,13 @@ Status Float8Reader::read(int begin, int end, CanonicalForm form, CanonicalStora
 Status Float8Reader::dequantize(int begin, int end, float* out) const {
   static const std::array<float, 256> table = float8_table();
   const uint8_t* codes = bytes_of(begin, end).data();
+  const size_t across = scales_.values.size() / size_t((int64_t(n()) + scales_.rows - 1) / scales_.rows);
   for (int row = begin; row < end; ++row) {
-    const float scale = scales_[scales_.size() == 1 ? 0 : size_t(row)];
-    for (int i = 0; i < k(); ++i) *out++ = table[*codes++] * scale;
+    const float* scale = scales_.values.data() + size_t(row / scales_.rows) * across;
+    for (int i = 0; i < k(); ++scale) {
+      const int stop = int(std::min<int64_t>(k(), int64_t(i) + scales_.inputs));
+      for (; i < stop; ++i) *out++ = table[*codes++] * *scale;
+    }
   }
   return named(slot_, check_values(out - int64_t(end - begin) * k(), int64_t(end - begin) * k(), Precision::int8));
 }

@@ -25,11 +25,15 @@ class BlockReader final : public WeightReader {
   const uint8_t* data_;
 };
 
-// compressed-tensors' float-quantized: f8_e4m3 codes [n, k] times one scale for each row or for all.
+// f8_e4m3 codes [n, k] times one scale for each block: of some rows and inputs, a row, or all of the matrix.
 class Float8Reader final : public WeightReader {
  public:
   static Result<std::unique_ptr<WeightReader>> open(const WeightSource& source, int n, int k);
-  Float8Reader(std::string slot, const uint8_t* codes, std::vector<float> scales, int n, int k)
+  struct Scales {
+    std::vector<float> values;  // [ceil(n / rows)][ceil(k / inputs)]
+    int rows = 1, inputs = 1;   // of a block
+  };
+  Float8Reader(std::string slot, const uint8_t* codes, Scales scales, int n, int k)
       : WeightReader(n, k), slot_(std::move(slot)), codes_(codes), scales_(std::move(scales)) {}
   Precision width() const override { return Precision::fp16; }
   CanonicalForm form(Precision precision) const override;
@@ -40,7 +44,7 @@ class Float8Reader final : public WeightReader {
  private:
   std::string slot_;
   const uint8_t* codes_;
-  std::vector<float> scales_;  // [n] or [1]
+  Scales scales_;
 };
 
 }  // namespace edgeshift

@@ -18,7 +18,8 @@ struct Storage {
   int bits = 0;
   int group_size = 0;                  // inputs that share a scale; 0 = all
   bool zero_points_minus_one = false;  // GPTQ v1
-  bool symmetric = false;              // pack_quantized
+  bool symmetric = false;                // pack_quantized
+  int block_rows = 0, block_inputs = 0;  // float_quantized: the block that shares a scale; 0 = a row's or all of it
 };
 
 // One tensor: mapped file memory, valid during the load, unaligned. Its size is checked by whoever reads it.

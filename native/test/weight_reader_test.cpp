@@ -186,6 +186,32 @@ void refuses_large_values() {
   ES_CHECK(read(Precision::fp16).code() == Code::invalid_file && read(Precision::int8).code() == Code::invalid_file);
 }
 
+// A block's scale, also where the last blocks are cut off; codes 0x38 and 0xc0 are 1 and -2.
+void reads_float_blocks() {
+  const int n = 5, k = 70;
+  std::vector<uint8_t> codes(size_t(n * k), 0x38);
+  codes[size_t(4 * k + 69)] = 0xc0;
+  const std::vector<float> scales = {1, 2, 3, 4, 5, 6, 7, 8, 9};  // 2 rows by 32 inputs each
+  WeightSource source;
+  source.slot = "layers.0.q";
+  source.storage.method = Method::float_quantized;
+  source.storage.block_rows = 2, source.storage.block_inputs = 32;
+  source.codes = {"f8_e4m3", {n, k}, codes.data(), codes.size()};
+  source.scales = {"f32", {3, 3}, reinterpret_cast<const uint8_t*>(scales.data()), 36};
+  auto reader = std::move(open_weight(source, n, k).value());
+  std::vector<float> out(size_t(n * k));
+  ES_CHECK(reader->dequantize(0, 3, out.data()).ok() && reader->dequantize(3, n, out.data() + 3 * k).ok());
+  for (int row = 0; row < n; ++row) {
+    for (int i = 0; i < k; ++i) {
+      const float code = row == 4 && i == 69 ? -2.0f : 1.0f;
+      ES_CHECK(out[size_t(row * k + i)] == code * scales[size_t(row / 2 * 3 + i / 32)]);
+    }
+  }
+  source.scales.bytes = 32;
+  const Status short_of = open_weight(source, n, k).status();
+  ES_CHECK(short_of.code() == Code::invalid_file && short_of.message().find("8 scales") != std::string::npos);
+}
+
 }  // namespace
 
 int main() {
@@ -193,6 +219,7 @@ int main() {
   for (const Case& c : cases()) check_case(c, random);
   reads_old_three_bits(random);
   reads_uneven_groups(random);
+  reads_float_blocks();
   refuses();
   refuses_large_values();
   std::printf("%zu stored forms\n", cases().size());

@@ -1,5 +1,5 @@
 /** Cards of checkpoints written by the tools of their formats. */
-import { copyFileSync, cpSync, mkdtempSync, rmSync } from 'node:fs'
+import { copyFileSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
@@ -20,7 +20,9 @@ const EXPECTED: Record<string, [precision: string, ...stored: string[]]> = {
   'awq/w4_g128_skip': ['int4', `awq 4 bit gemm, ${g(128)}`, 'f16'],
   'awq/w4_g128_skip_autoawq': ['int4', `awq 4 bit gemm, ${g(128)}`, 'f16'],
   'awq/w4_g32_bias': ['int4', `awq 4 bit gemm, ${g(32)}`],
+  'awq/w4_g32_gemv_fast': ['int4', `awq 4 bit gemv_fast, ${g(32)}`],
   'awq/w4_g64': ['int4', `awq 4 bit gemm, ${g(64)}`],
+  'awq/w4_g64_gemv': ['int4', `awq 4 bit gemv, ${g(64)}`],
   'compressed-tensors/fp8_dynamic': ['int8', 'compressed-tensors fp8'],
   'compressed-tensors/fp8_static': ['int8', 'compressed-tensors fp8'],
   'compressed-tensors/w4a16_g128_asym': ['int4', `compressed-tensors 4 bit, ${g(128)}, asymmetric`],
@@ -34,6 +36,9 @@ const EXPECTED: Record<string, [precision: string, ...stored: string[]]> = {
   'families/phi3_longrope': ['fp16', 'f16'],
   'families/phi3_sliding': ['fp16', 'f16'],
   'families/smollm3': ['fp16', 'f16'],
+  'fp8/block128': ['int8', 'fp8, blocks of 128 x 128'],
+  'gptq/w2_g32_sym': ['int4', `gptq 2 bit, ${g(32)}`],
+  'gptq/w3_g32_asym_v2': ['int4', `gptq 3 bit, ${g(32)}`],
   'gptq/w4_channel_sym': ['int4', 'gptq 4 bit, one group'],
   'gptq/w4_channel_sym_legacy': ['int4', 'gptq 4 bit, one group'],
   'gptq/w4_dynamic_mixed': ['int8', `gptq 4 bit, ${g(128)}`, 'f16', `gptq 8 bit, ${g(128)}`, `gptq 8 bit, ${g(64)}`],
@@ -103,6 +108,32 @@ describe.each(Object.entries(EXPECTED))('%s', (name, [precision, ...stored]) => 
     expect(text.eosTokenIds).toEqual([1])
     await text.close()
   })
+})
+
+test('fp8 by blocks in the spelling of compressed-tensors', () => {
+  const folder = join(scratch, 'fp8_block')
+  cpSync(goldenFolder('fp8/block128'), folder, { recursive: true })
+  const weights = join(folder, 'model.safetensors')
+  const file = readFileSync(weights)
+  const header = file.toString('latin1', 8, 8 + Number(file.readBigUInt64LE()))
+  file.write(header.replaceAll('weight_scale_inv"', 'weight_scale"').padEnd(header.length), 8, 'latin1')
+  writeFileSync(weights, file)
+  const config = join(folder, 'config.json')
+  const block = { num_bits: 8, type: 'float', symmetric: true, strategy: 'block', block_structure: [128, 128] }
+  const quantization = {
+    quant_method: 'compressed-tensors',
+    format: 'float-quantized',
+    config_groups: { group_0: { targets: ['Linear'], weights: block } },
+    ignore: ['lm_head'],
+  }
+  const value: object = JSON.parse(readFileSync(config, 'utf8'))
+  writeFileSync(config, JSON.stringify({ ...value, quantization_config: quantization }))
+  const card = readModelCard(folder, () => {
+    throw new Error('no GGUF is expected here')
+  })
+  expect(describeStorage(card.weights.find(({ slot }) => slot === 'layers.0.q')!)).toBe(
+    'compressed-tensors fp8, blocks of 128 x 128',
+  )
 })
 
 test.each(['linear', 'llama3', 'yarn', 'dynamic'])('rope %s: the same in the spelling of transformers 4', (kind) => {

@@ -94,6 +94,12 @@ void plain_case(Random& r) {
   source.values = {type, {n, k}, data.data(), data.size()};
   if (r.below(4) == 0) {
     source.storage.method = Method::float_quantized;
+    if (r.below(2)) {
+      source.storage.block_rows = 1 + r.below(5), source.storage.block_inputs = 1 + r.below(2) * 127;
+      const int down = (n + source.storage.block_rows - 1) / source.storage.block_rows;
+      const int across = (k + source.storage.block_inputs - 1) / source.storage.block_inputs;
+      scales.resize(size_t(down) * size_t(across) * 2 - (r.below(8) == 0 ? 2 : 0), 0x3c);
+    }
     source.codes = {"f8_e4m3", {n, k}, data.data(), data.size()};
     source.scales = {"bf16", {int64_t(scales.size() / 2)}, scales.data(), scales.size()};
   }

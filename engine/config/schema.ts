@@ -56,7 +56,7 @@ const cpuDevice = z.strictObject({
 
 const cudaDevice = z.strictObject({
   id: name().describe('Name of the device in this file and in metrics.'),
-  kind: z.literal('cuda').describe('cpu or cuda. This build has no CUDA backend yet: the device fails to open.'),
+  kind: z.literal('cuda').describe('cpu or cuda. Needs a build with CUDA: npm run build:cuda.'),
   index: z.int().min(0).max(63).default(0).describe('Index of the GPU as the driver counts them.'),
   memory_utilization: z.number().gt(0).max(1).default(0.92).describe("Share of the GPU's memory that may be used."),
   memory_gb: gigabytes().optional().describe('Cap in GB beside memory_utilization; the smaller one holds.'),

@@ -15,18 +15,27 @@ namespace {
 
 Napi::Value version(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), EDGESHIFT_VERSION); }
 
+Napi::Object device_object(Napi::Env env, const char* kind, int index, const std::string& name, size_t memory,
+                           const std::string& feature) {
+  Napi::Object device = Napi::Object::New(env);
+  device.Set("kind", kind);
+  device.Set("index", index);
+  device.Set("name", name);
+  device.Set("memoryBytes", static_cast<double>(memory));
+  Napi::Array features = Napi::Array::New(env, 1);
+  features.Set(uint32_t(0), feature);
+  device.Set("features", features);
+  return device;
+}
+
 Napi::Value devices(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  Napi::Object cpu = Napi::Object::New(env);
-  cpu.Set("kind", "cpu");
-  cpu.Set("index", 0);
-  cpu.Set("name", cpu_name());
-  cpu.Set("memoryBytes", static_cast<double>(physical_memory()));
-  Napi::Array features = Napi::Array::New(env, 1);
-  features.Set(uint32_t(0), cpu::isa_name(cpu::default_isa()));
-  cpu.Set("features", features);
-  Napi::Array all = Napi::Array::New(env, 1);
-  all.Set(uint32_t(0), cpu);
+  Napi::Array all = Napi::Array::New(env);
+  all.Set(uint32_t(0), device_object(env, "cpu", 0, cpu_name(), physical_memory(), cpu::isa_name(cpu::default_isa())));
+  for (const CudaDevice& gpu : cuda_devices()) {
+    const std::string capability = join("sm_", gpu.major, gpu.minor);
+    all.Set(all.Length(), device_object(env, "cuda", gpu.index, gpu.name, gpu.memory_bytes, capability));
+  }
   return all;
 }
 

@@ -116,11 +116,11 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "options is not an object");
   const auto options = info[0].As<Napi::Object>();
   const std::string kind = read_string(options, "kind");
-  if (kind != "cpu") throw_status(env, error(Code::unsupported, "this build has no backend for ", quoted(kind)));
-  read_integer(options, "index", 0, 0);
+  if (kind != "cpu" && kind != "cuda") throw_status(env, error(Code::unsupported, "there is no backend for ", quoted(kind)));
+  const int index = static_cast<int>(read_integer(options, "index", 0, kind == "cpu" ? 0 : 1023));
   const int threads = static_cast<int>(read_integer(options, "threads", 1, 1024));
   const auto arena = static_cast<size_t>(read_integer(options, "kvArenaBytes", 0, int64_t(1) << 50));
-  Result<std::unique_ptr<Backend>> backend = open_cpu(threads, arena);
+  Result<std::unique_ptr<Backend>> backend = kind == "cpu" ? open_cpu(threads, arena) : open_cuda(index, arena);
   if (!backend.ok()) throw_status(env, backend.status());
   device_ = std::make_shared<Device>(env, std::move(backend.value()));
 }

@@ -12,6 +12,7 @@ struct EmbedParams {
   Precision precision;
   int vocab, hidden;
   float* out;
+  float scale;
 };
 
 // Grid (t, hidden / 256): one thread per element; a row is a few KB, latency decides.
@@ -22,7 +23,7 @@ __global__ void embed_kernel(const __grid_constant__ EmbedParams p) {
   int k = blockIdx.y * blockDim.x + threadIdx.x;
   if (k >= p.hidden) return;
   bool known = token >= 0 && token < p.vocab;
-  p.out[size_t(blockIdx.x) * p.hidden + k] = known ? strip_weight(p.table, p.layout, p.precision, token, k) : 0;
+  p.out[size_t(blockIdx.x) * p.hidden + k] = known ? strip_weight(p.table, p.layout, p.precision, token, k) * p.scale : 0;
 }
 
 }  // namespace
@@ -31,7 +32,7 @@ Status embed(const EmbedArgs& args, const Launch& on) {
   const PackedMatrix& w = *args.table;
   if (args.t < 1) return {Code::invalid_argument, "cuda embed: no tokens"};
   EmbedParams params{args.tokens, static_cast<const unsigned char*>(w.data), strip_layout(w.precision, w.n, w.k, w.group),
-                     w.precision, w.n, w.k, args.out};
+                     w.precision, w.n, w.k, args.out, args.scale};
   return launch(on, embed_kernel, dim3(args.t, (w.k + 255) / 256), 256, 0, params);
 }
 

@@ -30,6 +30,46 @@ __global__ void gather_last(const float* residual, const int32_t* starts, int hi
   for (int i = threadIdx.x; i < hidden; i += blockDim.x) out[size_t(blockIdx.x) * hidden + i] = __ldcg(row + i);
 }
 
+// The named rows, gathered to the front of `out`.
+__global__ void gather_rows(const float* residual, const int32_t* rows, int hidden, float* out) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const float* row = residual + size_t(rows[blockIdx.x]) * hidden;
+  for (int i = threadIdx.x; i < hidden; i += blockDim.x) out[size_t(blockIdx.x) * hidden + i] = __ldcg(row + i);
+}
+
+// Inputs in the order that an act-order matrix keeps its columns in. Grid (t, k / 256).
+__global__ void permute_inputs(const f16* x, const int32_t* order, int k, f16* out) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  int i = blockIdx.y * blockDim.x + threadIdx.x;
+  if (i >= k) return;
+  const unsigned short* row = reinterpret_cast<const unsigned short*>(x) + size_t(blockIdx.x) * k;
+  out[size_t(blockIdx.x) * k + i].bits = __ldcg(row + order[i]);
+}
+
+// residual += delta / sqrt(mean(delta^2) + eps) * weight, one block of 256 threads per token.
+__global__ void add_normed(const f16* delta, const float* weight, int hidden, float eps, float* residual) {
+  __shared__ float squares[8];
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  const __half* row = reinterpret_cast<const __half*>(delta) + size_t(blockIdx.x) * hidden;
+  float sum = 0;
+  for (int i = threadIdx.x; i < hidden; i += 256) {
+    float v = __half2float(__ldcg(row + i));
+    sum += v * v;
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+  __syncthreads();
+  sum = 0;
+  for (float part : squares) sum += part;
+  float inverse = rsqrtf(sum / hidden + eps);
+  float* out = residual + size_t(blockIdx.x) * hidden;
+  for (int i = threadIdx.x; i < hidden; i += 256)
+    __stcg(out + i, __ldcg(out + i) + __half2float(__ldcg(row + i)) * inverse * weight[i]);
+}
+
 // The kernels of one pass; every method enqueues one or two.
 class Pass {
  public:
@@ -39,7 +79,7 @@ class Pass {
   const LayerWeights& layer(int i) const { return f.weights->layers[i]; }
 
   Status embed_tokens() {
-    EmbedArgs args{f.tokens, t(), &f.weights->embed, w.residual.as<float>()};
+    EmbedArgs args{f.tokens, t(), &f.weights->embed, w.residual.as<float>(), spec.embedding_scale};
     return embed(args, on);
   }
 
@@ -47,13 +87,33 @@ class Pass {
     return tokens <= kGemvBest && gemv_fits(weight, tokens, on.device);
   }
 
-  Status product(const FusedMatmulArgs& args) {
+  Status product(const FusedMatmulArgs& given) {
+    FusedMatmulArgs args = given;
+    PackedMatrix sorted = *given.weight;
+    if (sorted.permutation) {
+      f16* permuted = w.permuted.as<f16>();
+      ES_RETURN_IF_ERROR(launch(on, permute_inputs, dim3(args.t, (sorted.k + 255) / 256), 256, 0,
+                                static_cast<const f16*>(args.x), sorted.permutation, sorted.k, permuted));
+      sorted.permutation = nullptr;
+      args.weight = &sorted;
+      args.x = permuted;
+    }
     return use_gemv(*args.weight, args.t) ? gemv(args, on) : tiled_matmul(args, w.matmul.as<void>(), on);
+  }
+
+  // Adds a product to the residual stream, normalised first where the model says so.
+  Status product_to_residual(FusedMatmulArgs args, const float* post_norm) {
+    args.out = post_norm ? w.delta.as<void>() : w.residual.as<void>();
+    args.epilogue = post_norm ? Epilogue::store : Epilogue::add;
+    ES_RETURN_IF_ERROR(product(args));
+    if (!post_norm) return {};
+    return launch(on, add_normed, dim3(args.t), 256, 0, w.delta.as<f16>(), post_norm, spec.hidden, spec.norm_eps,
+                  w.residual.as<float>());
   }
 
   // Norm of `residual` and product: fused for few tokens.
   Status normed_product(float* residual, const float* norm, FusedMatmulArgs args) {
-    if (args.t <= kFusedNormTokens && use_gemv(*args.weight, args.t)) {
+    if (args.t <= kFusedNormTokens && !args.weight->permutation && use_gemv(*args.weight, args.t)) {
       args.x = residual;
       args.norm = norm;
       args.eps = spec.norm_eps;
@@ -116,11 +176,10 @@ class Pass {
     FusedMatmulArgs args;
     args.weight = &layer(i).o;
     args.x = w.attended.as<void>();
-    args.out = w.residual.as<void>();
-    args.epilogue = Epilogue::add;
+    args.bias = layer(i).o_bias;
     args.next = first_bytes(layer(i).gate_up, f.lookahead);
     args.t = t();
-    return product(args);
+    return product_to_residual(args, layer(i).post_attention_norm);
   }
 
   Status feed_forward(int i) {
@@ -135,11 +194,10 @@ class Pass {
     FusedMatmulArgs down;
     down.weight = &layer(i).down;
     down.x = w.activated.as<void>();
-    down.out = w.residual.as<void>();
-    down.epilogue = Epilogue::add;
+    down.bias = layer(i).down_bias;
     down.next = first_bytes(i + 1 < spec.layers ? layer(i + 1).qkv : f.weights->head, f.lookahead);
     down.t = t();
-    return product(down);
+    return product_to_residual(down, layer(i).post_ffn_norm);
   }
 
   // Logits of `rows` rows of a residual.
@@ -172,6 +230,8 @@ Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, in
   ES_RETURN_IF_ERROR(attended.allocate(t * heads * 2));
   ES_RETURN_IF_ERROR(activated.allocate(t * spec.ffn * 2));
   ES_RETURN_IF_ERROR(logits.allocate(size_t(rows) * spec.vocab * 4));
+  if (spec.post_norms) ES_RETURN_IF_ERROR(delta.allocate(t * spec.hidden * 2));
+  ES_RETURN_IF_ERROR(permuted.allocate(t * std::max({size_t(spec.hidden), heads, size_t(spec.ffn)}) * 2));
   ES_RETURN_IF_ERROR(attention.allocate(attention_workspace_bytes(rows, spec.heads, spec.head_dim, splits)));
   ES_RETURN_IF_ERROR(matmul.allocate(matmul_workspace_bytes(device)));
   ES_CUDA_RETURN_IF_ERROR(cudaMemset(attention.as<void>(), 0, attention.bytes()));
@@ -181,7 +241,10 @@ Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, in
 
 size_t Workspace::bytes() const {
   size_t sum = 0;
-  for (const Buffer* b : {&residual, &last, &normed, &qkv, &q, &attended, &activated, &logits, &attention, &matmul}) sum += b->bytes();
+  for (const Buffer* b : {&residual, &last, &normed, &qkv, &q, &attended, &activated, &logits, &delta, &permuted,
+                          &attention, &matmul}) {
+    sum += b->bytes();
+  }
   return sum;
 }
 
@@ -195,7 +258,7 @@ Status decode_forward(const Forward& forward, int splits, const Launch& on) {
     ES_RETURN_IF_ERROR(pass.output(i));
     ES_RETURN_IF_ERROR(pass.feed_forward(i));
   }
-  return pass.head(pass.w.residual.as<float>(), forward.batch.s);
+  return forward.head ? pass.head(pass.w.residual.as<float>(), forward.batch.s) : Status();
 }
 
 Status prefill_forward(const Forward& forward, const Launch& on) {
@@ -208,10 +271,25 @@ Status prefill_forward(const Forward& forward, const Launch& on) {
     ES_RETURN_IF_ERROR(pass.output(i));
     ES_RETURN_IF_ERROR(pass.feed_forward(i));
   }
+  if (!forward.head) return {};
   float* last = pass.w.last.as<float>();
   ES_RETURN_IF_ERROR(launch(on, gather_last, dim3(forward.batch.s), 256, 0, pass.w.residual.as<float>(), forward.batch.starts,
                             pass.spec.hidden, last));
   return pass.head(last, forward.batch.s);
+}
+
+Status logits_of(const Forward& forward, const int32_t* rows, int count, const Launch& on) {
+  Pass pass(forward, on);
+  float* last = pass.w.last.as<float>();
+  ES_RETURN_IF_ERROR(launch(on, gather_rows, dim3(count), 256, 0, pass.w.residual.as<float>(), rows, pass.spec.hidden, last));
+  return pass.head(last, count);
+}
+
+Status check_kernels() {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, gather_rows) == cudaSuccess) return {};
+  cudaGetLastError();
+  return {Code::unsupported, "this build has no kernels for this GPU's architecture (EDGESHIFT_CUDA_ARCHITECTURES)"};
 }
 
 int choose_splits(const ModelSpec& spec, const DeviceTraits& device, int sequences, int context, int max_splits) {

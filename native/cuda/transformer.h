@@ -22,6 +22,10 @@ struct LayerWeights {
   const float* qkv_bias = nullptr;        // [(heads + 2 kv_heads) * head_dim] or null
   const float* q_norm = nullptr;          // [head_dim] or null
   const float* k_norm = nullptr;
+  const float* o_bias = nullptr;               // [hidden] or null
+  const float* down_bias = nullptr;            // [hidden] or null
+  const float* post_attention_norm = nullptr;  // [hidden], set when spec.post_norms
+  const float* post_ffn_norm = nullptr;
 };
 
 struct TransformerWeights {
@@ -45,6 +49,8 @@ class Workspace {
   Buffer attended;   // f16 [tokens, heads * head_dim]
   Buffer activated;  // f16 [tokens, ffn]
   Buffer logits;     // float [rows, vocab]
+  Buffer delta;      // f16 [tokens, hidden], only for models with post norms
+  Buffer permuted;   // f16 [tokens, widest input]: inputs in a matrix's act-order
   Buffer attention;  // scratch of decode_attention
   Buffer matmul;     // scratch of tiled_matmul
   int max_splits = 1;
@@ -59,6 +65,7 @@ struct Forward {
   void* arena = nullptr;
   const int32_t* tokens = nullptr;  // [t] device
   SequenceBatch batch;
+  bool head = true;      // false: no logits yet, logits_of() follows
   size_t lookahead = 0;  // bytes of the next weights that a kernel asks L2 for
 };
 
@@ -67,6 +74,12 @@ Status decode_forward(const Forward& pass, int splits, const Launch& on);
 
 // Enqueues a step with any number of tokens per sequence; logits of the last token of each sequence.
 Status prefill_forward(const Forward& pass, const Launch& on);
+
+// Enqueues the logits of `count` tokens of the batch, up to the workspace's rows; `rows` [count] (device) are their places.
+Status logits_of(const Forward& pass, const int32_t* rows, int count, const Launch& on);
+
+// unsupported when this build has no kernels for the current device.
+Status check_kernels();
 
 // Splits that fill the device for `sequences` sequences of up to `context` tokens.
 int choose_splits(const ModelSpec& spec, const DeviceTraits& device, int sequences, int context, int max_splits);

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/dtype.h"
@@ -62,5 +63,19 @@ class Backend {
 
 // Opens the CPU with `threads` workers and an arena of `kv_bytes`; out_of_memory when it cannot be reserved.
 Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes);
+
+struct CudaDevice {
+  int index = 0;
+  std::string name;
+  size_t memory_bytes = 0;
+  int major = 0, minor = 0;  // compute capability
+};
+
+// The CUDA devices of this machine; none without a driver or in a build without CUDA.
+std::vector<CudaDevice> cuda_devices();
+
+// Opens CUDA device `index` with an arena of `kv_bytes`. out_of_memory when it cannot be reserved; unsupported when there
+// is no such device, the driver is too old, or the build has no kernels for it.
+Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes);
 
 }  // namespace edgeshift

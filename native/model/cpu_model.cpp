@@ -10,26 +10,6 @@
 
 namespace edgeshift {
 
-namespace {
-
-SequenceBatch sequence_batch(const StepBatch& batch) {
-  SequenceBatch out;
-  out.s = int(batch.slots.size());
-  out.t = int(batch.tokens.size());
-  out.starts = batch.seq_starts.data();
-  out.first_positions = batch.first_positions.data();
-  out.block_starts = batch.block_starts.data();
-  out.blocks = batch.blocks.data();
-  for (int i = 0; i < out.s; ++i) {
-    const int count = out.starts[i + 1] - out.starts[i];
-    out.max_count = std::max(out.max_count, count);
-    out.max_context = std::max(out.max_context, out.first_positions[i] + count);
-  }
-  return out;
-}
-
-}  // namespace
-
 CpuModel::CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const LoadOptions& options,
                    CpuWeights weights, CpuWorkspace workspace)
     : pool_(pool),
@@ -39,60 +19,19 @@ CpuModel::CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const L
       weights_(std::move(weights)),
       workspace_(std::move(workspace)),
       kv_{spec_.layers, spec_.kv_heads, spec_.head_dim, options.block_size},
-      slots_(size_t(options.max_slots)) {
+      slots_(spec_, options) {
   tokens_.reserve(size_t(options.max_batch_tokens));
 }
 
 Status CpuModel::set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) {
-  if (slot < 0 || slot >= options_.max_slots) {
-    return error(Code::invalid_argument, "slot ", slot, " is not below ", options_.max_slots);
-  }
-  for (const auto* ids : {&state.tokens, &state.bias_tokens, &state.stop_tokens}) {
-    for (int32_t id : *ids) {
-      if (id < 0 || id >= spec_.vocab) return error(Code::invalid_argument, "token ", id, " is outside the vocabulary");
-    }
-  }
-  if (state.bias_tokens.size() != state.bias_values.size() || state.prompt_length < 0 ||
-      size_t(state.prompt_length) > state.tokens.size()) {
-    return error(Code::invalid_argument, "the state's lengths do not agree");
-  }
-  const auto same_size = [](const RopeTable& a, const RopeTable& b) { return a.inv_freq.size() == b.inv_freq.size(); };
-  if (!ropes.empty() && !std::ranges::equal(ropes, spec_.ropes, same_size)) {
-    return error(Code::invalid_argument, "the sequence's rotary tables are not of the model's sizes");
-  }
-  slots_[size_t(slot)] = {true, std::move(state), std::move(ropes)};
-  return Status();
-}
-
-Status CpuModel::check(const StepBatch& batch) const {
-  BatchLimits limits{spec_.vocab,         options_.max_slots, options_.max_batch_tokens,
-                     options_.block_size, kv_.block_bytes(),  arena_.bytes};
-  ES_RETURN_IF_ERROR(check_batch(batch, limits));
-  for (size_t i = 0; i < batch.slots.size(); ++i) {
-    const Slot& slot = slots_[size_t(batch.slots[i])];
-    if (!slot.set) return error(Code::invalid_argument, "slot ", batch.slots[i], " was never set");
-    const auto first = batch.tokens.begin() + batch.seq_starts[i];
-    const auto last = batch.tokens.begin() + batch.seq_starts[i + 1];
-    if (slot.state.tokens.empty() && std::find(first, last, -1) != last) {
-      return error(Code::invalid_argument, "slot ", batch.slots[i], " has no token to continue from");
-    }
-  }
-  return Status();
-}
-
-void CpuModel::resolve_tokens(const StepBatch& batch) {
-  tokens_ = batch.tokens;
-  for (size_t i = 0; i < batch.slots.size(); ++i) {
-    for (int32_t t = batch.seq_starts[i]; t < batch.seq_starts[i + 1]; ++t) {
-      if (tokens_[size_t(t)] == -1) tokens_[size_t(t)] = slots_[size_t(batch.slots[i])].state.tokens.back();
-    }
-  }
+  return slots_.set(slot, std::move(state), std::move(ropes));
 }
 
 Status CpuModel::step(const StepBatch& batch, StepResult& result) {
   const auto start = std::chrono::steady_clock::now();
-  ES_RETURN_IF_ERROR(check(batch));
-  resolve_tokens(batch);
+  ES_RETURN_IF_ERROR(slots_.check(batch, {spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size,
+                                          kv_.block_bytes(), arena_.bytes}));
+  slots_.resolve(batch, tokens_);
   ES_RETURN_IF_ERROR(forward(batch));
   ES_RETURN_IF_ERROR(sample_rows(batch, result.rows));
   const auto elapsed = std::chrono::steady_clock::now() - start;
@@ -105,7 +44,7 @@ Status CpuModel::rope_tables(const StepBatch& batch, const SequenceBatch& sequen
   for (size_t r = 0; r < spec_.ropes.size(); ++r) {
     sequence_ropes_.clear();
     for (int32_t slot : batch.slots) {
-      const std::vector<RopeTable>& own = slots_[size_t(slot)].ropes;
+      const std::vector<RopeTable>& own = slots_[slot].ropes;
       const RopeTable& table = own.empty() ? spec_.ropes[r] : own[r];
       sequence_ropes_.push_back({table.inv_freq.data(), table.scale});
     }
@@ -161,7 +100,7 @@ Status CpuModel::rms_norm(const float* delta, const float* weight, int t) {
 
 Status CpuModel::attend(const SequenceBatch& batch, int i, const float* delta) {
   const CpuWorkspace& w = workspace_;
-  const CpuLayer& layer = weights_.layers[size_t(i)];
+  const ModelLayer& layer = weights_.layers[size_t(i)];
   ES_RETURN_IF_ERROR(rms_norm(delta, layer.attn_norm, batch.t));
   ES_RETURN_IF_ERROR(matmul(w.normed, layer.qkv, layer.qkv_bias, w.qkv, batch.t));
   RopeKvArgs<float> rope;
@@ -197,7 +136,7 @@ Status CpuModel::attend(const SequenceBatch& batch, int i, const float* delta) {
   return post_norm(layer.post_attn_norm, batch.t);
 }
 
-Status CpuModel::feed_forward(const SequenceBatch& batch, const CpuLayer& layer) {
+Status CpuModel::feed_forward(const SequenceBatch& batch, const ModelLayer& layer) {
   const CpuWorkspace& w = workspace_;
   ES_RETURN_IF_ERROR(rms_norm(w.delta, layer.ffn_norm, batch.t));
   ES_RETURN_IF_ERROR(matmul(w.normed, layer.gate_up, layer.gate_up_bias, w.gate_up, batch.t));
@@ -236,20 +175,12 @@ Status CpuModel::sample_rows(const StepBatch& batch, std::vector<SampleRow>& out
   for (int begin = 0; begin < rows; begin += workspace_.logit_rows) {
     const int count = std::min(workspace_.logit_rows, rows - begin);
     ES_RETURN_IF_ERROR(logits_of(batch.row_tokens.data() + begin, count));
-    std::vector<const SamplingState*> states;
-    for (int r = begin; r < begin + count; ++r) {
-      const int32_t slot = batch.slots[size_t(batch.row_seqs[size_t(r)])];
-      states.push_back(batch.row_targets[size_t(r)] == -1 ? &slots_[size_t(slot)].state : &unsampled_);
-    }
+    const std::vector<const SamplingState*> states = slots_.states(batch, begin, count);
     SampleArgs args{workspace_.logits, count, spec_.vocab, states.data(), batch.row_targets.data() + begin,
                     batch.row_top.data() + begin, out.data() + begin};
     ES_RETURN_IF_ERROR(cpu::sample(pool_, args));
   }
-  // Only when every row has succeeded: a failed step leaves the slots as they were.
-  for (int r = 0; r < rows; ++r) {
-    if (batch.row_targets[size_t(r)] != -1) continue;
-    slots_[size_t(batch.slots[size_t(batch.row_seqs[size_t(r)])])].state.tokens.push_back(out[size_t(r)].token);
-  }
+  slots_.append(batch, out);
   return Status();
 }
 

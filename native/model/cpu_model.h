@@ -9,7 +9,7 @@
 #include "model/backend.h"
 #include "model/cpu_weights.h"
 #include "model/cpu_workspace.h"
-#include "model/spec_check.h"
+#include "model/slots.h"
 #include "ops/kv_layout.h"
 
 namespace edgeshift {
@@ -33,18 +33,10 @@ class CpuModel final : public Model {
   Status step(const StepBatch& batch, StepResult& result) override;
 
  private:
-  struct Slot {
-    bool set = false;
-    SamplingState state;
-    std::vector<RopeTable> ropes;  // empty = the model's
-  };
-
-  Status check(const StepBatch& batch) const;
-  void resolve_tokens(const StepBatch& batch);
   Status forward(const StepBatch& batch);
   Status rope_tables(const StepBatch& batch, const SequenceBatch& sequences);
   Status attend(const SequenceBatch& batch, int layer, const float* delta);
-  Status feed_forward(const SequenceBatch& batch, const CpuLayer& layer);
+  Status feed_forward(const SequenceBatch& batch, const ModelLayer& layer);
   Status rms_norm(const float* delta, const float* weight, int t);
   Status post_norm(const float* weight, int t);
   Status matmul(const float* x, const Stack& weight, const float* bias, float* y, int t);
@@ -59,8 +51,7 @@ class CpuModel final : public Model {
   const CpuWeights weights_;
   const CpuWorkspace workspace_;
   const KvLayout kv_;
-  const SamplingState unsampled_;  // rows that are only scored: the raw distribution
-  std::vector<Slot> slots_;
+  SlotTable slots_;
   std::vector<int32_t> tokens_;  // the batch's, -1 replaced
   std::vector<cpu::SequenceRope> sequence_ropes_;
 };

@@ -243,10 +243,10 @@ inline StepBatch scoring_batch(const Model& model, int vocab, const std::vector<
 }
 
 // Largest difference of a log probability over a prefill in pieces and decode steps; `spread`: of the last logits.
-inline double worst_difference(const Net& net, const std::vector<WeightSource>& sources, Precision precision, double& spread,
+inline double worst_difference(Backend& backend, const Net& net, const std::vector<WeightSource>& sources,
+                               Precision precision, double& spread,
                                std::initializer_list<int> counts = {5, 1, 30, 1, 17, 1}) {
-  auto backend = open();
-  auto model = load(*backend, net, sources, precision);
+  auto model = load(backend, net, sources, precision);
   if (!model) return INFINITY;
   Reference reference(net);
   std::mt19937 rng(11);
@@ -274,6 +274,13 @@ inline double worst_difference(const Net& net, const std::vector<WeightSource>& 
     }
   }
   return worst;
+}
+
+// The same on the CPU.
+inline double worst_difference(const Net& net, const std::vector<WeightSource>& sources, Precision precision, double& spread,
+                               std::initializer_list<int> counts = {5, 1, 30, 1, 17, 1}) {
+  auto backend = open();
+  return worst_difference(*backend, net, sources, precision, spread, counts);
 }
 
 }  // namespace edgeshift::test

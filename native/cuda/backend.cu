@@ -1,0 +1,117 @@
+#include <algorithm>
+#include <string>
+#include <thread>
+
+#include "core/text.h"
+#include "cuda/model.h"
+#include "model/backend.h"
+#include "model/spec_check.h"
+
+namespace edgeshift {
+namespace {
+
+constexpr int kMaxSampleThreads = 4;
+constexpr int kMaxLoadThreads = 8;
+constexpr int kMaxQueriesPerKvHead = 8;
+
+int threads_up_to(int limit) { return std::clamp(int(std::thread::hardware_concurrency()), 1, limit); }
+
+// The general checks, and what the kernels take.
+Status check(const ModelSpec& spec, const LoadOptions& options) {
+  ES_RETURN_IF_ERROR(check_spec(spec, options));
+  auto no = [](const auto&... parts) { return error(Code::unsupported, parts..., " on a CUDA device"); };
+  if (cuda::kernel_head_dim(spec.head_dim) == 0) return no("heads of ", spec.head_dim, " values");
+  if (spec.heads / spec.kv_heads > kMaxQueriesPerKvHead) return no(spec.heads / spec.kv_heads, " query heads per kv head");
+  if (options.block_size % 16 != 0) return no("a block size of ", options.block_size);
+  if (spec.hidden % 8 != 0 || spec.ffn % 8 != 0) return no("a hidden or feed-forward size that is not a multiple of 8");
+  return Status();
+}
+
+Status with_place(const char* place, const Status& status) {
+  return status.ok() ? status : error(status.code(), place, ": ", status.message());
+}
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int index) : samplers_(threads_up_to(kMaxSampleThreads)) {
+    state_.on.device.index = index;
+    state_.samplers = &samplers_;
+  }
+  ~CudaBackend() override {
+    cudaSetDevice(state_.on.device.index);
+    if (state_.on.stream) cudaStreamDestroy(state_.on.stream);
+    if (loads_) cudaStreamDestroy(loads_);
+  }
+
+  Status open(size_t kv_bytes) {
+    const int index = state_.on.device.index;
+    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(index));
+    Result<cuda::DeviceTraits> traits = cuda::device_traits(index);
+    if (!traits.ok()) return traits.status();
+    state_.on.device = traits.value();
+    ES_RETURN_IF_ERROR(cuda::check_kernels());
+    // Blocking streams would wait for each other's work.
+    ES_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&state_.on.stream, cudaStreamNonBlocking));
+    ES_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&loads_, cudaStreamNonBlocking));
+    ES_RETURN_IF_ERROR(with_place("the KV arena", state_.arena.allocate(kv_bytes)));
+    // Attention multiplies masked values by zero: they must be numbers.
+    ES_CUDA_RETURN_IF_ERROR(cudaMemset(state_.arena.as<void>(), 0, state_.arena.bytes()));
+    return cuda::to_status(cudaDeviceSynchronize(), "the KV arena");
+  }
+
+  Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& sources,
+                                      const LoadOptions& options) override {
+    if (Status status = check(spec, options); !status.ok()) return status;
+    const int index = state_.on.device.index;
+    if (Status status = cuda::to_status(cudaSetDevice(index), "cudaSetDevice"); !status.ok()) return status;
+    cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
+    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, index, loads_);
+    if (!weights.ok()) return weights.status();
+    ModelSpec padded = spec;
+    padded.head_dim = cuda::kernel_head_dim(spec.head_dim);
+    auto model = std::make_unique<cuda::CudaModel>(state_, std::move(padded), options, std::move(weights.value()));
+    if (Status status = with_place("the workspace", model->prepare()); !status.ok()) return status;
+    return std::unique_ptr<Model>(std::move(model));
+  }
+
+ private:
+  cpu::ThreadPool samplers_;
+  cuda::DeviceState state_;
+  cudaStream_t loads_ = nullptr;
+};
+
+}  // namespace
+
+std::vector<CudaDevice> cuda_devices() {
+  std::vector<CudaDevice> out;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return out;
+  }
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, i) != cudaSuccess) continue;
+    out.push_back({i, properties.name, properties.totalGlobalMem, properties.major, properties.minor});
+  }
+  return out;
+}
+
+Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes) {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found == cudaErrorInsufficientDriver) {
+    cudaGetLastError();
+    return error(Code::unsupported, "the NVIDIA driver is missing or older than CUDA ", CUDART_VERSION / 1000, ".",
+                 CUDART_VERSION % 1000 / 10, " needs");
+  }
+  if (found != cudaSuccess || index < 0 || index >= count) {
+    cudaGetLastError();
+    return error(Code::unsupported, "there is no CUDA device ", index, ": ", cudaGetErrorString(found));
+  }
+  auto backend = std::make_unique<CudaBackend>(index);
+  if (Status status = backend->open(kv_bytes); !status.ok()) return status;
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+}  // namespace edgeshift

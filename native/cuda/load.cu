@@ -1,0 +1,212 @@
+#include "cuda/load.h"
+
+#include <algorithm>
+#include <mutex>
+#include <span>
+
+#include "cuda/pack.h"
+#include "model/weights.h"
+
+namespace edgeshift::cuda {
+namespace {
+
+// Host bytes that a thread converts at a time.
+constexpr size_t kPieceBytes = size_t(4) << 20;
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// A canonical matrix's arrays inside one allocation: codes or values, scales, minimums.
+struct SourceLayout {
+  SourceLayout(CanonicalForm form, int rows, int k) : form(form), n(rows), k(k) {
+    const bool half = form.precision == Precision::fp16;
+    groups = half ? 0 : size_t((k + form.group - 1) / form.group);
+    row_bytes = half ? size_t(k) * 2 : groups * size_t(form.group) / (form.precision == Precision::int4 ? 2 : 1);
+    scales = aligned(size_t(n) * row_bytes);
+    minimums = scales + aligned(size_t(n) * groups * 2);
+    bytes = minimums + (form.has_minimums ? aligned(size_t(n) * groups * 2) : 0);
+  }
+
+  CanonicalMatrix view(const char* memory) const {
+    CanonicalMatrix m;
+    m.precision = form.precision;
+    m.n = n;
+    m.k = k;
+    m.group = form.group;
+    if (form.precision == Precision::fp16) m.values = reinterpret_cast<const f16*>(memory);
+    else m.codes = memory;
+    if (groups > 0) m.scales = reinterpret_cast<const f16*>(memory + scales);
+    if (form.has_minimums) m.minimums = reinterpret_cast<const f16*>(memory + minimums);
+    return m;
+  }
+
+  CanonicalForm form;
+  int n, k;
+  size_t groups, row_bytes, scales, minimums, bytes;
+};
+
+class DevicePacker final : public WeightPacker {
+ public:
+  DevicePacker(cpu::ThreadPool& pool, const LoadOptions& options, int device, cudaStream_t stream, DeviceWeights& out)
+      : pool_(pool), done_(options.done_reading), device_(device), stream_(stream), out_(out) {}
+
+  int head_dim(int head_dim) const override { return kernel_head_dim(head_dim); }
+  bool one_matrix() const override { return true; }
+
+  Status reserve(std::span<const PackJob> jobs) override {
+    size_t largest = 0;
+    for (const PackJob& job : jobs) largest = std::max(largest, SourceLayout(job.form, job.rows(), job.k()).bytes);
+    return source_.allocate(largest);
+  }
+
+  Status pack(const PackJob& job) override {
+    const SourceLayout layout(job.form, job.rows(), job.k());
+    int row = 0;
+    for (const WeightReader* part : job.parts) {
+      ES_RETURN_IF_ERROR(upload(*part, layout, row));
+      row += part->n();
+      if (done_) done_(part->bytes_of(0, part->n()));
+    }
+    const CanonicalMatrix source = layout.view(source_.as<char>());
+    Buffer& memory = out_.buffers.emplace_back();
+    ES_RETURN_IF_ERROR(memory.allocate(packed_bytes(source)));
+    ES_RETURN_IF_ERROR(cuda::pack(source, job.gate_up ? RowOrder::gate_up : RowOrder::plain, memory.as<void>(), *job.out, stream_));
+    const std::span<const int32_t> order = job.order();
+    if (order.empty()) return {};
+    Buffer& inputs = out_.buffers.emplace_back();
+    ES_RETURN_IF_ERROR(inputs.allocate(order.size_bytes()));
+    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(inputs.as<void>(), order.data(), order.size_bytes(), cudaMemcpyHostToDevice, stream_));
+    job.out->permutation = inputs.as<int32_t>();
+    return {};
+  }
+
+ private:
+  // Converts a part by pieces and copies each to its rows. The copies are from pageable memory: each has left its host
+  // buffer when the call returns.
+  Status upload(const WeightReader& part, const SourceLayout& layout, int first_row) {
+    const int64_t piece = std::max<int64_t>(1, int64_t(kPieceBytes / (size_t(layout.k) * 4)));
+    std::mutex mutex;
+    Status failure;
+    pool_.for_ranges(part.n(), piece, [&](int64_t begin, int64_t end, int) {
+      CanonicalStorage rows;
+      Status status = to_status(cudaSetDevice(device_), "cudaSetDevice");
+      for (int64_t at = begin; status.ok() && at < end; at += piece) {
+        const int64_t stop = std::min(end, at + piece);
+        status = part.read(int(at), int(stop), layout.form, rows);
+        if (status.ok()) status = copy(rows, layout, size_t(first_row) + size_t(at));
+      }
+      std::lock_guard lock(mutex);
+      if (failure.ok()) failure = std::move(status);
+    });
+    return failure;
+  }
+
+  Status copy(const CanonicalStorage& rows, const SourceLayout& layout, size_t row) {
+    char* memory = source_.as<char>();
+    auto put = [&](size_t offset, const void* data, size_t bytes) {
+      return bytes == 0 ? Status() : to_status(cudaMemcpyAsync(memory + offset, data, bytes, cudaMemcpyHostToDevice, stream_), "upload of a weight");
+    };
+    const bool half = layout.form.precision == Precision::fp16;
+    const void* codes = half ? static_cast<const void*>(rows.values.data()) : rows.codes.data();
+    ES_RETURN_IF_ERROR(put(row * layout.row_bytes, codes, size_t(rows.n) * layout.row_bytes));
+    ES_RETURN_IF_ERROR(put(layout.scales + row * layout.groups * 2, rows.scales.data(), rows.scales.size() * 2));
+    return put(layout.minimums + row * layout.groups * 2, rows.minimums.data(), rows.minimums.size() * 2);
+  }
+
+  cpu::ThreadPool& pool_;
+  const std::function<void(std::span<const uint8_t>)>& done_;
+  const int device_;
+  const cudaStream_t stream_;
+  DeviceWeights& out_;
+  Buffer source_;
+};
+
+// Vectors behind one another in one allocation, each on a boundary of 256 bytes.
+class VectorUpload {
+ public:
+  // Leaves in *to the device address of the values, once upload() has run; null stays null.
+  void add(const float* values, size_t count, const float** to) {
+    if (!values) return;
+    places_.push_back({host_.size(), to});
+    host_.insert(host_.end(), values, values + count);
+    host_.resize(aligned(host_.size() * 4) / 4);
+  }
+  Status upload(Buffer& memory) {
+    ES_RETURN_IF_ERROR(memory.allocate(host_.size() * 4));
+    ES_CUDA_RETURN_IF_ERROR(cudaMemcpy(memory.as<void>(), host_.data(), host_.size() * 4, cudaMemcpyHostToDevice));
+    for (const auto& [offset, to] : places_) *to = memory.as<float>() + offset;
+    return {};
+  }
+
+ private:
+  struct Place {
+    size_t offset;
+    const float** to;
+  };
+  std::vector<float> host_;
+  std::vector<Place> places_;
+};
+
+Status finish(const ModelSpec& spec, ModelWeights& host, DeviceWeights& out) {
+  const size_t hidden = size_t(spec.hidden), head = size_t(kernel_head_dim(spec.head_dim));
+  TransformerWeights& w = out.weights;
+  w.embed = host.embed;
+  w.head = host.head;
+  w.layers.resize(host.layers.size());
+  w.inv_freq.resize(spec.ropes.size());
+  VectorUpload vectors;
+  vectors.add(host.final_norm, hidden, &w.final_norm);
+  for (size_t r = 0; r < spec.ropes.size(); ++r) {
+    vectors.add(spec.ropes[r].inv_freq.data(), spec.ropes[r].inv_freq.size(), &w.inv_freq[r]);
+  }
+  for (size_t i = 0; i < host.layers.size(); ++i) {
+    const ModelLayer& from = host.layers[i];
+    LayerWeights& to = w.layers[i];
+    if (from.gate_up_bias) return {Code::unsupported, "biases of the gate and up projections on a CUDA device"};
+    to.qkv = from.qkv.front();
+    to.o = from.o.front();
+    to.gate_up = from.gate_up.front();
+    to.down = from.down.front();
+    vectors.add(from.attn_norm, hidden, &to.attention_norm);
+    vectors.add(from.ffn_norm, hidden, &to.ffn_norm);
+    vectors.add(from.post_attn_norm, hidden, &to.post_attention_norm);
+    vectors.add(from.post_ffn_norm, hidden, &to.post_ffn_norm);
+    vectors.add(from.q_norm, head, &to.q_norm);
+    vectors.add(from.k_norm, head, &to.k_norm);
+    vectors.add(from.qkv_bias, size_t(spec.heads + 2 * spec.kv_heads) * head, &to.qkv_bias);
+    vectors.add(from.o_bias, hidden, &to.o_bias);
+    vectors.add(from.down_bias, hidden, &to.down_bias);
+  }
+  return vectors.upload(out.buffers.emplace_back());
+}
+
+}  // namespace
+
+size_t DeviceWeights::bytes() const {
+  size_t sum = 0;
+  for (const Buffer& buffer : buffers) sum += buffer.bytes();
+  return sum;
+}
+
+int kernel_head_dim(int head_dim) {
+  for (int size : {64, 96, 128, 256}) {
+    if (head_dim <= size) return size;
+  }
+  return 0;
+}
+
+Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec& spec,
+                                          const std::vector<WeightSource>& sources, const LoadOptions& options,
+                                          int device, cudaStream_t stream) {
+  DeviceWeights out;
+  ModelWeights host;
+  DevicePacker packer(pool, options, device, stream, out);
+  Status status = load_weights(spec, sources, options.precision, packer, host);
+  if (status.ok()) status = finish(spec, host, out);
+  // Also on error: nothing may be freed while a copy or a kernel still uses it.
+  Status settled = to_status(cudaStreamSynchronize(stream), "loading weights");
+  if (!status.ok()) return status;
+  if (!settled.ok()) return settled;
+  return Result<DeviceWeights>(std::move(out));
+}
+
+}  // namespace edgeshift::cuda

@@ -1,0 +1,29 @@
+// A variant's weights in device memory.
+#pragma once
+
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "cuda/transformer.h"
+#include "model/backend.h"
+
+namespace edgeshift::cuda {
+
+// Owns what `weights` points to.
+struct DeviceWeights {
+  TransformerWeights weights;
+  std::vector<Buffer> buffers;
+
+  size_t bytes() const;
+};
+
+// The head size that the kernels compute with: 64, 96, 128 or 256, at least `head_dim`; 0 when it is larger.
+int kernel_head_dim(int head_dim);
+
+// Reads the sources on `pool`, a bounded piece at a time per thread, and packs them on the device. Everything is freed on
+// error. unsupported: biases of the gate and up projections.
+Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec& spec,
+                                          const std::vector<WeightSource>& sources, const LoadOptions& options,
+                                          int device, cudaStream_t stream);
+
+}  // namespace edgeshift::cuda

@@ -1,0 +1,148 @@
+// The CUDA backend on tiny random models: against a slow double-precision forward pass, and against the CPU backend.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "model/backend.h"
+#include "test/check.h"
+#include "test/tiny_model.h"
+
+using namespace edgeshift;
+using namespace edgeshift::test;
+
+namespace {
+
+void matches_the_reference(Backend& backend) {
+  const std::pair<const char*, Options> cases[] = {
+      {"tied", {}},
+      {"untied, bias", {.tied = false, .bias = true}},
+      {"head of 64, q and k norm", {.qk_norm = true, .head_dim = 64, .rotary = 64}},
+      {"interleaved rotary", {.interleaved = true}},
+      {"sliding window", {.window = 7}},
+      {"Gemma 2", {.window = 7, .gelu = true, .post_norms = true, .norm_offset = 1, .embedding_scale = 8,
+                   .attention_softcap = 5, .final_softcap = 3}},
+      {"Gemma 3", {.qk_norm = true, .window = 9, .head_dim = 64, .gelu = true, .post_norms = true, .local_rope = true,
+                   .norm_offset = 1, .embedding_scale = 8}},
+      {"SmolLM3", {.nope = true}},
+      {"partial rotary", {.head_dim = 128, .rotary = 64}},
+      {"padded heads", {.bias = true, .head_dim = 24, .rotary = 24}},
+  };
+  for (const auto& [name, options] : cases) {
+    const Net net = make_net(options);
+    // Shares of the logits' standard deviation: fp16 activations, then rounding of random weights to 8 and to 4 bits.
+    const std::pair<Precision, double> rungs[] = {{Precision::fp16, 0.05}, {Precision::int8, 0.3}, {Precision::int4, 2.5}};
+    for (const auto& [precision, tolerance] : rungs) {
+      double spread = 1;
+      const double worst = worst_difference(backend, net, net.sources(), precision, spread);
+      std::printf("%-26s rung %d: worst difference %.5f of the logits' spread\n", name, int(precision), worst / spread);
+      if (!(worst < tolerance * spread)) report(__FILE__, __LINE__, std::string(name) + " is off");
+    }
+  }
+}
+
+struct Run {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+};
+
+// Three sequences of different lengths: a prompt each in one batch, then tokens fed back by -1, one sequence starting anew
+// in the middle of the others' decoding.
+Run generate(Backend& backend, const Net& net, float temperature) {
+  Run run;
+  auto model = load(backend, net, net.sources(), Precision::fp16);
+  if (!model) return run;
+  const uint32_t unit = uint32_t(model->block_bytes() / kKvUnitBytes);
+  int position[3] = {0, 0, 0};
+  const std::vector<int32_t> prompts[3] = {{1, 2, 3}, {4, 5, 6, 7, 8, 9, 10}, {11}};
+  for (int i = 0; i < 3; ++i) {
+    SamplingState state;
+    state.temperature = temperature;
+    state.top_k = 20;
+    state.repetition_penalty = 1.1f;
+    state.seed = uint64_t(i) + 5;
+    state.tokens = prompts[i];
+    state.prompt_length = int(prompts[i].size());
+    ES_CHECK(model->set_slot(i, state).ok());
+  }
+  for (int step = 0; step < 12; ++step) {
+    StepBatch b;
+    b.seq_starts = b.block_starts = {0};
+    for (int i = 0; i < 3; ++i) {
+      if (i == 2 && step < 4) continue;
+      const std::vector<int32_t> tokens = position[i] == 0 ? prompts[i] : std::vector<int32_t>{-1};
+      b.tokens.insert(b.tokens.end(), tokens.begin(), tokens.end());
+      b.seq_starts.push_back(int32_t(b.tokens.size()));
+      b.first_positions.push_back(position[i]);
+      b.slots.push_back(i);
+      b.blocks.insert(b.blocks.end(), {uint32_t(2 * i + 1) * unit, uint32_t(2 * i) * unit});
+      b.block_starts.push_back(int32_t(b.blocks.size()));
+      b.row_tokens.push_back(int32_t(b.tokens.size()) - 1);
+      b.row_seqs.push_back(int32_t(b.slots.size()) - 1);
+      b.row_targets.push_back(-1);
+      b.row_top.push_back(1);
+      position[i] += int(tokens.size());
+    }
+    StepResult result;
+    const Status status = model->step(b, result);
+    if (!status.ok()) report(__FILE__, __LINE__, status.message());
+    for (const SampleRow& row : result.rows) {
+      run.tokens.push_back(row.token);
+      run.logprobs.push_back(row.logprob);
+    }
+  }
+  return run;
+}
+
+void samples_as_the_cpu_does(Backend& backend, float temperature) {
+  const Net net = make_net({.tied = false, .head_dim = 64, .rotary = 64});
+  auto cpu = open_cpu(2, 4 << 20);
+  ES_CHECK(cpu.ok());
+  const Run left = generate(*cpu.value(), net, temperature), right = generate(backend, net, temperature);
+  ES_CHECK(left.tokens.size() == 32 && left.tokens == right.tokens);
+  double worst = 0;
+  for (size_t i = 0; i < left.logprobs.size() && i < right.logprobs.size(); ++i) {
+    worst = std::max(worst, double(std::abs(left.logprobs[i] - right.logprobs[i])));
+  }
+  std::printf("temperature %.1f: %zu tokens, log probabilities differ by up to %.5f\n", double(temperature),
+              left.tokens.size(), worst);
+  ES_CHECK(worst < 0.05);
+}
+
+void refuses(Backend& backend) {
+  const Net net = make_net({});
+  StepResult result;
+  auto model = load(backend, net, net.sources(), Precision::int8);
+  StepBatch b = scoring_batch(*model, 1, {3, 4}, 0);
+  ES_CHECK(model->step(b, result).code() == Code::invalid_argument);  // the slot was never set
+  ES_CHECK(model->set_slot(0, {}, net.spec.ropes).code() == Code::unsupported);
+  const Net biased = make_net({.all_biases = true});
+  ES_CHECK(backend.load(biased.spec, biased.sources(), {Precision::int8, 4, 64, kBlock, {}}).status().code() == Code::unsupported);
+  // Too large a workspace: the load fails, the model that is resident goes on.
+  const Status status = backend.load(net.spec, net.sources(), {Precision::int8, 4, 1 << 30, kBlock, {}}).status();
+  ES_CHECK(status.code() == Code::out_of_memory);
+  ES_CHECK(model->set_slot(0, {}).ok());
+  b.row_targets = {5};
+  ES_CHECK(model->step(b, result).ok());
+  ES_CHECK(open_cuda(99, 1 << 20).status().code() == Code::unsupported);
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<CudaDevice> devices = cuda_devices();
+  if (devices.empty()) {
+    std::printf("skipped: no CUDA device\n");
+    return 77;
+  }
+  std::printf("%s, compute capability %d.%d\n", devices[0].name.c_str(), devices[0].major, devices[0].minor);
+  auto backend = open_cuda(0, size_t(64) << 20);
+  if (!backend.ok()) report(__FILE__, __LINE__, backend.status().message());
+  if (!backend.ok()) return 1;
+  matches_the_reference(*backend.value());
+  samples_as_the_cpu_does(*backend.value(), 0);
+  samples_as_the_cpu_does(*backend.value(), 0.7f);
+  refuses(*backend.value());
+  std::printf("%d failed\n", failures);
+  return failures == 0 ? 0 : 1;
+}

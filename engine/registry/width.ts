@@ -76,7 +76,7 @@ export function describeStorage({ storage, tensors }: StoredWeight): string {
       return `compressed-tensors ${storage.bits} bit${group}${storage.symmetric ? '' : ', asymmetric'}`
     case 'int-quantized':
       return `compressed-tensors int8${group}`
-    case 'float-quantized': {
+    default: {
       const { layout, blockOutputs, blockInputs } = storage
       const blocks = blockInputs === 0 ? '' : `, blocks of ${blockOutputs} x ${blockInputs}`
       return `${layout === 'fp8' ? '' : `${layout} `}fp8${blocks}`

@@ -78,9 +78,15 @@ describe('a device', () => {
     const large = rungs.map((precision) => smollm2Request(precision, 64))
     const small = [
       ...rungs.map((precision) => stories260kRequest(precision)),
-      ...['gptq/w4_dynamic_mixed', 'gptq/w4_g128_sym_actorder', 'awq/w4_g64', 'compressed-tensors/fp8_static'].map(
-        (name) => goldenRequest(name),
-      ),
+      ...[
+        'gptq/w4_dynamic_mixed',
+        'gptq/w4_g128_sym_actorder',
+        'gptq/w3_g32_asym_v2',
+        'awq/w4_g64',
+        'awq/w4_g32_gemv_fast',
+        'compressed-tensors/fp8_static',
+        'fp8/block128',
+      ].map((name) => goldenRequest(name)),
     ]
     const cycle = async (request: LoadRequest): Promise<void> => {
       const model = await device.loadModel(request)
@@ -90,7 +96,7 @@ describe('a device', () => {
     for (const request of [...large, ...small]) await cycle(request)
     collectGarbage()
     const baseline = { rss: process.memoryUsage().rss, descriptors: descriptors(), mappings: mappings() }
-    for (let i = 0; i < 14; i++) for (const request of small) await cycle(request)
+    for (let i = 0; i < 10; i++) for (const request of small) await cycle(request)
     for (const request of large) await cycle(request)
     collectGarbage()
     expect(descriptors()).toBe(baseline.descriptors)

@@ -42,8 +42,14 @@ struct TiledParams {
   float* partials;    // [blocks][2][accumulators][threads]
 };
 
+// How the activations of a stage lie in shared memory, so that the 16-byte loads of two neighbouring tokens touch all banks
+// once: rows half a bank cycle apart, or without gaps and the halves of each 128 bytes swapped in odd rows. Swapped is
+// smaller; which is faster was measured per shape.
+enum class XRows { padded, swapped };
+
 // Compile-time shape. kWarpRows warps share the rows, the others the tokens.
-template <Precision kPrecision, bool kFlushSmall, int kTokens_, int kTiles_, int kWarps, int kWarpRows>
+template <Precision kPrecision, bool kFlushSmall, int kTokens_, int kTiles_, int kWarps, int kWarpRows,
+          XRows kRowForm = XRows::padded, int kMostStages = 4>
 struct TiledShape {
   static constexpr Precision precision = kPrecision;
   static constexpr bool quantized = kPrecision != Precision::fp16;
@@ -56,13 +62,13 @@ struct TiledShape {
   static constexpr int accumulators = warp_strips * warp_columns * 4;
   static constexpr int tile_bytes = quads * 512 + scales * 64;  // one strip, one tile
   static constexpr int weight_bytes = kTiledStrips * tiles * tile_bytes;
-  // Rows half a bank cycle apart: the 16-byte loads of two tokens then touch all banks once.
-  static constexpr int x_stride = tiles * 128 + 64;
+  static constexpr int swap = kRowForm == XRows::swapped;
+  static constexpr int x_stride = tiles * 128 + (swap ? 0 : 64);
   static constexpr int stage_bytes = weight_bytes + tokens * x_stride;
-  // Small tiles run two blocks per multiprocessor; large ones need its registers. Up to 4 stages in its 227 KB, at least 3.
-  static constexpr int blocks_per_multiprocessor = stage_bytes * 3 <= 112 * 1024 && kWarps == 8 ? 2 : 1;
+  // Small tiles run two blocks per multiprocessor; large ones need its registers. At least 3 stages in its 227 KB.
+  static constexpr int blocks_per_multiprocessor = stage_bytes * 3 <= 112 * 1024 && kWarps == 8 && tokens <= 128 ? 2 : 1;
   static constexpr int room = 224 * 1024 / blocks_per_multiprocessor;
-  static constexpr int stages = room / stage_bytes >= 4 ? 4 : 3;
+  static constexpr int stages = std::clamp(room / stage_bytes, 3, kMostStages);
   static constexpr size_t shared = size_t(stage_bytes) * stages;
   static_assert(shared <= room);
   static_assert(warp_columns >= 1);
@@ -113,8 +119,9 @@ class StageLoader {
 
   // Pieces [from_pass, to_pass) of this thread's part.
   __device__ void load_activations(int slot, int stage, int from_pass = 0, int to_pass = kPasses) const {
+    static_assert(!Shape::swap || kRows % 2 == 0);  // all of this thread's rows swap halves, or none
     const int piece = threadIdx.x % kPieces, row = threadIdx.x / kPieces;
-    uint32_t to = shared_ + slot * Shape::stage_bytes + Shape::weight_bytes + row * Shape::x_stride + piece * 16;
+    uint32_t to = shared_ + slot * Shape::stage_bytes + Shape::weight_bytes + row * Shape::x_stride + (piece ^ row % 2 * 4 * Shape::swap) * 16;
     const int k = stage * (Shape::tiles * kTileInputs);
     const uint4* from = reinterpret_cast<const uint4*>(p_.x + k);
     const bool whole = k + Shape::tiles * kTileInputs <= p_.k;
@@ -179,6 +186,7 @@ __device__ inline void multiply_stage(const unsigned char* stage, int warp_row, 
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const unsigned char* weights = stage + warp_row * Shape::warp_strips * Shape::tiles * Shape::tile_bytes;
   const unsigned char* x = stage + Shape::weight_bytes + (warp_token * Shape::warp_columns * 8 + g) * Shape::x_stride + t * 16;
+  const unsigned char* halves[2] = {x + (g % 2 & Shape::swap) * 64, x + (1 - (g % 2 & Shape::swap)) * 64};
 #pragma unroll
   for (int tile = 0; tile < Shape::tiles; ++tile) {
 #pragma unroll
@@ -207,7 +215,7 @@ __device__ inline void multiply_stage(const unsigned char* stage, int warp_row, 
         uint4 b[kGroup];
 #pragma unroll
         for (int c = 0; c < kGroup; ++c)
-          b[c] = *reinterpret_cast<const uint4*>(x + (c0 + c) * 8 * Shape::x_stride + tile * 128 + half_tile * 64);
+          b[c] = *reinterpret_cast<const uint4*>(halves[half_tile] + (c0 + c) * 8 * Shape::x_stride + tile * 128);
 #pragma unroll
         for (int c = 0; c < kGroup; ++c)
 #pragma unroll
@@ -406,12 +414,13 @@ Status launch_tiled_tokens(const TiledParams& params, const Launch& on) {
   constexpr int kWide = kPrecision == Precision::int4 ? 4 : kPrecision == Precision::int8 ? 2 : 1;
   constexpr int kMiddle = kWide > 2 ? 2 : kWide, kNarrow = kWide > 2 ? 2 : 1;
   if (params.t <= 8) return launch_tiled<TiledShape<kPrecision, kSmall, 8, kWide, 8, 8>>(params, on);
-  if (params.t <= 16) return launch_tiled<TiledShape<kPrecision, kSmall, 16, kWide, 8, 8>>(params, on);
+  constexpr XRows kRows16 = kPrecision == Precision::int4 ? XRows::swapped : XRows::padded;
+  constexpr XRows kRows64 = kPrecision == Precision::fp16 ? XRows::swapped : XRows::padded;
+  // Three stages where a fourth was slower: more shared memory keeps the next kernel's blocks off the multiprocessor.
+  if (params.t <= 16)
+    return launch_tiled<TiledShape<kPrecision, kSmall, 16, kWide, 8, 8, kRows16, kPrecision == Precision::int4 ? 3 : 4>>(params, on);
   if (params.t <= 32) return launch_tiled<TiledShape<kPrecision, kSmall, 32, kMiddle, 8, 4>>(params, on);
-  if (params.t <= 64) return launch_tiled<TiledShape<kPrecision, kSmall, 64, kNarrow, 8, 4>>(params, on);
-#ifdef ES_TILED_NARROW
-  if (kPrecision != Precision::fp16) return launch_tiled<TiledShape<kPrecision, kSmall, 128, 1, 8, 4>>(params, on);
-#endif
+  if (params.t <= 64) return launch_tiled<TiledShape<kPrecision, kSmall, 64, kNarrow, 8, 4, kRows64, kPrecision == Precision::fp16 ? 3 : 4>>(params, on);
   if (params.t <= 128) return launch_tiled<TiledShape<kPrecision, kSmall, 128, 1, 8, 4>>(params, on);
   return launch_tiled<TiledShape<kPrecision, kSmall, 256, 1, 8, 4>>(params, on);
 }

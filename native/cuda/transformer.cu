@@ -293,8 +293,9 @@ Status check_kernels() {
 }
 
 int choose_splits(const ModelSpec& spec, const DeviceTraits& device, int sequences, int context, int max_splits) {
-  // A block takes 8 tiles of 16 tokens at a time: with fewer per block warps idle.
-  int useful = (context + 127) / 128;
+  // A block takes 8 tiles of 16 tokens at a time. Half of its warps idle below 128 tokens a split, but more multiprocessors
+  // read: 2% faster at batch 1.
+  int useful = (context + 63) / 64;
   int room = device.multiprocessors / std::max(1, sequences * spec.kv_heads);
   return std::clamp(std::min(useful, room), 1, max_splits);
 }

@@ -54,6 +54,11 @@ class DevicePacker final : public WeightPacker {
 
   Status reserve(std::span<const PackJob> jobs) override {
     size_t largest = 0;
+    for (const PackJob& job : jobs) {
+      for (const WeightReader* part : job.parts) {
+        if (!part->order().empty()) return {Code::unsupported, "act-order on a CUDA device"};
+      }
+    }
     for (const PackJob& job : jobs) largest = std::max(largest, SourceLayout(job.form, job.rows(), job.k()).bytes);
     return source_.allocate(largest);
   }
@@ -70,12 +75,6 @@ class DevicePacker final : public WeightPacker {
     Buffer& memory = out_.buffers.emplace_back();
     ES_RETURN_IF_ERROR(memory.allocate(packed_bytes(source)));
     ES_RETURN_IF_ERROR(cuda::pack(source, job.gate_up ? RowOrder::gate_up : RowOrder::plain, memory.as<void>(), *job.out, stream_));
-    const std::span<const int32_t> order = job.order();
-    if (order.empty()) return {};
-    Buffer& inputs = out_.buffers.emplace_back();
-    ES_RETURN_IF_ERROR(inputs.allocate(order.size_bytes()));
-    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(inputs.as<void>(), order.data(), order.size_bytes(), cudaMemcpyHostToDevice, stream_));
-    job.out->permutation = inputs.as<int32_t>();
     return {};
   }
 

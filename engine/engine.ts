@@ -26,6 +26,12 @@ export interface Variant {
   /** Why FAILED. */
   error: string
   weightBytes: number
+  /** Device bytes of weights and workspace: estimated until the first load, then as taken. */
+  neededBytes: number
+  /** Never unloaded to make room. */
+  pinned: boolean
+  /** Times it was loaded. */
+  loads: number
   /** Set while READY. */
   resident?: ResidentVariant
 }

@@ -13,6 +13,8 @@ export interface KnownVariant {
   vocabSize: number
   maxModelLen: number
   blockBytes: number
+  /** Never to be unloaded to make room. */
+  pinned: boolean
   demand: VariantDemand
   request: LoadRequest
   /** Prompts longer than this many tokens take rotary tables of their own. */
@@ -95,6 +97,7 @@ function describe(
     vocabSize: spec.vocabSize,
     maxModelLen,
     blockBytes,
+    pinned: model.placement.pin,
     demand,
     request,
     ...ropes,

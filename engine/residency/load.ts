@@ -39,6 +39,8 @@ export async function loadVariant(
       ropeLimit: known.ropeLimit,
     })
     variant.weightBytes = model.weightBytes
+    variant.neededBytes = model.weightBytes + model.workspaceBytes
+    variant.loads++
     variant.state = VariantState.READY
     log.info({ variant: known.name, weightBytes: model.weightBytes, ms: Math.round(clock() - startedAt) }, 'loaded')
   } catch (error) {

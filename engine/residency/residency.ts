@@ -90,6 +90,9 @@ function declare(engine: Engine, catalog: Catalog, plan: ResidencyPlan): void {
       state: VariantState.LOADING,
       error: '',
       weightBytes: 0,
+      neededBytes: known ? known.demand.weightBytes + known.demand.workspaceBytes : 0,
+      pinned: known?.pinned ?? false,
+      loads: 0,
     })
   }
 }

@@ -16,6 +16,7 @@ export function engineStatus(engine: Engine): EngineStatus {
 
 function variantStatus(variant: Variant): VariantStatus {
   const { name, model, precision, device, maxModelLen, vocabSize, state, error, weightBytes, resident } = variant
+  const { neededBytes, pinned, loads } = variant
   return {
     name,
     model,
@@ -29,6 +30,12 @@ function variantStatus(variant: Variant): VariantStatus {
     running: resident?.scheduler.running.length ?? 0,
     waiting: resident?.scheduler.waiting.size ?? 0,
     blockBytes: resident?.blockBytes ?? 0,
+    neededBytes,
+    pinned,
+    loads,
+    // Variants are placed once, at the start.
+    loadable: false,
+    queueable: false,
   }
 }
 

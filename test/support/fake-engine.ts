@@ -72,6 +72,9 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     state: VariantState.READY,
     error: '',
     weightBytes: 1000,
+    neededBytes: 1000,
+    pinned: false,
+    loads: 1,
     resident: device.addVariant(executor, blockBytes, limits),
   })
   return { engine, device, executor }

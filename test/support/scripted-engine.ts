@@ -48,6 +48,11 @@ const status: EngineStatus = {
       running: 0,
       waiting: 0,
       blockBytes: 0,
+      loadable: false,
+      neededBytes: 1000,
+      pinned: false,
+      loads: 1,
+      queueable: false,
     })),
   ),
 }

@@ -64,6 +64,9 @@ for (const model of config.models) {
       state: VariantState.READY,
       error: '',
       weightBytes: 0,
+      neededBytes: 0,
+      pinned: false,
+      loads: 1,
       resident: device.addVariant(executor, BLOCK_BYTES, {
         maxNumSeqs: scheduler.max_num_seqs,
         maxBatchTokens: scheduler.max_num_batched_tokens,

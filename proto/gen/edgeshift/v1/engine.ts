@@ -212,6 +212,16 @@ export interface VariantStatus {
   waiting: number;
   /** one KV block, all layers */
   blockBytes: number;
+  /** Not resident, but a Submit loads it now, at the cost of idle unpinned variants if need be. */
+  loadable: boolean;
+  /** Weights and workspace, i.e. the device bytes that a load takes. */
+  neededBytes: number;
+  /** never unloaded to make room */
+  pinned: boolean;
+  /** times it was loaded since the engine's start */
+  loads: number;
+  /** Neither resident nor loadable at once, because what would have to go is at work: a Submit waits for it in order. */
+  queueable: boolean;
 }
 
 export interface DeviceStatus {
@@ -1842,6 +1852,11 @@ function createBaseVariantStatus(): VariantStatus {
     running: 0,
     waiting: 0,
     blockBytes: 0,
+    loadable: false,
+    neededBytes: 0,
+    pinned: false,
+    loads: 0,
+    queueable: false,
   };
 }
 
@@ -1882,6 +1897,21 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     }
     if (message.blockBytes !== 0) {
       writer.uint32(96).uint64(message.blockBytes);
+    }
+    if (message.loadable !== false) {
+      writer.uint32(104).bool(message.loadable);
+    }
+    if (message.neededBytes !== 0) {
+      writer.uint32(112).uint64(message.neededBytes);
+    }
+    if (message.pinned !== false) {
+      writer.uint32(120).bool(message.pinned);
+    }
+    if (message.loads !== 0) {
+      writer.uint32(128).uint32(message.loads);
+    }
+    if (message.queueable !== false) {
+      writer.uint32(136).bool(message.queueable);
     }
     return writer;
   },
@@ -1995,6 +2025,46 @@ export const VariantStatus: MessageFns<VariantStatus> = {
             message.blockBytes = longToNumber(reader.uint64());
             continue;
           }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.loadable = reader.bool();
+            continue;
+          }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.neededBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.pinned = reader.bool();
+            continue;
+          }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.loads = reader.uint32();
+            continue;
+          }
+          case 17: {
+            if (tag !== 136) {
+              break;
+            }
+
+            message.queueable = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2024,6 +2094,11 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     message.running = object.running ?? 0;
     message.waiting = object.waiting ?? 0;
     message.blockBytes = object.blockBytes ?? 0;
+    message.loadable = object.loadable ?? false;
+    message.neededBytes = object.neededBytes ?? 0;
+    message.pinned = object.pinned ?? false;
+    message.loads = object.loads ?? 0;
+    message.queueable = object.queueable ?? false;
     return message;
   },
 };

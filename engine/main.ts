@@ -1,9 +1,11 @@
+import { existsSync } from 'node:fs'
 import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
 import { loadAddon } from './addon.js'
-import { loadConfig } from './config/index.js'
+import { type Config, defaultDevices, loadConfig } from './config/index.js'
 import { Engine } from './engine.js'
+import type { NativeAddon } from './native.js'
 import { modelAssets } from './registry/index.js'
 import { readCatalog } from './residency/catalog.js'
 import { loadAll, prepare } from './residency/residency.js'
@@ -43,8 +45,9 @@ main(args, log).catch((error: unknown) => {
 /** Wires the engine and serves until told to stop. */
 async function main({ config: file, socket, device }: Arguments, logger: Logger): Promise<void> {
   const config = loadConfig(file)
-  if (device !== undefined) config.devices = config.devices.filter(({ id }) => id === device)
   const addon = loadAddon()
+  chooseDevices(config, addon, logger)
+  if (device !== undefined) config.devices = config.devices.filter(({ id }) => id === device)
   const engine = new Engine({ version: addon.version(), maxWaiting: config.scheduler.max_waiting, clock, log: logger })
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
   // Built when asked for: by then the weights are loading on other threads.
@@ -86,6 +89,25 @@ async function main({ config: file, socket, device }: Arguments, logger: Logger)
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
   const pending = prepare(engine, config, catalog, addon, { clock, log: logger, events, depth: STEPS_IN_FLIGHT })
   await loadAll(engine, config, pending)
+}
+
+/** Completes a configuration that names no devices; says why a GPU that is there is not among them. */
+function chooseDevices(config: Config, addon: NativeAddon, logger: Logger): void {
+  if (config.devices.length > 0) return
+  config.devices = defaultDevices(addon.devices())
+  const problem = config.devices.some(({ kind }) => kind === 'cuda') ? undefined : gpuProblem(addon)
+  if (problem !== undefined) logger.warn({ problem }, 'there is a GPU, but this build or its driver cannot use it')
+}
+
+/** Why the GPU that the system shows cannot be opened; undefined where it shows none. */
+function gpuProblem(addon: NativeAddon): string | undefined {
+  if (!existsSync('/dev/nvidia0') && !existsSync('/dev/dxg')) return undefined
+  try {
+    addon.openDevice({ kind: 'cuda', index: 0, threads: 1, kvArenaBytes: 0 })
+    return undefined
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error)
+  }
 }
 
 /** Refuses new work, lets running sequences end for a while, cancels the rest. */

@@ -21,6 +21,7 @@ const STEPS = [
     command: 'ctest',
     args: ['--test-dir', 'build/native', '--output-on-failure', '--parallel', '2'],
   },
+  { name: 'CUDA sources', command: process.execPath, args: ['scripts/build-native.mjs', '--check-cuda'] },
 ]
 
 /** Runs one step with its output shown; true when it succeeded. */

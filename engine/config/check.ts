@@ -1,5 +1,5 @@
 import { type Finding, type KeyPath } from './problem.js'
-import { LADDER, type ParsedConfig, type Precision } from './schema.js'
+import { isDefaultDevice, LADDER, type ParsedConfig, type Precision } from './schema.js'
 import { isLoopback } from './values.js'
 import { nearest } from './nearest.js'
 
@@ -82,14 +82,15 @@ function checkModel(model: Model, path: KeyPath, deviceIds: readonly string[]): 
 
 function checkPlacement(model: Model, path: KeyPath, deviceIds: readonly string[]): Finding[] {
   const devices = model.placement.devices ?? []
+  const known = deviceIds.length > 0 ? deviceIds : ['gpu0', 'cpu0']
   const place = (index: number) => [...path, 'placement', 'devices', index]
   const unknown = devices.flatMap((id, index) => {
-    if (deviceIds.includes(id)) return []
-    const near = nearest(id, deviceIds)
+    if (deviceIds.includes(id) || (deviceIds.length === 0 && isDefaultDevice(id))) return []
+    const near = nearest(id, known)
     return [
       {
         path: place(index),
-        message: `no device "${id}"; ${near === undefined ? `devices: ${deviceIds.join(', ')}` : `did you mean "${near}"?`}`,
+        message: `no device "${id}"; ${near === undefined ? `devices: ${known.join(', ')}` : `did you mean "${near}"?`}`,
       },
     ]
   })

@@ -153,8 +153,8 @@ export const configSchema = z.strictObject({
     .array(z.discriminatedUnion('kind', [cpuDevice, cudaDevice]))
     .min(1)
     .max(64)
-    .prefault([{ id: 'cpu0', kind: 'cpu' }])
-    .describe('What models may run on.'),
+    .default([])
+    .describe('What models may run on. Absent: every GPU that is found (gpu0, gpu1, ...), else the CPU (cpu0).'),
   models: z.array(model).min(1).max(256).describe('What is served.'),
   scheduler: scheduler.prefault({}).describe('How requests share a device. Names and meanings as in vLLM.'),
 })
@@ -164,6 +164,18 @@ export type ParsedConfig = z.output<typeof configSchema>
 
 /** A device of the file. */
 export type DeviceConfig = ParsedConfig['devices'][number]
+
+/** The devices of a file that names none: each GPU of `found`, else the CPU, with the defaults of their keys. */
+export function defaultDevices(found: readonly { kind: 'cpu' | 'cuda'; index: number }[]): DeviceConfig[] {
+  const gpus = found.filter(({ kind }) => kind === 'cuda')
+  if (gpus.length === 0) return [cpuDevice.parse({ id: 'cpu0', kind: 'cpu' })]
+  return gpus.map(({ index }) => cudaDevice.parse({ id: `gpu${index}`, kind: 'cuda', index }))
+}
+
+/** Whether defaultDevices() may give a device this id. */
+export function isDefaultDevice(id: string): boolean {
+  return id === 'cpu0' || /^gpu(0|[1-9]\d?)$/.test(id)
+}
 
 /** The scheduler section. */
 export type SchedulerConfig = ParsedConfig['scheduler']
@@ -183,5 +195,5 @@ export interface VariantConfig {
 /** A model of the file with its rungs' files resolved. */
 export type ModelConfig = Omit<ParsedConfig['models'][number], 'variants'> & { variants: VariantConfig[] }
 
-/** What the program works with. */
+/** What the program works with. No `devices`: the file names none (defaultDevices). */
 export type Config = Omit<ParsedConfig, 'models'> & { models: ModelConfig[] }

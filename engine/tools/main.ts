@@ -5,7 +5,7 @@ import cliProgress from 'cli-progress'
 import { Command, Option } from 'commander'
 import { pino } from 'pino'
 import { loadAddon } from '../addon.js'
-import { type Config, ConfigError, loadConfig, parseConfig } from '../config/index.js'
+import { type Config, ConfigError, defaultDevices, loadConfig, parseConfig } from '../config/index.js'
 import type { GgufFile, NativeError } from '../native.js'
 import { ModelFileError, readModelCard } from '../registry/index.js'
 import { findDevices } from '../residency/open.js'
@@ -19,9 +19,9 @@ import { type Verification, verifyModel } from './verify.js'
 const DEFAULT_CONFIG = 'models.yaml'
 const RETRY_MS = 500
 
-/** Settings where there is no configuration: its defaults, without devices to try rungs on. */
+/** Settings where there is no configuration: its defaults. */
 function defaultConfig(): Config {
-  return { ...parseConfig('models: [{ id: none, variants: [{ path: none }] }]', DEFAULT_CONFIG), devices: [] }
+  return parseConfig('models: [{ id: none, variants: [{ path: none }] }]', DEFAULT_CONFIG)
 }
 
 function configOf(file: string | undefined): Config {
@@ -32,7 +32,8 @@ function configOf(file: string | undefined): Config {
 function inspect(path: string, { config: file, json }: { config?: string; json?: boolean }): void {
   const addon = loadAddon()
   const config = configOf(file)
-  const found = findDevices(config.devices, addon, pino({ level: 'silent' }))
+  const devices = config.devices.length > 0 ? config.devices : defaultDevices(addon.devices())
+  const found = findDevices(devices, addon, pino({ level: 'silent' }))
   const card = readModelCard(path, (gguf) => addon.readGguf(gguf))
   const report = inspectCard(card, { devices: found.map(({ budget }) => budget), scheduler: config.scheduler })
   console.log(json ? JSON.stringify(report, null, 2) : formatInspection(report))

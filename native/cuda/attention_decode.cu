@@ -190,11 +190,14 @@ Status launch_decode(const DecodeParams& params, const Launch& on) {
 
 size_t round_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+// Tickets stand in the same place for every batch: they must be zero between calls, partial sums need not.
+constexpr int kTickets = 1 << 15;
+
 }  // namespace
 
 size_t attention_workspace_bytes(int sequences, int heads, int head_dim, int splits) {
   size_t rows = size_t(sequences) * heads * splits;
-  return round_up(size_t(sequences) * heads * 4) + round_up(rows * 8) + round_up(rows * head_dim * 4);
+  return size_t(kTickets) * 4 + round_up(rows * 8) + round_up(rows * head_dim * 4);
 }
 
 Status decode_attention(const RopeKvArgs<f16>& rope, const AttentionArgs<f16>& args, int splits, void* workspace,
@@ -208,10 +211,11 @@ Status decode_attention(const RopeKvArgs<f16>& rope, const AttentionArgs<f16>& a
   DecodeParams params{rope, args, batch, kv, {args.scale * 1.44269504f, args.softcap, args.window}, splits,
                       nullptr, nullptr, nullptr, next};
   if (splits > 1) {
+    if (batch.s * kv.kv_heads > kTickets) return {Code::unsupported, "cuda decode_attention: too many sequences"};
     size_t rows = size_t(batch.s) * args.heads * splits;
     unsigned char* at = static_cast<unsigned char*>(workspace);
     params.tickets = reinterpret_cast<int*>(at);
-    at += round_up(size_t(batch.s) * args.heads * 4);
+    at += size_t(kTickets) * 4;
     params.partial_ml = reinterpret_cast<float2*>(at);
     params.partial_out = reinterpret_cast<float*>(at + round_up(rows * 8));
   }

@@ -27,6 +27,9 @@ Status check(const ModelSpec& spec, const LoadOptions& options) {
   return Status();
 }
 
+// 13000 is "13.0".
+std::string version_text(int version) { return join(version / 1000, ".", version % 1000 / 10); }
+
 Status with_place(const char* place, const Status& status) {
   return status.ok() ? status : error(status.code(), place, ": ", status.message());
 }
@@ -80,6 +83,19 @@ class CudaBackend final : public Backend {
   cudaStream_t loads_ = nullptr;
 };
 
+// Why the runtime finds no device.
+Status no_device(cudaError_t found) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  cudaGetLastError();
+  if (driver == 0) return error(Code::unsupported, "there is no NVIDIA driver");
+  if (found == cudaErrorInsufficientDriver) {
+    return error(Code::unsupported, "the NVIDIA driver supports CUDA ", version_text(driver), ", this build needs ",
+                 version_text(CUDART_VERSION), ": update the driver or build with an older toolkit");
+  }
+  return error(Code::unsupported, "no CUDA device: ", cudaGetErrorName(found), ": ", cudaGetErrorString(found));
+}
+
 }  // namespace
 
 std::vector<CudaDevice> cuda_devices() {
@@ -100,15 +116,8 @@ std::vector<CudaDevice> cuda_devices() {
 Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes) {
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
-  if (found == cudaErrorInsufficientDriver) {
-    cudaGetLastError();
-    return error(Code::unsupported, "the NVIDIA driver is missing or older than CUDA ", CUDART_VERSION / 1000, ".",
-                 CUDART_VERSION % 1000 / 10, " needs");
-  }
-  if (found != cudaSuccess || index < 0 || index >= count) {
-    cudaGetLastError();
-    return error(Code::unsupported, "there is no CUDA device ", index, ": ", cudaGetErrorString(found));
-  }
+  if (found != cudaSuccess) return no_device(found);
+  if (index < 0 || index >= count) return error(Code::unsupported, "there is no CUDA device ", index, ", only ", count);
   auto backend = std::make_unique<CudaBackend>(index);
   if (Status status = backend->open(kv_bytes); !status.ok()) return status;
   return std::unique_ptr<Backend>(std::move(backend));

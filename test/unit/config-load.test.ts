@@ -1,8 +1,8 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { availableParallelism, tmpdir } from 'node:os'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { ConfigError, loadConfig, parseConfig } from '../../engine/config/index.js'
+import { ConfigError, defaultDevices, loadConfig, parseConfig } from '../../engine/config/index.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'edgeshift-config-'))
 afterAll(() => rmSync(folder, { recursive: true }))
@@ -40,7 +40,7 @@ test('defaults', () => {
       drain_timeout: 30_000,
       log_prompts: false,
     },
-    devices: [{ id: 'cpu0', kind: 'cpu', memory_gb: 4, threads: availableParallelism() }],
+    devices: [],
     models: [
       {
         id: 'm',
@@ -173,6 +173,24 @@ describe('one value', () => {
     ['empty', '', '1:1 : expected a section of keys, found nothing'],
   ])('%s', (_, text, fault) => {
     expect(faults(text)).toEqual([fault])
+  })
+})
+
+describe('a file without devices', () => {
+  const cuda = (index: number) => ({ kind: 'cuda' as const, index })
+  const cpu = { kind: 'cpu' as const, index: 0 }
+
+  test('runs on every GPU that is found, else on the CPU', () => {
+    expect(defaultDevices([cpu, cuda(0), cuda(1)])).toEqual([
+      { id: 'gpu0', kind: 'cuda', index: 0, memory_utilization: 0.92, host_cache_gb: 0, swap_gb: 0 },
+      { id: 'gpu1', kind: 'cuda', index: 1, memory_utilization: 0.92, host_cache_gb: 0, swap_gb: 0 },
+    ])
+    expect(defaultDevices([cpu])).toMatchObject([{ id: 'cpu0', kind: 'cpu', memory_gb: 4 }])
+  })
+
+  test('may place models on devices that are found', () => {
+    const placed = model('variants: [{precision: fp16, path: x}]', 'placement: { devices: [gpu1, cpu0] }')
+    expect(faults(placed)).toEqual([])
   })
 })
 

@@ -46,6 +46,7 @@ Napi::Value read_gguf(const Napi::CallbackInfo& info) {
   Result<MappedFile> file = MappedFile::open(path);
   if (!file.ok()) throw_status(env, file.status());
   Result<GgufFile> parsed = parse_gguf(file.value().data(), file.value().size());
+  if (Status status = file.value().intact(); !status.ok()) throw_status(env, status);
   if (!parsed.ok()) throw_status(env, error(parsed.status().code(), path, ": ", parsed.status().message()));
   return to_object(env, parsed.value());
 }

@@ -21,6 +21,8 @@ class LoadTask : public Task {
     ES_RETURN_IF_ERROR(map_weights(load_));
     load_.options.done_reading = [](std::span<const uint8_t> bytes) { MappedFile::done_reading(bytes); };
     Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
+    // A torn file explains whatever else went wrong, and what seems right is not.
+    for (const MappedFile& file : load_.files) ES_RETURN_IF_ERROR(file.intact());
     load_.files.clear();
     if (!model.ok()) return model.status();
     model_ = std::move(model.value());

@@ -42,16 +42,28 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   void* address = ::mmap(nullptr, mapped.size_, PROT_READ, MAP_SHARED, file.fd, 0);
   if (address == MAP_FAILED) return io_error(path, "cannot map");
   mapped.data_ = static_cast<const uint8_t*>(address);
+  mapped.path_ = path;
+  if (!mapped.guard_.watch(address, mapped.size_)) {
+    return error(Code::io_error, path, ": ", MappingGuard::kMappings, " model files are mapped already");
+  }
   return mapped;
 }
 
 MappedFile::~MappedFile() {
+  guard_.stop();
   if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), size_);
 }
 
 void MappedFile::swap(MappedFile& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(guard_, other.guard_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+}
+
+Status MappedFile::intact() const {
+  if (!guard_.torn()) return Status();
+  return error(Code::invalid_file, path_, ": the file was truncated, or could not be read, while it was being read");
 }
 
 void MappedFile::done_reading(std::span<const uint8_t> bytes) {

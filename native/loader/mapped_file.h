@@ -7,12 +7,13 @@
 #include <string>
 
 #include "core/status.h"
+#include "loader/mapping_guard.h"
 
 namespace edgeshift {
 
 // Owns the mapping; the descriptor is closed as soon as the file is mapped. Movable, not copyable.
-// Another process that truncates the file while it is mapped makes reads past its new end raise SIGBUS, which ends
-// the process: replace model files by renaming a new one over the old.
+// Where another process truncates the file, or its disk fails, while it is mapped, zeros are read in place of what is
+// gone, and intact() says so from then on.
 class MappedFile {
  public:
   MappedFile() = default;
@@ -25,11 +26,14 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile();
 
-  // io_error when it cannot be opened or mapped; invalid_file when it is not a regular file or is empty.
+  // io_error when it cannot be opened, mapped or watched; invalid_file when it is not a regular file or is empty.
   static Result<MappedFile> open(const std::string& path);
 
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+
+  // invalid_file when some of what was read was gone. To be asked after the last read, before its result is used.
+  Status intact() const;
 
   // Gives back the resident pages that lie wholly inside some bytes of a mapping, from any thread. They are read from
   // the file again where they are touched again.
@@ -41,6 +45,8 @@ class MappedFile {
  private:
   void swap(MappedFile& other) noexcept;
 
+  std::string path_;
+  MappingGuard guard_;
   const uint8_t* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -67,6 +67,7 @@ export class Core {
     const bounds = {
       maxPromptTokens: LIMITS.maxPromptTokens,
       engineWaitMs: config.server.engine_wait,
+      failoverWaitMs: START_TIMEOUT_MS,
       maxEngineWaiting: MAX_ENGINE_WAITING,
     }
     this.#pipeline = new Pipeline(this.#models, this.engine, bounds, telemetry)

@@ -1,6 +1,7 @@
 import { Counter, Gauge, Registry } from 'prom-client'
 import type { DeviceStatus, EngineStatus } from '../proto/gen/edgeshift/v1/engine.js'
 import { PairCounter } from './pair-counter.js'
+import type { DegradeCause } from './request.js'
 import { StepHistogram, type HistogramSeries } from './step-histogram.js'
 
 const SECONDS_SHORT = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5]
@@ -46,6 +47,16 @@ export class Metrics {
     ['model', 'outcome'],
   )
   readonly #restarts = this.#counter('engine_restarts_total', 'Engine processes that ended and were restarted.', [])
+  readonly #failovers = this.#counter(
+    'failovers_total',
+    'Requests in flight that were lost and went on, by what failed.',
+    ['cause'],
+  )
+  readonly #replayedTokens = this.#counter(
+    'replayed_tokens_total',
+    'Generated tokens that were given to an engine again because their request was lost.',
+    [],
+  )
   readonly #stepSizes = this.#batchSize.series({})
 
   constructor(version: string) {
@@ -57,6 +68,7 @@ export class Metrics {
     })
     info.set({ version, node: process.version }, 1)
     this.#restarts.inc(0)
+    this.#replayedTokens.inc(0)
   }
 
   /** The figures of one variant ("model:rung" of the configuration). */
@@ -90,6 +102,12 @@ export class Metrics {
 
   countRestart(): void {
     this.#restarts.inc()
+  }
+
+  /** A request in flight goes on elsewhere with `replayedTokens` of its output. */
+  countFailover(cause: DegradeCause, replayedTokens: number): void {
+    this.#failovers.inc({ cause })
+    this.#replayedTokens.inc(replayedTokens)
   }
 
   /** Requests between arrival and last event, read at every scrape. */

@@ -60,6 +60,8 @@ export interface GenerateRequest {
   deadlineMs: number
   /** Fairness and prefix-cache salt. */
   tenant: string
+  /** `forbid`: never another rung than the one it began on. Absent = allow. */
+  degrade?: 'allow' | 'forbid'
   traceparent?: string
 }
 
@@ -80,13 +82,34 @@ export interface Usage {
   cachedTokens: number
 }
 
-/** Events of one request, in order: started, then per choice text* finished, then usage. An error ends it instead. */
+/** Why a request was continued elsewhere: the engine's process or stream ended, or the rung failed in a step. */
+export type DegradeCause = 'engine_failed' | 'rung_failed'
+
+/**
+ * Events of one request, in order: started, then per choice text* finished, then usage. An error ends it instead.
+ * A `degraded` between them says that it goes on elsewhere; nothing before it is taken back.
+ */
 export type GenerateEvent =
   | { type: 'started'; variant: string; reason: string }
   | { type: 'text'; index: number; text: string; tokens: number[]; logprobs?: TokenLogprob[] }
   | { type: 'finished'; index: number; reason: 'stop' | 'length' }
+  | DegradedEvent
   | { type: 'usage'; usage: Usage }
   | { type: 'error'; error: GatewayError }
+
+/** What began to answer the request was lost; the rest of the answer comes from `variant`. */
+export interface DegradedEvent {
+  type: 'degraded'
+  /** The first choice that was still running. */
+  index: number
+  /** What serves it from here on, "model:rung"; the same rung when the engine came back with it. */
+  variant: string
+  /** Why this one. */
+  reason: string
+  cause: DegradeCause
+  /** Tokens the client had already, which the engine read again as its own output; all choices. */
+  replayedTokens: number
+}
 
 /** Receives a request's events synchronously as they happen; must not throw. Nothing follows usage or error. */
 export type GenerateSink = (event: GenerateEvent) => void

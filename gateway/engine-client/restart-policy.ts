@@ -3,10 +3,19 @@ export interface RestartPolicy {
   /** Wait before the first restart; doubles with every further rapid crash. */
   baseDelayMs: number
   maxDelayMs: number
-  /** An engine that served at least this long starts the count anew. */
+  /** An engine that served at least this long starts the count anew, */
   stableAfterMs: number
+  /** and so does one that told of at least this many steps: it works, whatever killed it. */
+  stableAfterSteps: number
   /** Rapid crashes in a row from which on it counts as a crash loop. */
   crashLoopAfter: number
+}
+
+/** What a process did until it ended. */
+export interface EngineLife {
+  /** Since it took requests; 0 when it never did. */
+  servedMs: number
+  steps: number
 }
 
 /** What to do after an exit. */
@@ -23,12 +32,14 @@ export const DEFAULT_RESTART_POLICY: RestartPolicy = {
   baseDelayMs: 100,
   maxDelayMs: 30_000,
   stableAfterMs: 30_000,
+  stableAfterSteps: 16,
   crashLoopAfter: 5,
 }
 
-/** Decides the next restart from the number of rapid crashes before and how long this run served. Pure. */
-export function decideRestart(policy: RestartPolicy, crashesBefore: number, servedMs: number): RestartDecision {
-  const crashes = servedMs >= policy.stableAfterMs ? 1 : crashesBefore + 1
+/** Decides the next restart from the number of rapid crashes before and what this process did. Pure. */
+export function decideRestart(policy: RestartPolicy, crashesBefore: number, life: EngineLife): RestartDecision {
+  const stable = life.servedMs >= policy.stableAfterMs || life.steps >= policy.stableAfterSteps
+  const crashes = stable ? 1 : crashesBefore + 1
   const delayMs = Math.min(policy.maxDelayMs, policy.baseDelayMs * 2 ** (crashes - 1))
   return { crashes, delayMs, crashLoop: crashes >= policy.crashLoopAfter }
 }

@@ -5,7 +5,7 @@ import type { Logger } from 'pino'
 import type { DescribeResponse, EngineClient, EngineStatus } from '../../proto/gen/edgeshift/v1/engine.js'
 import { describe, openClient, waitForReady } from './connect.js'
 import { EngineProcess, type EngineCommand, type ExitInfo } from './process.js'
-import { decideRestart, type RestartPolicy } from './restart-policy.js'
+import { decideRestart, type EngineLife, type RestartPolicy } from './restart-policy.js'
 import { EngineSession } from './session.js'
 
 /** What the supervisor needs to run one engine. */
@@ -39,12 +39,6 @@ export type EngineState = 'starting' | 'up' | 'crash_loop' | 'stopped'
 /** setTimeout takes no more. */
 const MAX_TIMER_MS = 2 ** 31 - 1
 
-/** A process that ended before or while it served. */
-interface RunResult {
-  servedMs: number
-  exit: ExitInfo
-}
-
 /** Runs one engine process, restarts it when it dies, and holds the session to it. Owns process, client, session. */
 export class EngineSupervisor {
   readonly #options: SupervisorOptions
@@ -61,6 +55,8 @@ export class EngineSupervisor {
   #state: EngineState = 'starting'
   #exit: ExitInfo | undefined
   #starts = 0
+  /** Of the process that runs now. */
+  #steps = 0
   #running: Promise<void> | undefined
 
   constructor(options: SupervisorOptions, listener: SupervisorListener, log: Logger) {
@@ -111,6 +107,17 @@ export class EngineSupervisor {
     }
   }
 
+  /** Resolves when it is known whether the engine outlived what it just reported: it answers, or its session ended. */
+  async confirm(): Promise<void> {
+    const session = this.#session
+    if (this.#client === undefined || session === undefined) return
+    try {
+      this.#take(await describe(this.#client, 1000))
+    } catch {
+      await this.waitFor(() => (this.#session === session ? undefined : true), this.#options.hangAfterMs)
+    }
+  }
+
   /**
    * Resolves with the first defined value of `probe`, which is tried now and after every change of engine or
    * variants; with undefined after `timeoutMs` or when `signal` aborts.
@@ -144,9 +151,9 @@ export class EngineSupervisor {
   async #run(): Promise<void> {
     let crashes = 0
     while (!this.#stop.signal.aborted) {
-      const { servedMs, exit } = await this.#runOnce()
+      const { exit, ...life } = await this.#runOnce()
       if (this.#stop.signal.aborted) return
-      const next = decideRestart(this.#options.restart, crashes, servedMs)
+      const next = decideRestart(this.#options.restart, crashes, life)
       crashes = next.crashes
       this.#exit = exit
       this.#listener.onRestart()
@@ -157,7 +164,9 @@ export class EngineSupervisor {
     }
   }
 
-  async #runOnce(): Promise<RunResult> {
+  /** One process, until it is gone. */
+  async #runOnce(): Promise<EngineLife & { exit: ExitInfo }> {
+    this.#steps = 0
     const socket = join(this.#options.socketDir, `engine-${++this.#starts}.sock`)
     const args = ['--config', this.#options.configFile, '--socket', socket]
     const child = new EngineProcess(this.#options.command, args, this.#log)
@@ -178,7 +187,8 @@ export class EngineSupervisor {
       await child.stop(this.#options.stopGraceMs)
       rmSync(socket, { force: true })
     }
-    return { servedMs: servedSince === 0 ? 0 : Date.now() - servedSince, exit: await child.exited }
+    const servedMs = servedSince === 0 ? 0 : Date.now() - servedSince
+    return { servedMs, steps: this.#steps, exit: await child.exited }
   }
 
   /** Resolves when the engine takes connections and the listener is done with it. */
@@ -200,10 +210,15 @@ export class EngineSupervisor {
         this.#status = status
         this.#notify()
       },
-      onStep: (batchSize) => this.#listener.onStep(batchSize),
+      onStep: (batchSize) => {
+        this.#steps++
+        this.#listener.onStep(batchSize)
+      },
       onEnd: (reason) => {
         this.#log.debug({ reason }, 'engine session ended')
         this.#session = undefined
+        // Until it is known how often it has died, it counts as one that comes back.
+        this.#change('starting')
         ended.abort()
       },
     })

@@ -1,8 +1,8 @@
 import { FinishReason, type SequenceDelta, type SequenceStart } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { TokenLogprob as EngineLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { SequenceListener } from '../engine-client/session.js'
-import { GatewayError, isErrorCode } from '../errors.js'
-import type { TokenLogprob } from '../request.js'
+import { type ErrorCode, GatewayError, isErrorCode } from '../errors.js'
+import type { DegradeCause, TokenLogprob } from '../request.js'
 import type { OutputText, TextModel } from '../text/types.js'
 
 /** What a choice tells its request. Called synchronously, in order. */
@@ -15,6 +15,8 @@ export interface ChoiceOwner {
   /** A stop string was found: the engine must stop the sequence. Comes before onFinished. */
   onStopString(choice: Choice): void
   onFailed(error: GatewayError): void
+  /** Its sequence is gone for no fault of the request: it can be submitted again. `error` is what that was. */
+  onLost(choice: Choice, cause: DegradeCause, error: GatewayError): void
 }
 
 /** The prompt as it is shown in front of the answer. */
@@ -35,6 +37,14 @@ export function toLogprob(text: TextModel, entry: EngineLogprob): TokenLogprob {
       logprob: entry.topLogprobs[i] ?? Number.NEGATIVE_INFINITY,
     })),
   }
+}
+
+/** Refusals that say how the rung is, not what is wrong with the request. */
+const RUNG_FAILURES: ReadonlySet<ErrorCode> = new Set(['engine_unavailable', 'loading', 'shutting_down'])
+
+/** True when the sequence could be answered elsewhere, or by the same rung when it is well again. */
+function isRungFailure({ finishReason }: SequenceDelta, { code }: GatewayError): boolean {
+  return finishReason === FinishReason.ERROR || (finishReason === FinishReason.REJECTED && RUNG_FAILURES.has(code))
 }
 
 /** The client's error for a sequence that ended without an answer. */
@@ -58,12 +68,17 @@ function failure(delta: SequenceDelta): GatewayError | undefined {
 
 /**
  * One choice of a request: token ids in, text out. Tokens (and their log probabilities) are told with the text
- * they complete; the token that ended the choice gives no text and is told last.
+ * they complete; the token that ended the choice gives no text and is told last. Its decoding state lives here, not in
+ * the engine, so that another sequence can go on where one was lost.
  */
 export class Choice implements SequenceListener {
   readonly index: number
   /** When its last tokens came, in the owner's clock; kept by the owner. */
   lastTokensAt = -1
+  /** Every token that came from the engine, also those whose text is held back. */
+  readonly generated: number[] = []
+  /** Tokens that were generated before the sequence it has now. */
+  replayed = 0
   readonly #owner: ChoiceOwner
   readonly #text: TextModel
   readonly #output: OutputText
@@ -89,8 +104,14 @@ export class Choice implements SequenceListener {
     this.#wantLogprobs = show.logprobs
   }
 
+  /** The engine has told its start: the prompt's log probabilities are not wanted again. */
+  get started(): boolean {
+    return this.#started
+  }
+
   onDelta(delta: SequenceDelta): void {
     const failed = failure(delta)
+    if (failed && isRungFailure(delta, failed)) return this.#owner.onLost(this, 'rung_failed', failed)
     if (failed) return this.#owner.onFailed(failed)
     if (!this.#started) this.#start(delta)
     if (delta.tokens.length > 0 && this.#takeTokens(delta)) return
@@ -99,7 +120,7 @@ export class Choice implements SequenceListener {
   }
 
   onLost(error: GatewayError): void {
-    this.#owner.onFailed(error)
+    this.#owner.onLost(this, 'engine_failed', error)
   }
 
   #start(delta: SequenceDelta): void {
@@ -134,6 +155,7 @@ export class Choice implements SequenceListener {
 
   /** Counts the delta's first `count` tokens in and keeps them until their text is complete. */
   #hold(delta: SequenceDelta, count: number): void {
+    for (let i = 0; i < count; i++) this.generated.push(delta.tokens[i] ?? 0)
     this.#owner.onTokens(this, count)
     const tokens = count === delta.tokens.length ? delta.tokens : delta.tokens.slice(0, count)
     // The usual case costs no copy: nothing was held back, so the delta's own array is handed on.

@@ -1,7 +1,7 @@
 import type { Logger } from 'pino'
 import type { GatewayError } from '../errors.js'
 import type { Metrics, VariantMetrics } from '../metrics.js'
-import type { GenerateInput } from '../request.js'
+import type { DegradeCause, GenerateInput } from '../request.js'
 import type { RunObserver, RunRecord } from './run.js'
 
 /** Milliseconds with three decimals, as log fields carry them. */
@@ -48,6 +48,12 @@ export class RunTelemetry implements RunObserver {
     if (gapMs >= 0) metrics.interToken.observe(gapMs / 1000 / count, count)
   }
 
+  onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void {
+    this.#metrics.countFailover(cause, replayedTokens)
+    const { request, route } = record
+    this.#log.warn({ requestId: request.id, cause, variant: route?.variant, replayedTokens }, 'request goes on')
+  }
+
   onEnd(record: RunRecord, error: GatewayError | undefined): void {
     this.#metrics.countRequest(record.route?.model ?? '', error?.code ?? 'ok')
     this.#variant(record)?.endToEnd.observe((record.endedAt - record.arrivedAt) / 1000)
@@ -76,6 +82,7 @@ export class RunTelemetry implements RunObserver {
       prepareMs: submittedAt < 0 ? undefined : rounded(submittedAt - arrivedAt),
       queueMs: rounded(record.queueUs / 1000),
       firstTokenMs: firstTokenAt < 0 ? undefined : rounded(firstTokenAt - arrivedAt),
+      ...(record.failovers > 0 && { failovers: record.failovers }),
       durationMs: rounded(endedAt - arrivedAt),
       outcome: error?.code ?? 'ok',
       ...(error && { error: error.message }),

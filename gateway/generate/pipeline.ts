@@ -2,28 +2,26 @@ import { GatewayError } from '../errors.js'
 import type { EngineSupervisor } from '../engine-client/supervisor.js'
 import type { Models } from '../models.js'
 import type { GenerateHandle, GenerateRequest, GenerateSink, Generator } from '../request.js'
-import { chooseRung } from '../router/route.js'
+import { chooseRung, type RouteResult } from '../router/route.js'
 import type { TextModel } from '../text/types.js'
-import {
-  Run,
-  type Placement,
-  type RunEnvironment,
-  type RunObserver,
-  type RunRecord,
-  type SequenceSession,
-} from './run.js'
+import type { Placement, SequenceSession } from './flight.js'
+import { type Leaving, nextRoute } from './next-route.js'
+import { Run, type RunEnvironment, type RunObserver, type RunRecord } from './run.js'
+import { TrialGate } from './trial.js'
 
 /** Bounds of the pipeline. */
 export interface PipelineLimits {
   maxPromptTokens: number
   /** How long a request waits for an engine or a rung that is coming, milliseconds. */
   engineWaitMs: number
-  /** Requests that may wait for them at a time. */
+  /** The same for a request that was accepted and lost when they failed. */
+  failoverWaitMs: number
+  /** Requests that may wait for them at a time; those that were accepted do not count as too many. */
   maxEngineWaiting: number
 }
 
 /** The part of the supervisor that requests need. */
-export type EngineAccess = Pick<EngineSupervisor, 'waitFor' | 'waiting'> & {
+export type EngineAccess = Pick<EngineSupervisor, 'waitFor' | 'waiting' | 'confirm'> & {
   readonly session: SequenceSession | undefined
 }
 
@@ -34,6 +32,7 @@ export type ModelAccess = Pick<Models, 'target' | 'textOf' | 'contextLimit'>
 export class Pipeline implements Generator, RunEnvironment {
   readonly maxPromptTokens: number
   readonly observer: RunObserver
+  readonly gate = new TrialGate()
   readonly #models: ModelAccess
   readonly #engine: EngineAccess
   readonly #limits: PipelineLimits
@@ -50,6 +49,7 @@ export class Pipeline implements Generator, RunEnvironment {
       onSubmit: (record) => observer.onSubmit(record),
       onFirstToken: (record) => observer.onFirstToken(record),
       onTokens: (record, count, gapMs) => observer.onTokens(record, count, gapMs),
+      onFailover: (record, cause, replayed) => observer.onFailover(record, cause, replayed),
       onEnd: (record, error) => {
         observer.onEnd(record, error)
         this.#forget(record)
@@ -95,29 +95,50 @@ export class Pipeline implements Generator, RunEnvironment {
 
   textModel(name: string, signal: () => AbortSignal): TextModel | Promise<TextModel> {
     if (this.#draining) throw new GatewayError('shutting_down', 'the server is shutting down')
-    return this.#models.textOf(name) ?? this.#await(() => this.#models.textOf(name), 0, signal)
+    return this.#models.textOf(name) ?? this.#awaitAsNew(() => this.#models.textOf(name), 0, signal)
   }
 
   placement(name: string, timeoutMs: number, signal: () => AbortSignal): Placement | Promise<Placement> {
-    return this.#place(name) ?? this.#await(() => this.#place(name), timeoutMs, signal)
+    this.#checkRoom(this.gate.waiting)
+    const find = (): Placement | undefined => this.#place(chooseRung(this.#models.target(name)))
+    return find() ?? this.#awaitAsNew(find, timeoutMs, signal)
+  }
+
+  nextPlacement(
+    name: string,
+    leaving: Leaving,
+    timeoutMs: number,
+    signal: () => AbortSignal,
+  ): Placement | Promise<Placement> {
+    const find = (): Placement | undefined => this.#place(nextRoute(this.#models.target(name), leaving))
+    return find() ?? this.#await(find, timeoutMs, this.#limits.failoverWaitMs, signal)
+  }
+
+  engineSettled(): Promise<void> {
+    return this.#engine.confirm()
   }
 
   /** A place for the request now; undefined when one is on its way. Throws when there will be none. */
-  #place(name: string): Placement | undefined {
-    const target = this.#models.target(name)
-    const result = chooseRung(target)
+  #place(result: RouteResult): Placement | undefined {
     if (result.kind === 'failed') throw new GatewayError('engine_unavailable', result.why, { retryAfterMs: 10_000 })
     const { session } = this.#engine
-    if (result.kind === 'wait' || session === undefined) return undefined
+    if (result.kind === 'wait' || !session?.open) return undefined
     const { route } = result
     return { session, route, contextLimit: this.#models.contextLimit(route.variant) }
   }
 
-  async #await<T>(probe: () => T | undefined, timeoutMs: number, signal: () => AbortSignal): Promise<T> {
-    if (this.#engine.waiting >= this.#limits.maxEngineWaiting) {
-      throw new GatewayError('queue_full', 'too many requests wait for the engine', { retryAfterMs: 2000 })
-    }
-    const bound = this.#limits.engineWaitMs
+  #awaitAsNew<T>(probe: () => T | undefined, timeoutMs: number, signal: () => AbortSignal): Promise<T> {
+    this.#checkRoom(this.#engine.waiting)
+    return this.#await(probe, timeoutMs, this.#limits.engineWaitMs, signal)
+  }
+
+  #checkRoom(waiting: number): void {
+    if (waiting < this.#limits.maxEngineWaiting) return
+    throw new GatewayError('queue_full', 'too many requests wait for the engine', { retryAfterMs: 2000 })
+  }
+
+  /** Waits up to `timeoutMs` (0 = none) and `bound`. */
+  async #await<T>(probe: () => T | undefined, timeoutMs: number, bound: number, signal: () => AbortSignal): Promise<T> {
     // A probe that throws ends the wait with what it threw.
     const attempt = (): { value: T } | { error: unknown } | undefined => {
       try {

@@ -1,23 +1,23 @@
 import { randomUUID } from 'node:crypto'
 import type { SequenceStart } from '../../proto/gen/edgeshift/v1/engine.js'
-import type { EngineSession } from '../engine-client/session.js'
 import { GatewayError, toGatewayError } from '../errors.js'
-import type { GenerateEvent, GenerateHandle, GenerateRequest, GenerateSink, TokenLogprob, Usage } from '../request.js'
+import type {
+  DegradeCause,
+  GenerateEvent,
+  GenerateHandle,
+  GenerateRequest,
+  GenerateSink,
+  TokenLogprob,
+  Usage,
+} from '../request.js'
 import type { Route } from '../router/route.js'
 import type { TextModel } from '../text/types.js'
 import { Choice, type ChoiceOwner, type Echo } from './choice.js'
-import { answerBudget, checkTokenIds, drawSeed, toSubmission } from './submission.js'
-
-/** The part of a session that requests need. */
-export type SequenceSession = Pick<EngineSession, 'submit' | 'cancel' | 'setPaused'>
-
-/** Where a request may run now. */
-export interface Placement {
-  session: SequenceSession
-  route: Route
-  /** Tokens of prompt and answer together. */
-  contextLimit: number
-}
+import { Flight, type Placement } from './flight.js'
+import type { Leaving } from './next-route.js'
+import { Losses } from './losses.js'
+import { answerBudget, checkTokenIds, drawSeed } from './submission.js'
+import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
 
 /** What a run needs from around it. Each wait ends early when `signal` aborts, then with `cancelled`. */
 export interface RunEnvironment {
@@ -25,11 +25,21 @@ export interface RunEnvironment {
   textModel(name: string, signal: () => AbortSignal): TextModel | Promise<TextModel>
   /** A rung and a session; waits for them up to `timeoutMs` (0 = the configured bound). */
   placement(name: string, timeoutMs: number, signal: () => AbortSignal): Placement | Promise<Placement>
+  /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
+  nextPlacement(
+    name: string,
+    leaving: Leaving,
+    timeoutMs: number,
+    signal: () => AbortSignal,
+  ): Placement | Promise<Placement>
+  /** Resolves when it is known whether the engine outlived what it just reported. */
+  engineSettled(): Promise<void>
   /** Milliseconds, monotonic. */
   now(): number
   /** Largest prompt that is taken at all. */
   maxPromptTokens: number
   observer: RunObserver
+  gate: TrialGate
 }
 
 /** A run's figures, all in milliseconds of `now`; -1 = did not happen. */
@@ -41,6 +51,8 @@ export interface RunRecord {
   firstTokenAt: number
   endedAt: number
   queueUs: number
+  /** How often it was lost and went on. */
+  failovers: number
   usage: Usage
 }
 
@@ -52,24 +64,28 @@ export interface RunObserver {
   onFirstToken(record: RunRecord): void
   /** `count` tokens of one choice came `gapMs` after the ones before; a negative gap: they are its first. */
   onTokens(record: RunRecord, count: number, gapMs: number): void
+  /** It was lost and goes on at `record.route`, where the engine reads `replayedTokens` of its output again. */
+  onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void
   /** Undefined: the answer is complete. */
   onEnd(record: RunRecord, error: GatewayError | undefined): void
 }
 
 /**
  * One request from arrival to its last event: encodes, places, submits its choices, and turns their news into
- * events. Owns its sequences: whatever ends it cancels those still running.
+ * events; goes on where it can when the engine or the rung fails. Owns its sequences: whatever ends it cancels those
+ * still running.
  */
 export class Run implements GenerateHandle, ChoiceOwner {
   readonly record: RunRecord
   readonly #env: RunEnvironment
   readonly #sink: GenerateSink
   readonly #request: GenerateRequest
+  readonly #standing = new Standing()
+  readonly #losses = new Losses()
   #abort: AbortController | undefined
-  #session: SequenceSession | undefined
-  /** Sequence id by choice; 0 once the choice is over. */
-  #sequenceIds: number[] = []
-  #running = 0
+  #flight: Flight | undefined
+  /** Those not finished. */
+  readonly #choices = new Set<Choice>()
   #started = false
   #ended = false
   #paused = false
@@ -80,7 +96,8 @@ export class Run implements GenerateHandle, ChoiceOwner {
     this.#sink = sink
     const usage = { promptTokens: 0, completionTokens: 0, cachedTokens: 0 }
     const never = { submittedAt: -1, firstTokenAt: -1, endedAt: -1 }
-    this.record = { request: this.#request, route: undefined, arrivedAt: env.now(), ...never, queueUs: 0, usage }
+    const none = { route: undefined, queueUs: 0, failovers: 0 }
+    this.record = { request: this.#request, arrivedAt: env.now(), ...never, ...none, usage }
     env.observer.onArrival(this.record)
   }
 
@@ -126,6 +143,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     }
     this.#env.observer.onTokens(record, count, choice.lastTokensAt < 0 ? -1 : now - choice.lastTokensAt)
     choice.lastTokensAt = now
+    if (!this.#standing.clear) this.#progressed()
   }
 
   onText(choice: Choice, text: string, tokens: number[], logprobs: TokenLogprob[] | undefined): void {
@@ -134,19 +152,28 @@ export class Run implements GenerateHandle, ChoiceOwner {
   }
 
   onStopString(choice: Choice): void {
-    this.#cancelSequence(choice.index)
+    this.#flight?.cancel(choice.index)
   }
 
   onFinished(choice: Choice, reason: 'stop' | 'length'): void {
-    this.#sequenceIds[choice.index] = 0
+    this.#flight?.forget(choice)
+    this.#choices.delete(choice)
     this.#emit({ type: 'finished', index: choice.index, reason })
-    if (--this.#running === 0) this.#complete()
+    if (this.#choices.size === 0) this.#complete()
   }
 
   onFailed(error: GatewayError): void {
     if (this.#ended) return
     this.#end(error)
     this.#sink({ type: 'error', error })
+  }
+
+  onLost(choice: Choice, cause: DegradeCause, error: GatewayError): void {
+    if (this.#ended) return
+    this.#flight?.forget(choice)
+    if (cause === 'engine_failed') this.#blame()
+    // All choices of one failure are told in one turn; those that fail while it is dealt with go on with them.
+    if (this.#losses.add(choice, cause, error)) void this.#recover()
   }
 
   async #prepare(): Promise<void> {
@@ -159,9 +186,8 @@ export class Run implements GenerateHandle, ChoiceOwner {
     if (this.#ended) return
     this.record.usage.promptTokens = prompt.length
     this.#checkPrompt(prompt)
-    const place = this.#env.placement(model, this.#remainingMs(), this.#signal)
-    const placement = place instanceof Promise ? await place : place
-    if (!this.#ended) this.#submit(prompt, text, placement)
+    const placement = await this.#place(() => this.#env.placement(model, this.#remainingMs(), this.#signal))
+    if (placement) this.#begin(prompt, text, placement)
   }
 
   #checkPrompt(prompt: readonly number[]): void {
@@ -173,23 +199,41 @@ export class Run implements GenerateHandle, ChoiceOwner {
     })
   }
 
-  #submit(prompt: number[], text: TextModel, { session, route, contextLimit }: Placement): void {
+  /** A place that holds at this moment; undefined when the run ended while it waited. */
+  async #place(find: () => Placement | Promise<Placement>): Promise<Placement | undefined> {
+    for (;;) {
+      const found = find()
+      const placement = found instanceof Promise ? await found : found
+      if (this.#ended) return undefined
+      const turn = this.#env.gate.enter(this.#standing)
+      if (turn) await this.#untilDeadline(turn)
+      if (this.#ended) return undefined
+      if (placement.session.open) return placement
+      this.#env.gate.retreat(this.#standing)
+    }
+  }
+
+  async #untilDeadline(turn: Promise<void>): Promise<void> {
+    const left = this.#remainingMs()
+    const timer = left > 0 ? setTimeout(() => this.onFailed(pastDeadline()), left) : undefined
+    await turn
+    clearTimeout(timer)
+  }
+
+  #begin(prompt: number[], text: TextModel, placement: Placement): void {
     const request = this.#request
+    const { route, contextLimit } = placement
     const maxTokens = answerBudget(prompt.length, request.maxTokens, contextLimit, route.variant)
-    const resolved = { variant: route.variant, maxTokens, deadlineMs: this.#remainingMs(), text }
     const echo = request.echo ? echoOf(request, prompt, text) : undefined
     this.record.route = route
     this.record.submittedAt = this.#env.now()
     this.#env.observer.onSubmit(this.record)
-    this.#session = session
-    this.#running = request.n
-    const seed = request.sampling.seed ?? drawSeed()
-    for (let index = 0; index < request.n && !this.#ended; index++) {
-      const choice = this.#newChoice(index, text, echo)
-      if (maxTokens === 0 && !(echo && request.topLogprobs !== undefined)) this.#answerEmpty(choice)
-      else this.#sequenceIds[index] = session.submit(toSubmission(request, index, prompt, seed, resolved), choice)
-    }
-    if (this.#paused) this.#setPaused(true)
+    const flight = new Flight({ request, prompt, text, seed: request.sampling.seed ?? drawSeed(), maxTokens })
+    this.#flight = flight
+    const choices = Array.from({ length: request.n }, (_, index) => this.#newChoice(index, text, echo))
+    for (const choice of choices) this.#choices.add(choice)
+    if (maxTokens > 0 || (echo && request.topLogprobs !== undefined)) this.#submit(flight, choices, placement)
+    else for (const choice of choices) answerEmpty(choice)
   }
 
   #newChoice(index: number, text: TextModel, echo: Echo | undefined): Choice {
@@ -198,15 +242,72 @@ export class Run implements GenerateHandle, ChoiceOwner {
     return new Choice(index, this, text, output, { echo, logprobs: topLogprobs !== undefined })
   }
 
-  /** No token is wanted and no figure of the prompt's: there is nothing for the engine to do. */
-  #answerEmpty(choice: Choice): void {
-    choice.onDelta({
-      sequenceId: 0,
-      tokens: [],
-      logprobs: [],
-      promptLogprobs: [],
-      finishReason: 2,
-    })
+  #submit(flight: Flight, choices: readonly Choice[], placement: Placement): void {
+    const deadlineMs = this.#remainingMs()
+    for (const choice of choices) if (!this.#ended) flight.submit(choice, placement, deadlineMs, this.#paused)
+    if (this.#paused) this.#env.gate.excuse(this.#standing)
+  }
+
+  /** The session ended with sequences of this run. */
+  #blame(): void {
+    const session = this.#flight?.session
+    if (session) this.#env.gate.lost(this.#standing, session)
+  }
+
+  /** Goes on where the run was lost, or fails it. */
+  async #recover(): Promise<void> {
+    try {
+      // The session first tells all others that it has ended.
+      await Promise.resolve()
+      if (this.#losses.cause === 'rung_failed') await this.#settleRung()
+      if (this.#ended) return
+      if (this.#standing.refused) throw poisoned()
+      const { model, degrade } = this.#request
+      const { route } = this.record
+      if (route === undefined) return
+      const leaving = { route, failed: this.#losses.failedRungs, mayMove: degrade !== 'forbid' }
+      const placement = await this.#place(() =>
+        this.#env.nextPlacement(model, leaving, this.#remainingMs(), this.#signal),
+      )
+      if (placement) this.#resubmit(placement)
+    } catch (error) {
+      this.onFailed(toGatewayError(error))
+    }
+  }
+
+  /** A step can fail alone or because the device, and with it the engine, is lost. */
+  async #settleRung(): Promise<void> {
+    await this.#env.engineSettled()
+    const { route } = this.record
+    if (this.#flight?.session?.open === false) {
+      this.#losses.cause = 'engine_failed'
+      this.#blame()
+    } else if (route && !this.#losses.countRung(route.variant, this.#standing.clear)) {
+      throw this.#losses.error
+    }
+  }
+
+  #resubmit(placement: Placement): void {
+    const flight = this.#flight
+    if (flight === undefined) return
+    const { cause } = this.#losses
+    const choices = this.#losses.take()
+    const replayed = choices.reduce((sum, { generated }) => sum + generated.length, 0)
+    const { record } = this
+    const { variant, reason } = placement.route
+    record.route = placement.route
+    record.failovers++
+    this.#env.observer.onFailover(record, cause, replayed)
+    const index = choices[0]?.index ?? 0
+    // Before the first event there is nothing to go on with: `started` will say what serves it.
+    if (this.#started) this.#emit({ type: 'degraded', index, variant, reason, cause, replayedTokens: replayed })
+    this.#submit(flight, choices, placement)
+  }
+
+  #progressed(): void {
+    let clear = true
+    for (const { generated, replayed } of this.#choices) clear &&= generated.length - replayed >= CLEAR_TOKENS
+    this.#env.gate.progressed(this.#standing, clear)
   }
 
   /** Milliseconds left of the deadline, at least 1; 0 = it has none. */
@@ -214,7 +315,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     const { deadlineMs } = this.#request
     if (deadlineMs === 0) return 0
     const left = deadlineMs - (this.#env.now() - this.record.arrivedAt)
-    if (left < 1) throw new GatewayError('deadline_exceeded', 'the deadline passed before the request could run')
+    if (left < 1) throw pastDeadline()
     return Math.floor(left)
   }
 
@@ -224,15 +325,11 @@ export class Run implements GenerateHandle, ChoiceOwner {
   }
 
   #setPaused(paused: boolean): void {
-    if (this.#ended) return
+    if (this.#ended || this.#paused === paused) return
     this.#paused = paused
-    for (const id of this.#sequenceIds) if (id) this.#session?.setPaused(id, paused)
-  }
-
-  #cancelSequence(index: number): void {
-    const id = this.#sequenceIds[index]
-    if (id) this.#session?.cancel(id)
-    this.#sequenceIds[index] = 0
+    this.#flight?.setPaused(paused)
+    // What the engine does not work on cannot be on trial.
+    if (paused && this.#losses.size === 0) this.#env.gate.excuse(this.#standing)
   }
 
   #emit(event: GenerateEvent): void {
@@ -248,10 +345,27 @@ export class Run implements GenerateHandle, ChoiceOwner {
   #end(error: GatewayError | undefined): void {
     this.#ended = true
     this.#abort?.abort()
-    for (let index = 0; index < this.#sequenceIds.length; index++) this.#cancelSequence(index)
+    this.#flight?.cancelAll()
+    this.#env.gate.excuse(this.#standing)
     this.record.endedAt = this.#env.now()
     this.#env.observer.onEnd(this.record, error)
   }
+}
+
+function pastDeadline(): GatewayError {
+  return new GatewayError('deadline_exceeded', 'the deadline passed before the request could run')
+}
+
+function poisoned(): GatewayError {
+  return new GatewayError(
+    'poison_request',
+    'the engine died again and again when it worked on this request, also on this one alone',
+  )
+}
+
+/** No token is wanted and no figure of the prompt's: there is nothing for the engine to do. */
+function answerEmpty(choice: Choice): void {
+  choice.onDelta({ sequenceId: 0, tokens: [], logprobs: [], promptLogprobs: [], finishReason: 2 })
 }
 
 /** A W3C traceparent (version 00, sampled) for a request that brings none. */

@@ -39,6 +39,24 @@ export function answerBudget(
   return budget
 }
 
+/**
+ * Tokens that a choice may still have on a rung with this context: what is left of its `budget`, or of the context
+ * where the budget came from one (`bounded` false). Throws context_length_exceeded like answerBudget.
+ */
+export function remainingBudget(
+  length: { prompt: number; generated: number },
+  budget: number,
+  bounded: boolean,
+  limit: number,
+  variant: string,
+): number {
+  const left = budget - length.generated
+  const room = limit - length.prompt - length.generated
+  if (left <= room) return left
+  if (!bounded) return Math.max(0, room)
+  return answerBudget(length.prompt, budget, limit, variant)
+}
+
 /** Throws invalid_request when a token id that the client wrote is outside the vocabulary. */
 export function checkTokenIds(request: GenerateRequest, vocabSize: number): void {
   const check = (ids: Iterable<number>, param: string): void => {
@@ -64,10 +82,22 @@ function stopTokens(sampling: Sampling, eosTokenIds: readonly number[]): number[
   return [...new Set([...eosTokenIds, ...sampling.stopTokenIds])]
 }
 
-/** What choice `index` of a request is to the engine. `deadlineMs` is what is left of the request's own. */
+/** What a choice has been given already. */
+interface Progress {
+  index: number
+  /** Its output so far. */
+  generated: readonly number[]
+  /** The prompt's log probabilities were told. */
+  started: boolean
+}
+
+/**
+ * What a choice of a request is to the engine: its prompt and what it has been answered, which counts as output for
+ * penalties, min_tokens and the position of its random numbers. `maxTokens` and `deadlineMs` are what is left of them.
+ */
 export function toSubmission(
   request: GenerateRequest,
-  index: number,
+  { index, generated, started }: Progress,
   prompt: number[],
   seed: number,
   resolved: { variant: string; maxTokens: number; deadlineMs: number; text: TextModel },
@@ -75,14 +105,14 @@ export function toSubmission(
   const { sampling } = request
   return {
     variant: resolved.variant,
-    prompt,
+    prompt: generated.length === 0 ? prompt : [...prompt, ...generated],
     maxTokens: resolved.maxTokens,
     priority: request.priority,
     tenant: request.tenant,
     deadlineMs: resolved.deadlineMs,
     traceparent: request.traceparent ?? '',
-    replayedTokens: 0,
-    promptLogprobs: request.echo && request.topLogprobs !== undefined,
+    replayedTokens: generated.length,
+    promptLogprobs: request.echo && request.topLogprobs !== undefined && !started,
     sampling: {
       temperature: sampling.temperature,
       topK: sampling.topK,

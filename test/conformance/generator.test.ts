@@ -29,6 +29,7 @@ function playFrom(run: FakeRun, next: number): void {
 
 /** An engine session that gives every sequence one token per turn of the event loop. */
 class PlayingSession {
+  readonly open = true
   readonly #running = new Map<number, { listener: SequenceListener; next: number; paused: boolean }>()
   #last = 0
 
@@ -81,8 +82,9 @@ function pipeline(): Pipeline {
     session: new PlayingSession(),
     waiting: 0,
     waitFor: async (probe) => probe(),
+    confirm: async () => undefined,
   }
-  const limits = { maxPromptTokens: 100, engineWaitMs: 1000, maxEngineWaiting: 4 }
+  const limits = { maxPromptTokens: 100, engineWaitMs: 1000, failoverWaitMs: 1000, maxEngineWaiting: 4 }
   return new Pipeline(models, engine, limits, new RunTelemetry(new Metrics('test'), pino({ level: 'silent' }), false))
 }
 

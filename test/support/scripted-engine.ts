@@ -1,7 +1,7 @@
 // A runnable engine without a model: `node --import tsx scripted-engine.ts --config FILE --socket PATH`.
 // Every sequence gets the bytes of a sentence as tokens, one a step: the first at once, the others STEP_MS apart
 // (default 0: as fast as its reader takes them).
-// FAIL=TEXT: it fails at its start.
+// FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it.
 import { unlinkSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js'
@@ -26,6 +26,7 @@ const MAX_MODEL_LEN = 8192
 const config = loadConfig(values.config ?? 'models.yaml')
 const stepMs = Number(process.env.STEP_MS ?? 0)
 const tokens = tinyTokens('The quick brown fox. ')
+const poison = tinyTokens(process.env.POISON ?? '').join()
 const assets = tinyTokenizerAssets(MAX_MODEL_LEN)
 
 const status: EngineStatus = {
@@ -60,8 +61,10 @@ const status: EngineStatus = {
 /** One sequence's place in the script. */
 interface Playing {
   id: number
-  maxTokens: number
+  /** Tokens of the sentence at which it ends; replayed ones count. */
+  until: number
   sent: number
+  started: boolean
   paused: boolean
 }
 
@@ -124,9 +127,10 @@ class Player {
   }
 
   private next(sequence: Playing): SequenceDelta {
-    const start = sequence.sent === 0 ? { cachedTokens: 0, queueUs: 0 } : undefined
+    const start = sequence.started ? undefined : { cachedTokens: 0, queueUs: 0 }
+    sequence.started = true
     const token = tokens[sequence.sent++ % tokens.length] ?? 0
-    const done = sequence.sent >= sequence.maxTokens
+    const done = sequence.sent >= sequence.until
     if (done) this.playing.delete(sequence.id)
     const finishReason = done ? FinishReason.LENGTH : FinishReason.UNSPECIFIED
     return { sequenceId: sequence.id, tokens: [token], logprobs: [], promptLogprobs: [], finishReason, start }
@@ -139,8 +143,9 @@ class Player {
   }
 }
 
-function playingOf({ sequenceId, maxTokens }: Submit): Playing {
-  return { id: sequenceId, maxTokens, sent: 0, paused: false }
+function playingOf({ sequenceId, maxTokens, replayedTokens, prompt }: Submit): Playing {
+  if (poison !== '' && prompt.join().includes(poison)) process.kill(process.pid, 'SIGKILL')
+  return { id: sequenceId, until: replayedTokens + maxTokens, sent: replayedTokens, started: false, paused: false }
 }
 
 const server = new Server()

@@ -1,135 +1,8 @@
-import { pino } from 'pino'
 import { describe, expect, it } from 'vitest'
-import type { Submission, SequenceListener } from '../../gateway/engine-client/session.js'
-import { GatewayError } from '../../gateway/errors.js'
-import { RunTelemetry } from '../../gateway/generate/observer.js'
-import { Pipeline, type EngineAccess, type PipelineLimits } from '../../gateway/generate/pipeline.js'
 import { choiceSeed } from '../../gateway/generate/submission.js'
-import { Metrics } from '../../gateway/metrics.js'
-import type { GenerateEvent, GenerateHandle, GenerateRequest } from '../../gateway/request.js'
-import type { ModelEntry } from '../../gateway/services.js'
-import { FinishReason, type SequenceDelta, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
-import { fakeText } from '../support/fake-text.js'
-import { DEFAULT_SAMPLING } from '../support/sampling.js'
-
-const CONTEXT = 32
-
-/** A session that keeps what was sent and lets the test answer. */
-class FakeSession {
-  readonly submitted: Submission[] = []
-  readonly log: string[] = []
-  readonly listeners = new Map<number, SequenceListener>()
-
-  submit(submission: Submission, listener: SequenceListener): number {
-    this.submitted.push(submission)
-    this.listeners.set(this.submitted.length, listener)
-    return this.submitted.length
-  }
-
-  cancel(id: number): void {
-    if (this.listeners.delete(id)) this.log.push(`cancel ${id}`)
-  }
-
-  setPaused(id: number, paused: boolean): void {
-    this.log.push(`${paused ? 'pause' : 'resume'} ${id}`)
-  }
-
-  /** Gives sequence `id` one delta. */
-  delta(id: number, text: string, finish = FinishReason.UNSPECIFIED, more: Partial<SequenceDelta> = {}): void {
-    const tokens = Array.from(text, (char) => char.charCodeAt(0))
-    const delta = { sequenceId: id, tokens, logprobs: [], promptLogprobs: [], finishReason: finish, ...more }
-    const listener = this.listeners.get(id)
-    if (finish !== FinishReason.UNSPECIFIED) this.listeners.delete(id)
-    listener?.onDelta(delta)
-  }
-}
-
-class Setup {
-  readonly session = new FakeSession()
-  open = true
-  readonly events: GenerateEvent[] = []
-  readonly text = fakeText()
-  readonly model: ModelEntry = {
-    id: 'm',
-    tags: ['chat'],
-    maxModelLen: CONTEXT,
-    created: 0,
-    variants: [{ name: 'm:int4', precision: 'int4', state: 'ready', weightBytes: 1, device: 'cpu0' }],
-  }
-  readonly pipeline: Pipeline
-  private checks: (() => void)[] = []
-
-  constructor(limits: Partial<PipelineLimits> = {}) {
-    const models = {
-      target: () => ({ model: this.model, rung: undefined }),
-      textOf: () => this.text,
-      contextLimit: () => CONTEXT,
-    }
-    const engine: EngineAccess = Object.defineProperty(
-      {
-        session: undefined,
-        waiting: 0,
-        waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) =>
-          new Promise<T | undefined>((resolve) => {
-            const check = (): void => {
-              const value = probe()
-              if (value !== undefined) resolve(value)
-            }
-            this.checks.push(check)
-            check()
-            signal?.addEventListener('abort', () => resolve(undefined))
-            if (timeoutMs === 1) resolve(undefined)
-          }),
-      },
-      'session',
-      { get: () => (this.open ? this.session : undefined) },
-    )
-    const bounds = { maxPromptTokens: 1000, engineWaitMs: 5000, maxEngineWaiting: 4, ...limits }
-    const telemetry = new RunTelemetry(new Metrics('test'), pino({ level: 'silent' }), false)
-    this.pipeline = new Pipeline(models, engine, bounds, telemetry)
-  }
-
-  /** Something about the engine changed. */
-  changed(): void {
-    for (const check of this.checks) check()
-  }
-
-  /** Starts a request; resolves when the pipeline has nothing more to do without news. */
-  async start(overrides: Partial<GenerateRequest> = {}, ...maxTokens: (number | undefined)[]): Promise<GenerateHandle> {
-    const request = { ...requestOf(), ...overrides }
-    if (maxTokens.length > 0 && maxTokens[0] === undefined) delete request.maxTokens
-    else if (maxTokens[0] !== undefined) request.maxTokens = maxTokens[0]
-    const handle = this.pipeline.generate(request, (event) => this.events.push(event))
-    if (this.events.length > 0) throw new Error('events came before the handle')
-    await settle()
-    return handle
-  }
-
-  get error(): GatewayError | undefined {
-    const last = this.events.at(-1)
-    return last?.type === 'error' ? last.error : undefined
-  }
-}
-
-/** "ab" with up to four tokens. */
-function requestOf(): GenerateRequest {
-  return {
-    id: 'r',
-    model: 'm',
-    input: { kind: 'text', text: 'ab' },
-    stop: [],
-    maxTokens: 4,
-    echo: false,
-    n: 1,
-    priority: 0,
-    deadlineMs: 0,
-    tenant: '',
-    sampling: { ...DEFAULT_SAMPLING, seed: 7 },
-  }
-}
-
-/** Lets every microtask that is due run. */
-const settle = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+import type { GenerateEvent, GenerateRequest } from '../../gateway/request.js'
+import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
+import { CONTEXT, requestOf, settle, Setup } from '../support/fake-pipeline.js'
 
 const started = { type: 'started', variant: 'm:int4', reason: 'highest rung' }
 const text = (value: string, index = 0) => ({
@@ -283,21 +156,12 @@ describe('Pipeline', () => {
     expect(setup.pipeline.active).toBe(0)
   })
 
-  it('ends with engine_failed when the session breaks', async () => {
-    const setup = new Setup()
-    await setup.start()
-    setup.session.delta(1, 'x')
-    setup.session.listeners.get(1)?.onLost(new GatewayError('engine_failed', 'gone'))
-    expect(setup.events.map(({ type }) => type)).toEqual(['started', 'text', 'error'])
-    expect(setup.error?.code).toBe('engine_failed')
-  })
-
   it('waits for the engine and runs when it comes back', async () => {
     const setup = new Setup()
-    setup.open = false
+    setup.session.open = false
     await setup.start()
     expect(setup.session.submitted).toEqual([])
-    setup.open = true
+    setup.session.open = true
     setup.changed()
     await settle()
     expect(setup.session.submitted).toHaveLength(1)
@@ -305,7 +169,7 @@ describe('Pipeline', () => {
 
   it('refuses with 503 when the engine does not come in time', async () => {
     const setup = new Setup({ engineWaitMs: 1 })
-    setup.open = false
+    setup.session.open = false
     await setup.start()
     expect(setup.error).toMatchObject({ code: 'engine_unavailable', retryAfterMs: 2000 })
   })
@@ -319,11 +183,11 @@ describe('Pipeline', () => {
 
   it('can be cancelled while it waits', async () => {
     const setup = new Setup()
-    setup.open = false
+    setup.session.open = false
     const handle = await setup.start()
     handle.cancel()
     await settle()
-    setup.open = true
+    setup.session.open = true
     setup.changed()
     await settle()
     expect(setup.events.map(({ type }) => type)).toEqual(['error'])

@@ -59,11 +59,20 @@ describe('answers', () => {
     builder.add({ type: 'text', index: 0, text: 'a', tokens: [1] })
     builder.add({ type: 'text', index: 1, text: 'c', tokens: [3] })
     builder.add({ type: 'finished', index: 1, reason: 'length' })
+    builder.add({
+      type: 'degraded',
+      index: 0,
+      variant: 'm:int8',
+      reason: 'r',
+      cause: 'engine_failed',
+      replayedTokens: 3,
+    })
     builder.add({ type: 'finished', index: 0, reason: 'stop' })
     builder.add({ type: 'usage', usage: { promptTokens: 1, completionTokens: 3, cachedTokens: 0 } })
     expect(builder.build()).toMatchObject({
       id: 'id',
-      variant: 'm:int4',
+      variant: 'm:int8',
+      degraded: 'engine_failed',
       choices: [
         { index: 0, text: 'a', finishReason: 'stop', tokens: [1] },
         { index: 1, text: 'bc', finishReason: 'length', tokens: [2, 3] },

@@ -40,6 +40,25 @@ describe('chunks', () => {
     expect(offsets).toMatchObject([0, 1, 2].map((start) => ({ choices: [{ logprobs: { text_offset: [start] } }] })))
   })
 
+  it.each([chatChunks, completionChunks])(
+    'say that the answer goes on elsewhere, and name the new rung after it',
+    (chunks) => {
+      const encoder = chunks(served, { includeUsage: true, includeTokenIds: false })
+      const degraded = { variant: 'm:int8', reason: 'a "$&" reason', cause: 'rung_failed' as const }
+      const event = parse(encoder.degraded({ type: 'degraded', index: 1, ...degraded, replayedTokens: 2 }))
+      expect(event).toMatchObject({
+        model: 'm:int8',
+        system_fingerprint: 'fp-m:int8',
+        choices: [{ index: 1, finish_reason: null }],
+        edgeshift: { degraded: { ...degraded, replayed_tokens: 2 } },
+        usage: null,
+      })
+      const next = parse(encoder.text({ type: 'text', index: 0, text: 'x', tokens: [1] }))
+      expect(next).toMatchObject({ model: 'm:int8' })
+      expect(next).not.toHaveProperty('edgeshift')
+    },
+  )
+
   it('say nothing for text that is held back', () => {
     const event = { type: 'text', index: 0, text: '', tokens: [1] } as const
     const silent = chatChunks(served, { includeUsage: false, includeTokenIds: false })

@@ -43,6 +43,10 @@ describe('server messages', () => {
       { logprobs: [{ id: 1, token: 'a', logprob: null, top }] },
     ],
     [
+      { type: 'degraded', index: 0, variant: 'm:int4', reason: 'r', cause: 'rung_failed', replayedTokens: 3 },
+      { variant: 'm:int4', reason: 'r', cause: 'rung_failed', replayed_tokens: 3 },
+    ],
+    [
       { type: 'finished', index: 0, reason: 'length' },
       { index: 0, reason: 'length' },
     ],

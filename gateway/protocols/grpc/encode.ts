@@ -21,6 +21,10 @@ export function encodeEvent(id: string, event: StreamedEvent): EventMessage {
       const { index, text, tokens } = event
       return { kind: { $case: 'delta', delta: { index, text, tokens, logprobs: encodeLogprobs(event.logprobs) } } }
     }
+    case 'degraded': {
+      const { variant, reason, cause, replayedTokens } = event
+      return { kind: { $case: 'degraded', degraded: { variant, reason, cause, replayedTokens } } }
+    }
     case 'finished':
       return { kind: { $case: 'finished', finished: { index: event.index, reason: event.reason } } }
     default:
@@ -74,7 +78,7 @@ export class ResponseBuilder {
       tokens: [],
       logprobs: [],
     }))
-    this.response = { id, variant: '', reason: '', choices, usage: undefined }
+    this.response = { id, variant: '', reason: '', choices, usage: undefined, degraded: '' }
   }
 
   add(event: StreamedEvent): void {
@@ -82,6 +86,10 @@ export class ResponseBuilder {
     if (event.type === 'started') {
       response.variant = event.variant
       response.reason = event.reason
+    } else if (event.type === 'degraded') {
+      response.variant = event.variant
+      response.reason = event.reason
+      response.degraded = event.cause
     } else if (event.type === 'usage') {
       response.usage = encodeUsage(event.usage)
     } else this.addToChoice(event)
@@ -92,7 +100,7 @@ export class ResponseBuilder {
     return this.response
   }
 
-  private addToChoice(event: Extract<StreamedEvent, { index: number }>): void {
+  private addToChoice(event: Extract<StreamedEvent, { type: 'text' | 'finished' }>): void {
     const choice = this.response.choices[event.index]
     if (!choice) return
     if (event.type === 'finished') {

@@ -22,6 +22,7 @@ export function respond<T>(
       served = servedMetadata(event.variant, event.reason)
       call.sendMetadata(served)
     }
+    if (event.type === 'degraded') served = servedMetadata(event.variant, event.reason, event.cause)
     if (event.type === 'usage') callback(null, builder.build(), served)
   })
   call.on('cancelled', () => handle.cancel())
@@ -67,6 +68,7 @@ class StreamedCall<T> {
       this.served = servedMetadata(event.variant, event.reason)
       this.call.sendMetadata(this.served)
     }
+    if (event.type === 'degraded') this.served = servedMetadata(event.variant, event.reason, event.cause)
     if (!this.call.write(encodeEvent(this.request.id, event))) this.pause()
     if (event.type !== 'usage') return
     this.settle()

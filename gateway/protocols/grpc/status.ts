@@ -8,12 +8,14 @@ const ERROR_PARAM = 'edgeshift-error-param'
 const RETRY_AFTER = 'retry-after-ms'
 const VARIANT = 'x-edgeshift-variant'
 const REASON = 'x-edgeshift-reason'
+const DEGRADED = 'x-edgeshift-degraded'
 
-/** What served the request, as initial metadata and as trailers. */
-export function servedMetadata(variant: string, reason: string): Metadata {
+/** What served the request, as initial metadata and as trailers; `degraded`: why it was not served where it began. */
+export function servedMetadata(variant: string, reason: string, degraded?: string): Metadata {
   const metadata = new Metadata()
   metadata.set(VARIANT, printable(variant))
   metadata.set(REASON, printable(reason))
+  if (degraded !== undefined) metadata.set(DEGRADED, degraded)
   return metadata
 }
 

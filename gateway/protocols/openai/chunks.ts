@@ -2,7 +2,7 @@
  * Server-sent events of a streamed answer. What does not change from chunk to chunk is encoded once per stream, so that
  * a token costs one JSON.stringify of its text and no object.
  */
-import type { GenerateEvent, Usage } from '../../request.js'
+import type { DegradedEvent, GenerateEvent, Usage } from '../../request.js'
 import { encodeUsage, fingerprint, type Served } from './answer.js'
 import { chatLogprobs, completionLogprobs } from './logprobs.js'
 
@@ -14,6 +14,11 @@ export interface ChunkEncoder {
   opening(index: number): string
   text(event: TextEvent): string
   finished(index: number, reason: 'stop' | 'length'): string
+  /**
+   * A chunk of a choice without text, which every client takes, with an object `edgeshift` beside `choices`. The chunks
+   * after it name the new rung.
+   */
+  degraded(event: DegradedEvent): string
   /** The chunk with empty choices that `stream_options.include_usage` asks for. */
   usage(usage: Usage): string
 }
@@ -32,7 +37,7 @@ export const DONE = 'data: [DONE]\n\n'
 
 /** Encoder of POST /v1/chat/completions. */
 export const chatChunks: ChunkEncoderFactory = (served, { includeUsage, includeTokenIds }) => {
-  const { head, choice, tail } = frame('chat.completion.chunk', served, includeUsage)
+  let { head, choice, tail } = frame('chat.completion.chunk', served, includeUsage)
   return {
     opening: (index) =>
       `${choice}${index},"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null${tail}`,
@@ -44,13 +49,17 @@ export const chatChunks: ChunkEncoderFactory = (served, { includeUsage, includeT
       return `${choice}${index},${delta}${ids},"logprobs":${stated},"finish_reason":null${tail}`
     },
     finished: (index, reason) => `${choice}${index},"delta":{},"logprobs":null,"finish_reason":"${reason}"${tail}`,
+    degraded(event) {
+      ;({ head, choice, tail } = frame('chat.completion.chunk', { ...served, variant: event.variant }, includeUsage))
+      return `${choice}${event.index},"delta":{},"logprobs":null,"finish_reason":null${withDegraded(tail, event)}`
+    },
     usage: (usage) => usageChunk(head, usage),
   }
 }
 
 /** Encoder of POST /v1/completions. */
 export const completionChunks: ChunkEncoderFactory = (served, { includeUsage, includeTokenIds }) => {
-  const { head, choice, tail } = frame('text_completion', served, includeUsage)
+  let { head, choice, tail } = frame('text_completion', served, includeUsage)
   const offsets: number[] = []
   return {
     opening: () => '',
@@ -63,6 +72,10 @@ export const completionChunks: ChunkEncoderFactory = (served, { includeUsage, in
       return `${choice}${index},"text":${JSON.stringify(text)}${ids},"logprobs":${stated},"finish_reason":null${tail}`
     },
     finished: (index, reason) => `${choice}${index},"text":"","logprobs":null,"finish_reason":"${reason}"${tail}`,
+    degraded(event) {
+      ;({ head, choice, tail } = frame('text_completion', { ...served, variant: event.variant }, includeUsage))
+      return `${choice}${event.index},"text":"","logprobs":null,"finish_reason":null${withDegraded(tail, event)}`
+    },
     usage: (usage) => usageChunk(head, usage),
   }
 }
@@ -75,6 +88,12 @@ function frame(object: string, { id, created, variant }: Served, includeUsage: b
   const constant = JSON.stringify({ id, object, created, model: variant, system_fingerprint: fingerprint(variant) })
   const head = `data: ${constant.slice(0, -1)},"choices":[`
   return { head, choice: `${head}{"index":`, tail: includeUsage ? '}],"usage":null}\n\n' : '}]}\n\n' }
+}
+
+/** A chunk's tail, which begins with the end of its choices, with the event behind them. */
+function withDegraded(tail: string, { variant, reason, cause, replayedTokens }: DegradedEvent): string {
+  const degraded = JSON.stringify({ variant, reason, cause, replayed_tokens: replayedTokens })
+  return `}],"edgeshift":{"degraded":${degraded}}${tail.slice(2)}`
 }
 
 function usageChunk(head: string, usage: Usage): string {

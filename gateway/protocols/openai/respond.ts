@@ -3,7 +3,7 @@ import type { OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { Logger } from 'pino'
 import type { Exchange } from '../../middleware/context.js'
 import { headerValue, noteError, sendError, sendText } from '../../middleware/reply.js'
-import type { GenerateEvent, GenerateHandle, Generator, Usage } from '../../request.js'
+import type { DegradedEvent, GenerateEvent, GenerateHandle, Generator, Usage } from '../../request.js'
 import type { Call } from '../decode.js'
 import { generateAll } from '../merge.js'
 import { type AnswerEncoder, Collected, type Served } from './answer.js'
@@ -61,6 +61,7 @@ abstract class Responder {
   protected abstract began(handle: GenerateHandle): void
   protected abstract opened(served: Served, headers: OutgoingHttpHeaders): void
   protected abstract add(event: Extract<GenerateEvent, { type: 'text' | 'finished' }>): void
+  protected abstract degraded(event: DegradedEvent): void
   protected abstract complete(usage: Usage): void
   protected abstract fail(error: Extract<GenerateEvent, { type: 'error' }>['error']): void
 
@@ -69,6 +70,9 @@ abstract class Responder {
     switch (event.type) {
       case 'started':
         return this.#open(event.variant, event.reason)
+      case 'degraded':
+        this.responding.exchange.variant = event.variant
+        return this.degraded(event)
       case 'usage':
         return this.complete(event.usage)
       case 'error':
@@ -83,10 +87,7 @@ abstract class Responder {
     exchange.variant = variant
     const id = endpoint.idPrefix + exchange.id.slice('req-'.length)
     this.served = { id, created: Math.floor(Date.now() / 1000), variant }
-    this.opened(this.served, {
-      'x-edgeshift-variant': headerValue(variant),
-      'x-edgeshift-reason': headerValue(reason),
-    })
+    this.opened(this.served, servedHeaders(variant, reason))
   }
 
   /** Cancelling what has ended does nothing, so there is no need to know. */
@@ -94,6 +95,10 @@ abstract class Responder {
     this.#gone = true
     this.handle?.cancel()
   }
+}
+
+function servedHeaders(variant: string, reason: string): OutgoingHttpHeaders {
+  return { 'x-edgeshift-variant': headerValue(variant), 'x-edgeshift-reason': headerValue(reason) }
 }
 
 class WholeResponder extends Responder {
@@ -108,6 +113,11 @@ class WholeResponder extends Responder {
 
   protected add(event: GenerateEvent): void {
     this.#collected.add(event)
+  }
+
+  protected degraded({ variant, reason, cause }: DegradedEvent): void {
+    if (this.served) this.served = { ...this.served, variant }
+    this.#headers = { ...servedHeaders(variant, reason), 'x-edgeshift-degraded': cause }
   }
 
   protected complete(usage: Usage): void {
@@ -161,6 +171,10 @@ class StreamedResponder extends Responder {
     const encoder = this.#encoder
     if (!encoder) return
     this.#push(event.type === 'text' ? encoder.text(event) : encoder.finished(event.index, event.reason))
+  }
+
+  protected degraded(event: DegradedEvent): void {
+    this.#push(this.#encoder?.degraded(event) ?? '')
   }
 
   protected complete(usage: Usage): void {

@@ -36,6 +36,10 @@ export class EventEncoder {
       }
       case 'started':
         return this.message('started', { request_id: this.requestId, variant: event.variant, reason: event.reason })
+      case 'degraded': {
+        const { variant, reason, cause, replayedTokens } = event
+        return this.message('degraded', { variant, reason, cause, replayed_tokens: replayedTokens })
+      }
       case 'finished':
         return this.message('finished', { index: event.index, reason: event.reason })
       case 'usage':

@@ -70,6 +70,16 @@ export const serverMessageSchema = z.discriminatedUnion('type', [
     })
     .describe('New text of one choice: all of its tokens from one step.'),
   z
+    .strictObject({
+      type: z.literal('degraded'),
+      id: idSchema,
+      variant: z.string().describe('What serves the request from here on: "model:rung".'),
+      reason: z.string(),
+      cause: z.enum(['engine_failed', 'rung_failed']),
+      replayed_tokens: count.describe('Tokens told before, which were given to the engine again; all choices.'),
+    })
+    .describe('What began to answer was lost; the answer goes on from another place without a gap or a repeat.'),
+  z
     .strictObject({ type: z.literal('finished'), id: idSchema, index: count, reason: z.enum(['stop', 'length']) })
     .describe('One choice is complete.'),
   z

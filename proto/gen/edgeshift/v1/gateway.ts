@@ -82,12 +82,26 @@ export interface GenerateOptions_LogitBiasEntry {
 }
 
 export interface GenerateEvent {
-  kind?: { $case: "started"; started: Started } | { $case: "delta"; delta: TextDelta } | {
-    $case: "finished";
-    finished: Finished;
-  } | //
-  /** last */
-  { $case: "usage"; usage: Usage } | undefined;
+  kind?:
+    | { $case: "started"; started: Started }
+    | { $case: "delta"; delta: TextDelta }
+    | { $case: "finished"; finished: Finished }
+    | //
+    /** last */
+    { $case: "usage"; usage: Usage }
+    | { $case: "degraded"; degraded: Degraded }
+    | undefined;
+}
+
+/** What began to answer was lost; the stream goes on from another place without a gap or a repeat. */
+export interface Degraded {
+  /** what serves the request from here on */
+  variant: string;
+  reason: string;
+  /** engine_failed | rung_failed */
+  cause: string;
+  /** tokens told before, which were given to the engine again; all choices */
+  replayedTokens: number;
 }
 
 export interface Started {
@@ -136,7 +150,11 @@ export interface GenerateResponse {
   variant: string;
   reason: string;
   choices: Choice[];
-  usage?: Usage | undefined;
+  usage?:
+    | Usage
+    | undefined;
+  /** the cause when the answer was not finished where it began */
+  degraded: string;
 }
 
 export interface ListModelsRequest {
@@ -907,6 +925,9 @@ export const GenerateEvent: MessageFns<GenerateEvent> = {
       case "usage":
         Usage.encode(message.kind.usage, writer.uint32(34).fork()).join();
         break;
+      case "degraded":
+        Degraded.encode(message.kind.degraded, writer.uint32(42).fork()).join();
+        break;
     }
     return writer;
   },
@@ -956,6 +977,14 @@ export const GenerateEvent: MessageFns<GenerateEvent> = {
             message.kind = { $case: "usage", usage: Usage.decode(reader, reader.uint32()) };
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.kind = { $case: "degraded", degraded: Degraded.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -998,7 +1027,104 @@ export const GenerateEvent: MessageFns<GenerateEvent> = {
         }
         break;
       }
+      case "degraded": {
+        if (object.kind?.degraded !== undefined && object.kind?.degraded !== null) {
+          message.kind = { $case: "degraded", degraded: Degraded.fromPartial(object.kind.degraded) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseDegraded(): Degraded {
+  return { variant: "", reason: "", cause: "", replayedTokens: 0 };
+}
+
+export const Degraded: MessageFns<Degraded> = {
+  encode(message: Degraded, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.variant !== "") {
+      writer.uint32(10).string(message.variant);
+    }
+    if (message.reason !== "") {
+      writer.uint32(18).string(message.reason);
+    }
+    if (message.cause !== "") {
+      writer.uint32(26).string(message.cause);
+    }
+    if (message.replayedTokens !== 0) {
+      writer.uint32(32).uint32(message.replayedTokens);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Degraded {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDegraded();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.variant = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.cause = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.replayedTokens = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Degraded>): Degraded {
+    return Degraded.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Degraded>): Degraded {
+    const message = createBaseDegraded();
+    message.variant = object.variant ?? "";
+    message.reason = object.reason ?? "";
+    message.cause = object.cause ?? "";
+    message.replayedTokens = object.replayedTokens ?? 0;
     return message;
   },
 };
@@ -1542,7 +1668,7 @@ export const Choice: MessageFns<Choice> = {
 };
 
 function createBaseGenerateResponse(): GenerateResponse {
-  return { id: "", variant: "", reason: "", choices: [], usage: undefined };
+  return { id: "", variant: "", reason: "", choices: [], usage: undefined, degraded: "" };
 }
 
 export const GenerateResponse: MessageFns<GenerateResponse> = {
@@ -1561,6 +1687,9 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
     }
     if (message.usage !== undefined) {
       Usage.encode(message.usage, writer.uint32(42).fork()).join();
+    }
+    if (message.degraded !== "") {
+      writer.uint32(50).string(message.degraded);
     }
     return writer;
   },
@@ -1618,6 +1747,14 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
             message.usage = Usage.decode(reader, reader.uint32());
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.degraded = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1640,6 +1777,7 @@ export const GenerateResponse: MessageFns<GenerateResponse> = {
     message.reason = object.reason ?? "";
     message.choices = object.choices?.map((e) => Choice.fromPartial(e)) || [];
     message.usage = (object.usage !== undefined && object.usage !== null) ? Usage.fromPartial(object.usage) : undefined;
+    message.degraded = object.degraded ?? "";
     return message;
   },
 };

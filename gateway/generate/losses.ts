@@ -1,0 +1,48 @@
+import type { GatewayError } from '../errors.js'
+import type { DegradeCause } from '../request.js'
+import type { Choice } from './choice.js'
+
+/** Failures of a rung in a row, without the request getting on, after which the request leaves it. */
+const RUNG_FAILURES = 2
+/** Failures of rungs in a row, without the request getting on, after which the request fails. */
+const ALL_FAILURES = 4
+
+/** What one request has lost and not submitted again, and what it lost before. */
+export class Losses {
+  /** Of the loss that is being dealt with. */
+  cause: DegradeCause = 'engine_failed'
+  error: GatewayError | undefined
+  readonly #choices: Choice[] = []
+  readonly #failures = new Map<string, number>()
+
+  /** Choices that wait to be submitted again. */
+  get size(): number {
+    return this.#choices.length
+  }
+
+  /** Adds a choice; true when it is the first one, so that somebody has to deal with it. */
+  add(choice: Choice, cause: DegradeCause, error: GatewayError): boolean {
+    this.#choices.push(choice)
+    if (this.#choices.length > 1) return false
+    this.cause = cause
+    this.error = error
+    return true
+  }
+
+  /** The lost choices, which are not lost any more. */
+  take(): Choice[] {
+    return this.#choices.splice(0)
+  }
+
+  /** Counts a failure of a rung; `moved`: the request got on since the last one. False when it should give up. */
+  countRung(variant: string, moved: boolean): boolean {
+    if (moved) this.#failures.clear()
+    this.#failures.set(variant, (this.#failures.get(variant) ?? 0) + 1)
+    return [...this.#failures.values()].reduce((sum, count) => sum + count, 0) < ALL_FAILURES
+  }
+
+  /** Rungs that the request should leave. */
+  get failedRungs(): ReadonlySet<string> {
+    return new Set([...this.#failures].flatMap(([variant, count]) => (count >= RUNG_FAILURES ? [variant] : [])))
+  }
+}

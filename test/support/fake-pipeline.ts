@@ -1,0 +1,164 @@
+/** The pipeline with a session, a ladder and an engine that the test plays. */
+import { pino } from 'pino'
+import type { Submission, SequenceListener } from '../../gateway/engine-client/session.js'
+import { GatewayError } from '../../gateway/errors.js'
+import { RunTelemetry } from '../../gateway/generate/observer.js'
+import { Pipeline, type EngineAccess, type PipelineLimits } from '../../gateway/generate/pipeline.js'
+import { Metrics } from '../../gateway/metrics.js'
+import type { GenerateEvent, GenerateHandle, GenerateRequest } from '../../gateway/request.js'
+import type { ModelEntry } from '../../gateway/services.js'
+import type { TextModel } from '../../gateway/text/types.js'
+import { FinishReason, type SequenceDelta } from '../../proto/gen/edgeshift/v1/engine.js'
+import { fakeText } from './fake-text.js'
+import { DEFAULT_SAMPLING } from './sampling.js'
+
+/** Context of every rung, tokens. */
+export const CONTEXT = 32
+
+/** A session that keeps what was sent and lets the test answer. */
+export class FakeSession {
+  open = true
+  /** While it tells that it has ended, whoever holds it still does. */
+  dying = false
+  readonly submitted: Submission[] = []
+  readonly log: string[] = []
+  readonly listeners = new Map<number, SequenceListener>()
+
+  submit(submission: Submission, listener: SequenceListener): number {
+    this.submitted.push(submission)
+    this.listeners.set(this.submitted.length, listener)
+    return this.submitted.length
+  }
+
+  cancel(id: number): void {
+    if (this.listeners.delete(id)) this.log.push(`cancel ${id}`)
+  }
+
+  setPaused(id: number, paused: boolean): void {
+    this.log.push(`${paused ? 'pause' : 'resume'} ${id}`)
+  }
+
+  /** The engine dies: every sequence is lost. */
+  die(): void {
+    this.open = false
+    this.dying = true
+    const lost = [...this.listeners.values()]
+    this.listeners.clear()
+    for (const listener of lost) listener.onLost(new GatewayError('engine_failed', 'the engine failed: killed'))
+    this.dying = false
+  }
+
+  /** Gives sequence `id` one delta: code units, or ids. */
+  delta(
+    id: number,
+    text: string | number[],
+    finish = FinishReason.UNSPECIFIED,
+    more: Partial<SequenceDelta> = {},
+  ): void {
+    const tokens = typeof text === 'string' ? Array.from(text, (char) => char.charCodeAt(0)) : text
+    const delta = { sequenceId: id, tokens, logprobs: [], promptLogprobs: [], finishReason: finish, ...more }
+    const listener = this.listeners.get(id)
+    if (finish !== FinishReason.UNSPECIFIED) this.listeners.delete(id)
+    listener?.onDelta(delta)
+  }
+}
+
+/** See above. */
+export class Setup {
+  session = new FakeSession()
+  readonly events: GenerateEvent[] = []
+  readonly metrics = new Metrics('test')
+  readonly model: ModelEntry = {
+    id: 'm',
+    tags: ['chat'],
+    maxModelLen: CONTEXT,
+    created: 0,
+    variants: [{ name: 'm:int4', precision: 'int4', state: 'ready', weightBytes: 1, device: 'cpu0' }],
+  }
+  readonly pipeline: Pipeline
+  private checks: (() => void)[] = []
+
+  constructor(limits: Partial<PipelineLimits> = {}, text: TextModel = fakeText()) {
+    const models = {
+      target: () => ({ model: this.model, rung: undefined }),
+      textOf: () => text,
+      contextLimit: () => CONTEXT,
+    }
+    const engine: EngineAccess = Object.defineProperty(
+      {
+        session: undefined,
+        waiting: 0,
+        confirm: async () => undefined,
+        waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) =>
+          new Promise<T | undefined>((resolve) => {
+            const check = (): void => {
+              const value = probe()
+              if (value !== undefined) resolve(value)
+            }
+            this.checks.push(check)
+            check()
+            signal?.addEventListener('abort', () => resolve(undefined))
+            if (timeoutMs === 1) resolve(undefined)
+          }),
+      },
+      'session',
+      { get: () => (this.session.open || this.session.dying ? this.session : undefined) },
+    )
+    const bounds = { maxPromptTokens: 1000, engineWaitMs: 5000, failoverWaitMs: 5000, maxEngineWaiting: 4, ...limits }
+    const telemetry = new RunTelemetry(this.metrics, pino({ level: 'silent' }), false)
+    this.pipeline = new Pipeline(models, engine, bounds, telemetry)
+  }
+
+  /** The engine dies; `restart` brings the next one. */
+  die(): void {
+    this.session.die()
+  }
+
+  /** The next engine is there; resolves when what waited for it has gone on. */
+  async restart(): Promise<void> {
+    this.session = new FakeSession()
+    this.changed()
+    await settle()
+  }
+
+  /** Something about the engine changed. */
+  changed(): void {
+    for (const check of this.checks) check()
+  }
+
+  /** Starts a request; resolves when the pipeline has nothing more to do without news. */
+  async start(overrides: Partial<GenerateRequest> = {}, ...maxTokens: (number | undefined)[]): Promise<GenerateHandle> {
+    const request = { ...requestOf(), ...overrides }
+    if (maxTokens.length > 0 && maxTokens[0] === undefined) delete request.maxTokens
+    else if (maxTokens[0] !== undefined) request.maxTokens = maxTokens[0]
+    const handle = this.pipeline.generate(request, (event) => this.events.push(event))
+    if (this.events.length > 0) throw new Error('events came before the handle')
+    await settle()
+    return handle
+  }
+
+  get error(): GatewayError | undefined {
+    const last = this.events.at(-1)
+    return last?.type === 'error' ? last.error : undefined
+  }
+}
+
+/** "ab" with up to four tokens. */
+export function requestOf(): GenerateRequest {
+  return {
+    id: 'r',
+    model: 'm',
+    input: { kind: 'text', text: 'ab' },
+    stop: [],
+    maxTokens: 4,
+    echo: false,
+    n: 1,
+    priority: 0,
+    deadlineMs: 0,
+    tenant: '',
+    sampling: { ...DEFAULT_SAMPLING, seed: 7 },
+  }
+}
+
+/** Lets every microtask that is due run. */
+export const settle = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))

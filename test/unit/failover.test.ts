@@ -1,0 +1,338 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { nextRoute } from '../../gateway/generate/next-route.js'
+import type { GenerateEvent } from '../../gateway/request.js'
+import type { ModelEntry, VariantEntry } from '../../gateway/services.js'
+import { loadTextModel } from '../../gateway/text/model-text.js'
+import type { TextModel } from '../../gateway/text/types.js'
+import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
+import { CONTEXT, settle, Setup } from '../support/fake-pipeline.js'
+import { TINY_STOP_TOKEN, tinyTokenizerAssets, tinyTokens } from '../support/tiny-tokenizer.js'
+
+let text: TextModel
+
+beforeAll(async () => {
+  text = await loadTextModel(tinyTokenizerAssets(CONTEXT), CONTEXT)
+})
+afterAll(() => text.close())
+
+const RUNNING = FinishReason.UNSPECIFIED
+const START = { start: { cachedTokens: 1, queueUs: 5 } }
+
+const ofType = <T extends GenerateEvent['type']>(events: GenerateEvent[], type: T) =>
+  events.filter((event): event is Extract<GenerateEvent, { type: T }> => event.type === type)
+
+const textOf = (events: GenerateEvent[], index = 0): string =>
+  ofType(events, 'text')
+    .filter((event) => event.index === index)
+    .map((event) => event.text)
+    .join('')
+
+const tokensOf = (events: GenerateEvent[], index = 0): number[] =>
+  ofType(events, 'text')
+    .filter((event) => event.index === index)
+    .flatMap((event) => event.tokens)
+
+const logprob = (token: number): TokenLogprob => ({ token, logprob: -token, rank: 1, topTokens: [], topLogprobs: [] })
+
+/** "ab" as ids: encoding a text would take a worker's time. */
+const PROMPT = { input: { kind: 'tokens' as const, tokens: tinyTokens('ab') } }
+
+/** Begins a request, gives its first tokens and lets the engine die and come back. */
+async function cut(first: number[], overrides: Parameters<Setup['start']>[0] = {}): Promise<Setup> {
+  const setup = new Setup({}, text)
+  await setup.start({ ...PROMPT, maxTokens: 8, ...overrides })
+  const logprobs = overrides.topLogprobs === undefined ? [] : first.map(logprob)
+  setup.session.delta(1, first, RUNNING, { ...START, logprobs })
+  setup.die()
+  await settle()
+  await setup.restart()
+  return setup
+}
+
+describe('a stream whose engine dies', () => {
+  it('goes on as prompt and output with one event, one usage and no token lost or repeated', async () => {
+    const setup = await cut(tinyTokens('xy'))
+    const [again] = setup.session.submitted
+    expect(again).toMatchObject({ prompt: tinyTokens('abxy'), replayedTokens: 2, maxTokens: 6 })
+    expect(again?.sampling?.seed).toBe(7)
+    setup.session.delta(1, tinyTokens('zw'), FinishReason.LENGTH, START)
+    expect(setup.events.map(({ type }) => type)).toEqual(['started', 'text', 'degraded', 'text', 'finished', 'usage'])
+    expect(ofType(setup.events, 'degraded')).toEqual([
+      {
+        type: 'degraded',
+        index: 0,
+        variant: 'm:int4',
+        reason: 'highest rung',
+        cause: 'engine_failed',
+        replayedTokens: 2,
+      },
+    ])
+    expect(textOf(setup.events)).toBe('xyzw')
+    expect(ofType(setup.events, 'usage')).toMatchObject([
+      { usage: { promptTokens: 2, completionTokens: 4, cachedTokens: 1 } },
+    ])
+    const metrics = await setup.metrics.registry.metrics()
+    expect(metrics).toContain('edgeshift_failovers_total{cause="engine_failed"} 1')
+    expect(metrics).toContain('edgeshift_replayed_tokens_total 2')
+    expect(metrics).toContain('edgeshift_prompt_tokens_total{model="m",variant="m:int4"} 2')
+  })
+
+  it('is submitted again without an event when nothing of it was told', async () => {
+    const setup = new Setup({}, text)
+    await setup.start(PROMPT)
+    setup.die()
+    await settle()
+    await setup.restart()
+    expect(setup.session.submitted).toMatchObject([{ prompt: tinyTokens('ab'), replayedTokens: 0, maxTokens: 4 }])
+    setup.session.delta(1, tinyTokens('x'), FinishReason.LENGTH, START)
+    expect(setup.events.map(({ type }) => type)).toEqual(['started', 'text', 'finished', 'usage'])
+  })
+
+  it('keeps log probabilities with their tokens', async () => {
+    const setup = await cut(tinyTokens('xé').slice(0, 2), { topLogprobs: 0 })
+    const rest = [...tinyTokens('é').slice(1), ...tinyTokens('z')]
+    setup.session.delta(1, rest, FinishReason.LENGTH, { logprobs: rest.map(logprob) })
+    const told = ofType(setup.events, 'text')
+    for (const { tokens, logprobs } of told) expect(logprobs?.map(({ id }) => id)).toEqual(tokens)
+    expect(told.flatMap(({ logprobs }) => logprobs?.map((entry) => entry.logprob))).toEqual(
+      tinyTokens('xéz').map((token) => -token),
+    )
+  })
+
+  it('does not ask for the log probabilities of an echoed prompt again', async () => {
+    const setup = await cut(tinyTokens('x'), { topLogprobs: 0, echo: true })
+    expect(setup.session.submitted[0]).toMatchObject({ promptLogprobs: false, replayedTokens: 1 })
+    setup.session.delta(1, tinyTokens('y'), FinishReason.LENGTH, START)
+    expect(textOf(setup.events)).toBe('abxy')
+  })
+
+  it('finds a stop string that spans the cut', async () => {
+    const setup = await cut(tinyTokens('x ST'), { stop: ['STOP'] })
+    expect(textOf(setup.events)).toBe('x ')
+    setup.session.delta(1, tinyTokens('OP and more'))
+    expect(setup.session.log).toEqual(['cancel 1'])
+    expect(textOf(setup.events)).toBe('x ')
+    expect(setup.events.slice(-2)).toMatchObject([
+      { type: 'finished', reason: 'stop' },
+      { type: 'usage', usage: { completionTokens: 6 } },
+    ])
+  })
+
+  it('tells text that was held back for a stop string which does not come', async () => {
+    const setup = await cut(tinyTokens('x ST'), { stop: ['STOP'] })
+    setup.session.delta(1, tinyTokens('AY'), FinishReason.LENGTH)
+    expect(textOf(setup.events)).toBe('x STAY')
+    expect(tokensOf(setup.events)).toEqual(tinyTokens('x STAY'))
+  })
+
+  it('completes a character that spans the cut', async () => {
+    const smile = tinyTokens('😀')
+    const setup = await cut(smile.slice(0, 3))
+    expect(textOf(setup.events)).toBe('')
+    expect(setup.session.submitted[0]).toMatchObject({ replayedTokens: 3, maxTokens: 5 })
+    setup.session.delta(1, smile.slice(3), FinishReason.LENGTH)
+    expect(textOf(setup.events)).toBe('😀')
+    expect(tokensOf(setup.events)).toEqual(smile)
+  })
+
+  it('counts max_tokens over both parts', async () => {
+    const setup = await cut(tinyTokens('xyz'), { maxTokens: 4 })
+    expect(setup.session.submitted[0]).toMatchObject({ replayedTokens: 3, maxTokens: 1 })
+  })
+
+  it('ends where max_tokens was reached exactly at the cut', async () => {
+    const setup = await cut(tinyTokens('wxyz'), { maxTokens: 4 })
+    // A budget of nothing beside a replay is what the engine answers at once, with LENGTH.
+    expect(setup.session.submitted[0]).toMatchObject({ replayedTokens: 4, maxTokens: 0 })
+    setup.session.delta(1, [], FinishReason.LENGTH)
+    expect(textOf(setup.events)).toBe('wxyz')
+    expect(setup.events.at(-1)).toMatchObject({ usage: { completionTokens: 4 } })
+  })
+
+  it('goes on with every choice that was not finished', async () => {
+    const setup = new Setup({}, text)
+    await setup.start({ ...PROMPT, n: 3 })
+    setup.session.delta(1, tinyTokens('a'), RUNNING, START)
+    setup.session.delta(2, [...tinyTokens('b'), TINY_STOP_TOKEN], FinishReason.STOP, START)
+    setup.session.delta(3, tinyTokens('cc'), RUNNING, START)
+    setup.die()
+    await settle()
+    await setup.restart()
+    expect(setup.session.submitted.map(({ prompt, sampling }) => [prompt, sampling?.seed])).toEqual([
+      [tinyTokens('aba'), 7],
+      [tinyTokens('abcc'), 9],
+    ])
+    expect(ofType(setup.events, 'degraded')).toMatchObject([{ index: 0, replayedTokens: 3 }])
+    setup.session.delta(1, tinyTokens('A'), FinishReason.LENGTH)
+    setup.session.delta(2, tinyTokens('C'), FinishReason.LENGTH)
+    expect([0, 1, 2].map((index) => textOf(setup.events, index))).toEqual(['aA', 'b', 'ccC'])
+    expect(setup.events.at(-1)).toMatchObject({ type: 'usage', usage: { completionTokens: 7 } })
+  })
+
+  it('stays paused for a reader that is slow', async () => {
+    const setup = new Setup({}, text)
+    const handle = await setup.start(PROMPT)
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    handle.pause()
+    setup.die()
+    await settle()
+    await setup.restart()
+    expect(setup.session.log).toEqual(['pause 1'])
+    handle.resume()
+    expect(setup.session.log).toEqual(['pause 1', 'resume 1'])
+  })
+
+  it('can be cancelled while it waits for the engine', async () => {
+    const setup = new Setup({}, text)
+    const handle = await setup.start(PROMPT)
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    setup.die()
+    await settle()
+    handle.cancel()
+    await setup.restart()
+    expect(setup.session.submitted).toEqual([])
+    expect(setup.error?.code).toBe('cancelled')
+    expect(setup.pipeline.active).toBe(0)
+  })
+
+  it('ends with engine_unavailable when the engine does not come back in time', async () => {
+    const setup = new Setup({ failoverWaitMs: 1 }, text)
+    await setup.start(PROMPT)
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    setup.die()
+    await settle()
+    expect(setup.error).toMatchObject({ code: 'engine_unavailable' })
+    expect(setup.pipeline.active).toBe(0)
+  })
+})
+
+/** A setup with a ladder whose rungs are ready. */
+function withLadder(): Setup {
+  const setup = new Setup({}, text)
+  setup.model.variants = [rung('fp16'), rung('int8'), rung('int4')]
+  return setup
+}
+
+const rung = (precision: VariantEntry['precision'], state: VariantEntry['state'] = 'ready'): VariantEntry => ({
+  name: `m:${precision}`,
+  precision,
+  state,
+  weightBytes: 1,
+  device: 'cpu0',
+})
+
+const FAILED_STEP = { error: { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 } }
+
+/** Fails the sequence `id` of the setup's session in a step. */
+async function failStep(setup: Setup, id: number): Promise<void> {
+  setup.session.delta(id, [], FinishReason.ERROR, FAILED_STEP)
+  await settle()
+}
+
+describe('a stream whose rung fails', () => {
+  it('is tried once more where it was, then at the next rung', async () => {
+    const setup = withLadder()
+    await setup.start(PROMPT)
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    await failStep(setup, 1)
+    await failStep(setup, 2)
+    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(['m:fp16', 'm:fp16', 'm:int8'])
+    expect(setup.session.submitted[2]).toMatchObject({ prompt: tinyTokens('abx'), replayedTokens: 1, maxTokens: 3 })
+    setup.session.delta(3, tinyTokens('yz'), FinishReason.LENGTH)
+    expect(ofType(setup.events, 'degraded')).toMatchObject([
+      { variant: 'm:fp16', cause: 'rung_failed' },
+      { variant: 'm:int8', cause: 'rung_failed', reason: `nearest rung; 'm:fp16' failed` },
+    ])
+    expect(textOf(setup.events)).toBe('xyz')
+  })
+
+  it('gets a clean error instead of another rung when it forbids to degrade', async () => {
+    const setup = withLadder()
+    await setup.start({ ...PROMPT, degrade: 'forbid' })
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    await failStep(setup, 1)
+    await failStep(setup, 2)
+    expect(setup.error).toMatchObject({
+      code: 'engine_unavailable',
+      message: `'m:fp16' failed and the request forbids to degrade`,
+    })
+    expect(setup.session.submitted).toHaveLength(2)
+  })
+
+  it('gives up when one rung after the other fails', async () => {
+    const setup = withLadder()
+    await setup.start(PROMPT)
+    for (let id = 1; id <= 4; id++) await failStep(setup, id)
+    expect(setup.session.submitted).toHaveLength(4)
+    expect(setup.error).toMatchObject({ code: 'engine_failed' })
+  })
+
+  it('moves when the rung does not come back with the engine, and only then', async () => {
+    const setup = withLadder()
+    await setup.start(PROMPT)
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    setup.die()
+    setup.model.variants = [rung('fp16', 'loading'), rung('int8'), rung('int4')]
+    await setup.restart()
+    expect(setup.session.submitted).toEqual([])
+    setup.model.variants = [rung('fp16', 'failed'), rung('int8'), rung('int4')]
+    setup.changed()
+    await settle()
+    expect(setup.session.submitted).toMatchObject([{ variant: 'm:int8', replayedTokens: 1 }])
+    expect(ofType(setup.events, 'degraded')).toMatchObject([{ variant: 'm:int8', cause: 'engine_failed' }])
+  })
+})
+
+describe('nextRoute', () => {
+  const route = { model: 'm', variant: 'm:int8', reason: 'highest rung' }
+  const model = (...variants: VariantEntry[]): ModelEntry => ({
+    id: 'm',
+    tags: [],
+    maxModelLen: 8,
+    created: 0,
+    variants,
+  })
+  const go = (entry: ModelEntry, failed: string[] = [], mayMove = true, named = false) =>
+    nextRoute(
+      { model: entry, rung: named ? entry.variants[1] : undefined },
+      { route, failed: new Set(failed), mayMove },
+    )
+
+  it.each([
+    ['stays', model(rung('fp16'), rung('int8'), rung('int4')), [], 'm:int8'],
+    ['goes down before up', model(rung('fp16'), rung('int8', 'failed'), rung('int4')), [], 'm:int4'],
+    ['leaves a rung that fails', model(rung('fp16'), rung('int8'), rung('int4')), ['m:int8'], 'm:int4'],
+    ['goes up', model(rung('fp16'), rung('int8', 'failed'), rung('int4', 'failed')), [], 'm:fp16'],
+    ['does not go where it failed', model(rung('fp16'), rung('int8'), rung('int4')), ['m:int8', 'm:int4'], 'm:fp16'],
+  ])('%s', (_, entry, failed, variant) => {
+    expect(go(entry, failed)).toMatchObject({ kind: 'serve', route: { variant } })
+  })
+
+  it.each([
+    ['its own rung', model(rung('fp16'), rung('int8', 'loading'))],
+    ['another rung when its own has failed', model(rung('fp16', 'loading'), rung('int8', 'failed'))],
+    ['names that are not read yet', model(rung('fp16', 'loading'))],
+  ])('waits for %s', (_, entry) => {
+    expect(go(entry)).toMatchObject({ kind: 'wait' })
+  })
+
+  it('never leaves a rung that was named, and no rung when that is forbidden', () => {
+    const entry = model(rung('fp16'), rung('int8', 'failed'))
+    expect(go(entry, [], true, true)).toMatchObject({ kind: 'failed', why: expect.stringContaining('by name') })
+    expect(go(entry, [], false)).toMatchObject({ kind: 'failed', why: expect.stringContaining('forbids') })
+    expect(go(model(rung('int8', 'failed')))).toMatchObject({ kind: 'failed' })
+  })
+})
+
+describe('the deadline of a stream whose engine dies', () => {
+  it('holds for the whole request', async () => {
+    const setup = new Setup({}, text)
+    await setup.start({ ...PROMPT, deadlineMs: 60_000 })
+    setup.die()
+    await settle()
+    await setup.restart()
+    const [again] = setup.session.submitted
+    expect(again?.deadlineMs).toBeGreaterThan(0)
+    expect(again?.deadlineMs).toBeLessThanOrEqual(60_000)
+  })
+})

@@ -3,7 +3,7 @@ import { BlockPool } from './kv/block-pool.js'
 import type { KvArena } from './kv/arena.js'
 import type { MemoryLedger } from './residency/ledger.js'
 import { FairShare } from './scheduler/fair-share.js'
-import { Scheduler, type SchedulerLimits } from './scheduler/scheduler.js'
+import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler/scheduler.js'
 import type { Sequence } from './scheduler/sequence.js'
 import type { StepExecutor } from './step/executor.js'
 import { VariantRunner } from './step/runner.js'
@@ -26,6 +26,21 @@ export interface DeviceOptions {
   depth: number
 }
 
+/** What a scheduler counts, and the device time of its steps in microseconds. */
+export interface StepCounters extends SchedulerCounters {
+  deviceMicros: number
+}
+
+const NO_STEPS: StepCounters = {
+  steps: 0,
+  stepTokens: 0,
+  stepSequences: 0,
+  preemptions: 0,
+  prefixQueries: 0,
+  prefixHits: 0,
+  deviceMicros: 0,
+}
+
 /** A variant whose weights are on a device. */
 export interface ResidentVariant {
   readonly device: EngineDevice
@@ -39,6 +54,8 @@ export class EngineDevice {
   readonly residents: ResidentVariant[] = []
   readonly loop: StepLoop
   private readonly share = new FairShare()
+  /** Of variants that are not here any more. */
+  private readonly past: StepCounters = { ...NO_STEPS }
 
   constructor(
     readonly description: DeviceDescription,
@@ -70,6 +87,24 @@ export class EngineDevice {
     return resident
   }
 
+  /** Forgets a variant without sequences; its KV memory is free. What it counted stays in `counters`. */
+  removeVariant(resident: ResidentVariant): void {
+    const at = this.residents.indexOf(resident)
+    if (at < 0) return
+    if (resident.scheduler.size > 0) throw new Error('a variant with sequences cannot be removed')
+    this.loop.remove(resident.runner)
+    this.residents.splice(at, 1)
+    resident.scheduler.pool.close()
+    addCounters(this.past, resident)
+  }
+
+  /** Of all variants that are or were here. */
+  get counters(): Readonly<StepCounters> {
+    const sum = { ...this.past }
+    for (const resident of this.residents) addCounters(sum, resident)
+    return sum
+  }
+
   /** Throws when a pool's counts disagree with its blocks, or when an idle device still has blocks in use. */
   checkInvariants(): void {
     for (const { scheduler } of this.residents) {
@@ -78,4 +113,14 @@ export class EngineDevice {
       if (scheduler.size === 0 && used > 0) throw new Error(`${used} KV blocks in use without a sequence`)
     }
   }
+}
+
+function addCounters(sum: StepCounters, { scheduler: { counters }, runner }: ResidentVariant): void {
+  sum.steps += counters.steps
+  sum.stepTokens += counters.stepTokens
+  sum.stepSequences += counters.stepSequences
+  sum.preemptions += counters.preemptions
+  sum.prefixQueries += counters.prefixQueries
+  sum.prefixHits += counters.prefixHits
+  sum.deviceMicros += runner.deviceMicros
 }

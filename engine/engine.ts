@@ -10,6 +10,7 @@ import type { EngineDevice, ResidentVariant } from './device.js'
 import type { Precision } from './native.js'
 import { checkSubmit, chooseShed } from './scheduler/admission.js'
 import { RateMeter, retryAfterMs } from './scheduler/rate.js'
+import { Lobby } from './residency/lobby.js'
 import { Sequence, type SequenceOwner } from './scheduler/sequence.js'
 
 /** A rung as configured, and how far it is. */
@@ -18,8 +19,8 @@ export interface Variant {
   readonly name: string
   readonly model: string
   readonly precision: Precision
-  /** Id of the device it is placed on. */
-  readonly device: string
+  /** Id of the device it is on, or was last; empty when on none yet. */
+  device: string
   readonly maxModelLen: number
   readonly vocabSize: number
   state: VariantState
@@ -33,7 +34,32 @@ export interface Variant {
   /** Times it was loaded. */
   loads: number
   /** Set while READY. */
-  resident?: ResidentVariant
+  resident?: ResidentVariant | undefined
+}
+
+/** What a request for a variant that is not resident would meet. */
+export interface VariantOutlook {
+  /** It would be loaded at once. */
+  loadable: boolean
+  /** It would be loaded when others have come to rest. */
+  queueable: boolean
+  /** Why neither. */
+  reason: string
+  /** When to try again after a failure; 0 = unknown. */
+  retryAfterMs: number
+}
+
+/** Brings variants onto devices when they are wanted. */
+export interface VariantLoader {
+  /** Sequences came to the lobby or left it, or a variant came to rest: what is to be done is decided soon. */
+  review(): void
+  /** Why nobody may wait for a variant that is not resident; undefined when a load can be waited for. */
+  refusal(variant: Variant): SequenceError | undefined
+  outlook(variant: Variant): VariantOutlook
+  /** Whether new sequences of a resident variant have to wait, so that it comes to rest. */
+  isDraining(variant: Variant): boolean
+  /** A request for the variant came or ended. */
+  touch(variant: Variant): void
 }
 
 /** Bounds and dependencies of an engine. */
@@ -52,6 +78,9 @@ const SWEEP_MS = 100
 export class Engine {
   readonly variants = new Map<string, Variant>()
   readonly devices: EngineDevice[] = []
+  /** Absent where every variant is resident from the start. */
+  loader: VariantLoader | undefined
+  readonly lobby: Lobby
   private arrivals = 0
   private draining = false
   private sweeper: NodeJS.Timeout | undefined
@@ -60,6 +89,7 @@ export class Engine {
 
   constructor(readonly options: EngineOptions) {
     this.completions = new RateMeter(options.clock())
+    this.lobby = new Lobby(this.sequenceFinished)
   }
 
   /** Calls `listener` synchronously whenever the status may have changed; returns what removes it. */
@@ -76,6 +106,8 @@ export class Engine {
   /** Counts a sequence that ended, for the measured rate; devices call it. */
   readonly sequenceFinished = (sequence: Sequence, now: number): void => {
     if (sequence.firstScheduledAt !== undefined) this.completions.record(now)
+    const variant = this.variants.get(sequence.submit.variant)
+    if (variant) this.loader?.touch(variant)
     this.changed()
   }
 
@@ -84,7 +116,7 @@ export class Engine {
   }
 
   get waiting(): number {
-    return this.devices.reduce((sum, device) => sum + device.waiting, 0)
+    return this.devices.reduce((sum, device) => sum + device.waiting, this.lobby.size)
   }
 
   /** Takes a request; a refused one is answered through its owner and undefined is returned. */
@@ -96,31 +128,42 @@ export class Engine {
       owner.deliver(ended(submit.sequenceId, FinishReason.REJECTED, error))
       return undefined
     }
-    if (!variant?.resident) return undefined
+    if (!variant) return undefined
     const sequence = new Sequence(submit, owner, this.arrivals++, now, variant.maxModelLen)
     if (nothingToDo(sequence)) {
       owner.deliver(ended(submit.sequenceId, FinishReason.LENGTH))
       return undefined
     }
-    variant.resident.scheduler.add(sequence)
-    variant.resident.device.loop.wake()
+    this.place(sequence, variant)
     this.sweeper ??= setInterval(() => this.sweep(), SWEEP_MS)
     this.changed()
     return sequence
   }
 
+  /** Lets a sequence run or, where its variant is not resident, wait for that. */
+  place(sequence: Sequence, variant: Variant): void {
+    const { resident } = variant
+    this.loader?.touch(variant)
+    if (resident && !this.loader?.isDraining(variant)) {
+      resident.scheduler.add(sequence)
+      resident.device.loop.wake()
+    } else {
+      this.lobby.add(sequence)
+      this.loader?.review()
+    }
+  }
+
   /** Ends a sequence before the next step; no effect on a finished one. */
   cancel(sequence: Sequence): void {
-    const resident = this.variants.get(sequence.submit.variant)?.resident
-    resident?.scheduler.end(sequence, FinishReason.CANCELLED, this.options.clock())
-    resident?.device.loop.wake()
+    sequence.holder?.end(sequence, FinishReason.CANCELLED, this.options.clock())
+    this.wake()
   }
 
   /** A paused sequence keeps its blocks while nobody needs them and is ended after a minute. */
   setPaused(sequence: Sequence, paused: boolean): void {
     if (paused) sequence.pausedSince ??= this.options.clock()
     else sequence.pausedSince = undefined
-    this.variants.get(sequence.submit.variant)?.resident?.device.loop.wake()
+    this.wake()
   }
 
   /** Looks for work again, e.g. because a session's reader has caught up. */
@@ -137,7 +180,9 @@ export class Engine {
   async stop(reason: FinishReason, error?: SequenceError): Promise<void> {
     this.drain()
     const now = this.options.clock()
-    for (const { resident } of this.variants.values()) resident?.scheduler.endAll(reason, now, error)
+    for (const sequence of this.lobby) this.lobby.end(sequence, reason, now, error)
+    for (const device of this.devices)
+      for (const { scheduler } of device.residents) scheduler.endAll(reason, now, error)
     clearInterval(this.sweeper)
     await Promise.all(this.devices.map((device) => device.loop.stop()))
   }
@@ -145,9 +190,8 @@ export class Engine {
   private refusal(variant: Variant | undefined, submit: Submit): SequenceError | undefined {
     if (this.draining) return refuse('shutting_down', 'the engine is stopping')
     if (!variant) return refuse('invalid_request', `unknown variant ${JSON.stringify(submit.variant.slice(0, 200))}`)
-    if (variant.state === VariantState.LOADING) return refuse('loading', `${variant.name} is still loading`)
-    if (!variant.resident) return refuse('engine_unavailable', `${variant.name} is not loaded: ${variant.error}`)
-    return checkSubmit(submit, variant)
+    if (!variant.resident && !this.loader) return refuse('engine_unavailable', `${variant.name} is not loaded`)
+    return (variant.resident ? undefined : this.loader?.refusal(variant)) ?? checkSubmit(submit, variant)
   }
 
   /** Sheds a waiting sequence when the queue is full; the error when the newcomer is the one to go. */
@@ -162,17 +206,19 @@ export class Engine {
     }
     const shed = chooseShed(this.allWaiting(), submit.priority, submit.tenant)
     if (!shed) return full
-    this.variants.get(shed.submit.variant)?.resident?.scheduler.end(shed, FinishReason.REJECTED, now, full)
+    shed.holder?.end(shed, FinishReason.REJECTED, now, full)
     return undefined
   }
 
   private *allWaiting(): Generator<Sequence> {
-    for (const { resident } of this.variants.values()) if (resident) yield* resident.scheduler.waiting
+    yield* this.lobby
+    for (const device of this.devices) for (const { scheduler } of device.residents) yield* scheduler.waiting
   }
 
   private sweep(): void {
     const now = this.options.clock()
-    for (const { resident } of this.variants.values()) resident?.scheduler.sweep(now)
+    this.lobby.sweep(now)
+    for (const device of this.devices) for (const { scheduler } of device.residents) scheduler.sweep(now)
     this.wake()
     if (this.running + this.waiting > 0) return
     clearInterval(this.sweeper)

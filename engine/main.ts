@@ -8,7 +8,7 @@ import { Engine } from './engine.js'
 import type { NativeAddon } from './native.js'
 import { modelAssets } from './registry/index.js'
 import { readCatalog } from './residency/catalog.js'
-import { loadAll, prepare } from './residency/residency.js'
+import { startResidency } from './residency/setup.js'
 import { watchParent } from './server/lifecycle.js'
 import { listen } from './server/listen.js'
 import { type AssetSource, EngineService } from './server/service.js'
@@ -87,8 +87,7 @@ async function main({ config: file, socket, device }: Arguments, logger: Logger)
   })
 
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
-  const pending = prepare(engine, config, catalog, addon, { clock, log: logger, events, depth: STEPS_IN_FLIGHT })
-  await loadAll(engine, config, pending)
+  startResidency(engine, config, catalog, addon, { clock, log: logger, events, depth: STEPS_IN_FLIGHT })
 }
 
 /** Completes a configuration that names no devices; says why a GPU that is there is not among them. */

@@ -190,6 +190,10 @@ export interface NativeDevice {
    * truncated meanwhile kills the process (SIGBUS), so replace model files by renaming.
    */
   loadModel(request: LoadRequest): Promise<NativeModel>
+  /** Whether the arena takes memory only where it is written to, and discardKv gives it back. */
+  readonly elasticKv: boolean
+  /** Forgets a stretch of the arena that no step to come refers to; in the order of the steps. */
+  discardKv(range: { offset: number; bytes: number }): Promise<void>
   /** Frees the arena and stops the threads. All models must be unloaded first. */
   close(): Promise<void>
 }

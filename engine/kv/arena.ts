@@ -13,26 +13,78 @@ export interface SlabOwner {
 
 /**
  * The KV memory of one device as equal slabs, shared by every variant on it. A pool cuts a slab into blocks of
- * its own size; a slab moves between pools only while none of its blocks is in use.
+ * its own size; a slab moves between pools only while none of its blocks is in use. Of the reserved slabs only as many
+ * are in use at once as the limit allows, so that weights can take the rest of the budget.
  */
 export class KvArena {
   readonly slabBytes: number
-  readonly slabCount: number
-  private readonly freeOffsets: number[] = []
+  /** Slabs of the reserved memory. */
+  readonly reservedSlabs: number
+  private limit: number
+  /** Free slabs whose memory the system may hold for us, and those that were never used or were discarded. */
+  private readonly touched: number[] = []
+  private readonly untouched: number[] = []
   private readonly owners = new Set<SlabOwner>()
   /** Owners with work and no block at all, in the order of their asking. */
   private readonly starving = new Set<SlabOwner>()
 
-  /** `slabBytes` is a multiple of KV_UNIT_BYTES; a rest of `bytes` smaller than a slab stays unused. */
-  constructor(bytes: number, slabBytes: number) {
+  /**
+   * `slabBytes` is a multiple of KV_UNIT_BYTES; a rest of `bytes` smaller than a slab stays unused. `discard` gives the
+   * memory of a free slab back to the system.
+   */
+  constructor(
+    bytes: number,
+    slabBytes: number,
+    private readonly discard: (offset: number) => void = () => {},
+  ) {
     if (slabBytes <= 0 || slabBytes % KV_UNIT_BYTES !== 0) throw new RangeError(`slab of ${slabBytes} bytes`)
     this.slabBytes = slabBytes
-    this.slabCount = Math.floor(bytes / slabBytes)
-    for (let i = this.slabCount - 1; i >= 0; i--) this.freeOffsets.push(i * slabBytes)
+    this.reservedSlabs = Math.floor(bytes / slabBytes)
+    this.limit = this.reservedSlabs
+    for (let i = this.reservedSlabs - 1; i >= 0; i--) this.untouched.push(i * slabBytes)
+  }
+
+  /** Slabs that pools may hold. */
+  get slabCount(): number {
+    return this.limit
+  }
+
+  /** Slabs that pools hold; above the limit for as long as sequences need them. */
+  get heldSlabs(): number {
+    return this.reservedSlabs - this.touched.length - this.untouched.length
   }
 
   get freeSlabs(): number {
-    return this.freeOffsets.length
+    return Math.max(0, this.limit - this.heldSlabs)
+  }
+
+  /** Bytes that count against the budget. */
+  get bytes(): number {
+    return Math.max(this.limit, this.heldSlabs) * this.slabBytes
+  }
+
+  /** Bytes whose memory the system may hold for us. */
+  get touchedBytes(): number {
+    return (this.heldSlabs + this.touched.length) * this.slabBytes
+  }
+
+  /** Bytes of slabs with a block in use: no limit brings the arena below them now. */
+  get usedBytes(): number {
+    let idle = 0
+    for (const owner of this.owners) idle += owner.idleSlabs()
+    return (this.heldSlabs - idle) * this.slabBytes
+  }
+
+  /** Sets how many slabs pools may hold, up to those reserved; what is above it goes as soon as it is not in use. */
+  setLimit(slabs: number): void {
+    this.limit = Math.max(0, Math.min(slabs, this.reservedSlabs))
+    this.trim()
+  }
+
+  /** Takes back what pools hold above the limit and do not use. */
+  trim(): void {
+    for (const owner of this.owners) while (this.heldSlabs > this.limit && owner.releaseSlab(true));
+    while (this.touched.length > 0 && this.heldSlabs + this.touched.length > this.limit) this.discardOne()
   }
 
   attach(owner: SlabOwner): void {
@@ -46,25 +98,26 @@ export class KvArena {
 
   /** Byte offset of a slab: an unowned one, else one that another pool holds empty. */
   take(owner: SlabOwner): number | undefined {
-    if (this.freeOffsets.length === 0) this.reclaim(owner, false)
-    return this.freeOffsets.pop()
+    if (this.freeSlabs === 0) this.reclaim(owner, false)
+    return this.pop()
   }
 
   /** As take, but cached blocks of other pools are dropped for it. */
   takeByEviction(owner: SlabOwner): number | undefined {
-    if (this.freeOffsets.length === 0) this.reclaim(owner, true)
-    return this.freeOffsets.pop()
+    if (this.freeSlabs === 0) this.reclaim(owner, true)
+    return this.pop()
   }
 
   give(offset: number): void {
-    this.freeOffsets.push(offset)
+    this.touched.push(offset)
+    if (this.heldSlabs + this.touched.length > this.limit) this.discardOne()
   }
 
   /** Slabs that `owner` could get without anybody's running sequence losing a block. */
   obtainable(owner: SlabOwner): number {
-    let slabs = this.freeOffsets.length
+    let slabs = this.limit - this.heldSlabs
     for (const other of this.owners) if (other !== owner) slabs += other.idleSlabs()
-    return slabs
+    return Math.max(0, slabs)
   }
 
   /** States whether `owner` has work but could not get the blocks for any of it. */
@@ -79,8 +132,23 @@ export class KvArena {
     return true
   }
 
+  /** Slabs whose memory is there already go first. */
+  private pop(): number | undefined {
+    return this.freeSlabs === 0 ? undefined : (this.touched.pop() ?? this.untouched.pop())
+  }
+
+  private discardOne(): void {
+    const offset = this.touched.pop()
+    if (offset === undefined) return
+    this.discard(offset)
+    this.untouched.push(offset)
+  }
+
+  /** Above the limit more than one must go before one can be had. */
   private reclaim(owner: SlabOwner, evict: boolean): void {
-    for (const other of this.owners) if (other !== owner && other.releaseSlab(evict)) return
+    for (const other of this.owners) {
+      while (other !== owner && this.freeSlabs === 0 && other.releaseSlab(evict));
+    }
   }
 }
 

@@ -1,5 +1,6 @@
 import type { Config, ModelConfig } from '../config/index.js'
 import type { GgufFile, LoadRequest, Precision, SlotState } from '../native.js'
+import type { SchedulerLimits } from '../scheduler/scheduler.js'
 import { estimateWeightBytes, type ModelCard, promptRopes, readModelCard, ropeLimit } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
 import type { VariantDemand } from './plan.js'
@@ -15,16 +16,17 @@ export interface KnownVariant {
   blockBytes: number
   /** Never to be unloaded to make room. */
   pinned: boolean
+  /** Milliseconds without a request after which it is unloaded. */
+  keepAliveMs: number
+  limits: SchedulerLimits
   demand: VariantDemand
   request: LoadRequest
-  /** Prompts longer than this many tokens take rotary tables of their own. */
-  ropeLimit: number
   /** The tables for a prompt of that many tokens; empty = the model's. */
   promptRopes: (promptLength: number) => SlotState['ropes']
 }
 
 /** A rung whose file cannot be served. */
-interface BrokenVariant {
+export interface BrokenVariant {
   name: string
   model: string
   precision: Precision
@@ -84,11 +86,12 @@ function describe(
   const demand: VariantDemand = {
     name,
     devices: model.placement.devices ?? allDevices.map(({ id }) => id),
+    ordered: model.placement.devices !== undefined,
     weightBytes: estimateWeightBytes(card, precision),
     workspaceBytes: estimateWorkspaceBytes(spec, maxBatchTokens),
+    blockBytes,
     sequenceKvBytes: Math.ceil(maxModelLen / blockSize) * blockBytes,
   }
-  const ropes = { ropeLimit: ropeLimit(spec), promptRopes: (length: number) => promptRopes(spec, length) }
   const request: LoadRequest = { spec, files, weights, precision, maxSlots, maxBatchTokens, blockSize }
   return {
     name,
@@ -98,8 +101,17 @@ function describe(
     maxModelLen,
     blockBytes,
     pinned: model.placement.pin,
+    keepAliveMs: model.placement.keep_alive,
+    limits: {
+      maxNumSeqs: maxSlots,
+      maxBatchTokens,
+      blockSize,
+      maxModelLen,
+      prefixCaching: scheduler.enable_prefix_caching,
+      ropeLimit: ropeLimit(spec),
+    },
     demand,
     request,
-    ...ropes,
+    promptRopes: (length) => promptRopes(spec, length),
   }
 }

@@ -13,7 +13,7 @@ export interface LedgerEntry {
 export class MemoryLedger {
   private readonly list: LedgerEntry[] = []
 
-  constructor(readonly budgetBytes: number) {}
+  constructor(public budgetBytes: number) {}
 
   get entries(): readonly LedgerEntry[] {
     return this.list
@@ -23,12 +23,17 @@ export class MemoryLedger {
     return this.budgetBytes - this.list.reduce((sum, entry) => sum + entry.bytes, 0)
   }
 
-  /** Takes bytes; undefined, with nothing changed, when they are not free. */
-  reserve(kind: LedgerKind, owner: string, bytes: number): LedgerEntry | undefined {
-    if (bytes > this.freeBytes) return undefined
+  /** Counts bytes that are taken whether they fit or not. */
+  add(kind: LedgerKind, owner: string, bytes: number): LedgerEntry {
     const entry = { kind, owner, bytes }
     this.list.push(entry)
     return entry
+  }
+
+  /** Takes bytes; undefined, with nothing changed, when they are not free. */
+  reserve(kind: LedgerKind, owner: string, bytes: number): LedgerEntry | undefined {
+    if (bytes > this.freeBytes) return undefined
+    return this.add(kind, owner, bytes)
   }
 
   /** Corrects an entry from an estimate to what was really taken. */

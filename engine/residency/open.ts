@@ -3,11 +3,14 @@ import { type DeviceConfig, gigabytesToBytes } from '../config/index.js'
 import { EngineDevice, type DeviceOptions } from '../device.js'
 import { chooseSlabBytes, KvArena } from '../kv/arena.js'
 import type { NativeAddon, NativeDevice, NativeDeviceInfo } from '../native.js'
-import { MemoryLedger } from './ledger.js'
-import type { DeviceBudget } from './plan.js'
+import { type LedgerEntry, MemoryLedger } from './ledger.js'
+import { type DeviceBudget, planArena, type VariantDemand } from './plan.js'
 
 /** Threads' stacks, the runtime, the addon. */
 const OVERHEAD_BYTES = 64 * 2 ** 20
+
+/** Share of the machine's memory that an arena which takes nothing until it is used may span. */
+const RESERVED_SHARE = 0.5
 
 /** A configured device that the native side has. */
 export interface FoundDevice {
@@ -20,6 +23,11 @@ export interface FoundDevice {
 export interface OpenDevice {
   native: NativeDevice
   device: EngineDevice
+  budget: DeviceBudget
+  /** What the KV arena takes of the budget. */
+  kvEntry: LedgerEntry
+  /** The KV arena's bytes where they are taken once and for all. */
+  fixedKvBytes: number | undefined
 }
 
 /** The configured devices that exist here, with the memory they may use; missing ones are logged. */
@@ -42,23 +50,52 @@ function budgetOf(config: DeviceConfig, info: NativeDeviceInfo): DeviceBudget {
 }
 
 /**
- * Opens a device with an arena for KV blocks of up to `largestBlockBytes`. Throws the addon's out_of_memory when the
+ * Opens a device with an arena that suits the variants which may be on it. Throws the addon's out_of_memory when the
  * arena cannot be had.
  */
 export function openDevice(
   { config, info, budget }: FoundDevice,
-  kvBytes: number,
-  largestBlockBytes: number,
+  demands: readonly VariantDemand[],
   addon: NativeAddon,
   options: DeviceOptions,
 ): OpenDevice {
-  const arena = new KvArena(kvBytes, chooseSlabBytes(kvBytes, largestBlockBytes))
-  const kvArenaBytes = arena.slabCount * arena.slabBytes
-  const threads = config.kind === 'cpu' ? config.threads : 1
-  const native = addon.openDevice({ kind: config.kind, index: info.index, threads, kvArenaBytes })
+  const largest = Math.max(...demands.map(({ blockBytes }) => blockBytes))
+  const slabBytes = chooseSlabBytes(planArena(budget, demands, largest), largest)
+  const kvBytes = planArena(budget, demands, slabBytes)
+  const { native, reservedBytes } = openNative(config, info, kvBytes, slabBytes, addon)
+  const discard = (offset: number): void => {
+    native.discardKv({ offset, bytes: slabBytes }).catch((error: unknown) => {
+      options.log.error({ err: error, device: config.id }, 'KV memory could not be given back')
+    })
+  }
+  const arena = new KvArena(reservedBytes, slabBytes, native.elasticKv ? discard : undefined)
+  arena.setLimit(kvBytes / slabBytes)
   const ledger = new MemoryLedger(budget.budgetBytes)
-  ledger.reserve('overhead', '', budget.overheadBytes)
-  ledger.reserve('kv', '', kvArenaBytes)
+  ledger.add('overhead', '', budget.overheadBytes)
+  const kvEntry = ledger.add('kv', '', arena.bytes)
   const description = { id: config.id, kind: config.kind, name: info.name }
-  return { native, device: new EngineDevice(description, ledger, arena, options) }
+  const device = new EngineDevice(description, ledger, arena, options)
+  return { native, device, budget, kvEntry, fixedKvBytes: native.elasticKv ? undefined : arena.bytes }
+}
+
+/** On a CPU the arena spans more than it may use now, so that it can grow with the budget. */
+function openNative(
+  config: DeviceConfig,
+  info: NativeDeviceInfo,
+  kvBytes: number,
+  slabBytes: number,
+  addon: NativeAddon,
+): { native: NativeDevice; reservedBytes: number } {
+  const { kind } = config
+  const threads = kind === 'cpu' ? config.threads : 1
+  const open = (kvArenaBytes: number) => addon.openDevice({ kind, index: info.index, threads, kvArenaBytes })
+  const span = Math.floor((info.memoryBytes * RESERVED_SHARE) / slabBytes) * slabBytes
+  if (kind === 'cpu' && span > kvBytes) {
+    try {
+      return { native: open(span), reservedBytes: span }
+    } catch {
+      // The system counts what is only reserved: then the arena is as large as it has to be.
+    }
+  }
+  return { native: open(kvBytes), reservedBytes: kvBytes }
 }

@@ -1,11 +1,18 @@
-/** What a variant asks of a device, from its file alone. */
+/** Residency policy: what has to go so that a variant can come. Pure; executed by residency.ts. */
+
+import { refusal } from './refusal.js'
+
+/** What a variant asks of a device, from its file alone or, once loaded, as it was taken. */
 export interface VariantDemand {
   /** "model:rung". */
   name: string
-  /** Ids of the devices it may be on, preferred first. */
+  /** Ids of the devices it may be on. */
   devices: readonly string[]
+  /** `devices` is an order of preference. */
+  ordered: boolean
   weightBytes: number
   workspaceBytes: number
+  blockBytes: number
   /** KV of one sequence of the largest length. */
   sequenceKvBytes: number
 }
@@ -18,63 +25,239 @@ export interface DeviceBudget {
   overheadBytes: number
 }
 
-/** Where everything goes. */
-export interface ResidencyPlan {
-  /** Variant name -> device id. */
-  placements: Map<string, string>
-  /** Variant name -> why it has no place, with figures. */
-  refusals: Map<string, string>
-  /** Device id -> bytes of its KV arena. */
-  kvBytes: Map<string, number>
+/** A variant on a device. */
+export interface ResidentState {
+  name: string
+  /** Weights and workspace. */
+  bytes: number
+  /** KV slabs of one sequence of the largest length, bytes. */
+  minKvBytes: number
+  pinned: boolean
+  /** Has sequences, running or waiting. */
+  busy: boolean
+  /** When it was loaded; any clock. */
+  loadedAt: number
 }
+
+/** A device as it stands. */
+export interface DeviceState extends DeviceBudget {
+  slabBytes: number
+  /** The KV arena's bytes where they are taken once and for all; undefined where it shrinks and grows. */
+  fixedKvBytes: number | undefined
+  /** KV bytes in use by sequences now. */
+  usedKvBytes: number
+  /** Least recently used first. */
+  residents: readonly ResidentState[]
+  /** Something is being loaded or unloaded here. */
+  changing: boolean
+}
+
+/** A device with nothing on it whose KV arena can be of any size. */
+export function emptyDevice(budget: DeviceBudget, slabBytes: number): DeviceState {
+  return { ...budget, slabBytes, fixedKvBytes: undefined, usedKvBytes: 0, residents: [], changing: false }
+}
+
+/**
+ * How to make a variant resident: at once, after others have come to rest, or not at all. `kvBytes`: what the KV arena
+ * may have beside it.
+ */
+export type LoadPlan =
+  | { kind: 'resident' }
+  | { kind: 'load'; device: string; evict: string[]; kvBytes: number }
+  /** `drain`: busy variants that have to come to rest first; none when only the device or KV memory is not free yet. */
+  | { kind: 'wait'; device: string; drain: string[]; kvBytes: number }
+  | { kind: 'refuse'; reason: string }
 
 /** Share of a budget that the KV arena may take beyond what one sequence needs. */
 const KV_SHARE = 0.5
 
-interface OpenDevice extends DeviceBudget {
-  taken: number
-  /** Smallest arena with which every variant on it can run a sequence of full length. */
-  minKv: number
+/** KV slabs that one sequence of the largest length takes, in bytes; Infinity when a block is larger than a slab. */
+export function minKvBytes(demand: Pick<VariantDemand, 'blockBytes' | 'sequenceKvBytes'>, slabBytes: number): number {
+  const perSlab = Math.floor(slabBytes / demand.blockBytes)
+  const blocks = Math.ceil(demand.sequenceKvBytes / demand.blockBytes)
+  return perSlab === 0 ? Infinity : Math.ceil(blocks / perSlab) * slabBytes
+}
+
+/** Bytes of KV memory beside these residents: what is left, up to a share of the budget, in whole slabs. */
+export function kvTarget(
+  device: DeviceState,
+  staying: readonly ResidentState[] = device.residents,
+  coming?: Pick<ResidentState, 'bytes' | 'minKvBytes'>,
+): number {
+  const residents = coming ? [...staying, coming] : staying
+  if (device.fixedKvBytes !== undefined) return device.fixedKvBytes
+  const spare = Math.min(
+    Math.floor(device.budgetBytes * KV_SHARE),
+    device.budgetBytes - device.overheadBytes - total(residents),
+  )
+  return Math.max(largestKv(residents), Math.floor(spare / device.slabBytes) * device.slabBytes, 0)
 }
 
 /**
- * Places variants in the order given, each on the first of its devices where weights, workspace and one full
- * sequence's KV fit; the rest of a budget, up to a share, becomes KV memory. Pure: nothing is reserved.
+ * How to make a variant resident. Only idle unpinned variants are evicted, least recently used first and none that
+ * could stay. With `evict` false only free memory counts. Among devices: the fewest bytes evicted, then the order of
+ * preference, then `lastDevice` (its files are in the host's cache), then the most free memory.
  */
-export function planResidency(devices: readonly DeviceBudget[], demands: readonly VariantDemand[]): ResidencyPlan {
-  const open = new Map<string, OpenDevice>()
-  for (const device of devices) open.set(device.id, { ...device, taken: device.overheadBytes, minKv: 0 })
-  const plan: ResidencyPlan = { placements: new Map(), refusals: new Map(), kvBytes: new Map() }
-  for (const demand of demands) {
-    const candidates = demand.devices.flatMap((id) => open.get(id) ?? [])
-    const device = candidates.find((candidate) => place(candidate, demand))
-    if (device) plan.placements.set(demand.name, device.id)
-    else plan.refusals.set(demand.name, refusal(demand, candidates))
-  }
-  for (const { id, budgetBytes, taken, minKv } of open.values()) {
-    plan.kvBytes.set(id, Math.max(minKv, Math.min(Math.floor(budgetBytes * KV_SHARE), budgetBytes - taken)))
-  }
-  return plan
-}
-
-function place(device: OpenDevice, demand: VariantDemand): boolean {
-  const taken = device.taken + demand.weightBytes + demand.workspaceBytes
-  const minKv = Math.max(device.minKv, demand.sequenceKvBytes)
-  if (taken + minKv > device.budgetBytes) return false
-  device.taken = taken
-  device.minKv = minKv
-  return true
-}
-
-function refusal(demand: VariantDemand, candidates: readonly OpenDevice[]): string {
-  if (candidates.length === 0) return `none of its devices (${demand.devices.join(', ')}) could be opened`
-  const needs = `needs ${mib(demand.weightBytes)} weights + ${mib(demand.workspaceBytes)} workspace + ${mib(demand.sequenceKvBytes)} KV for one sequence of full length`
-  const free = candidates.map(
-    (d) => `${d.id} has ${mib(Math.max(0, d.budgetBytes - d.taken))} of ${mib(d.budgetBytes)} free`,
+export function planLoad(
+  devices: readonly DeviceState[],
+  demand: VariantDemand,
+  { evict = true, lastDevice }: { evict?: boolean; lastDevice?: string | undefined } = {},
+): LoadPlan {
+  if (devices.some(({ residents }) => residents.some(({ name }) => name === demand.name))) return { kind: 'resident' }
+  const candidates = demand.devices.flatMap((id) => devices.find((device) => device.id === id) ?? [])
+  const options = candidates.flatMap((device, index) => optionOn(device, demand, evict, index) ?? [])
+  options.sort(
+    (a, b) =>
+      Number(a.waits) - Number(b.waits) ||
+      a.lostBytes - b.lostBytes ||
+      (demand.ordered ? a.index - b.index : 0) ||
+      Number(b.device.id === lastDevice) - Number(a.device.id === lastDevice) ||
+      b.freeBytes - a.freeBytes,
   )
-  return `${needs}; ${free.join(', ')}`
+  const [best] = options
+  if (!best) return { kind: 'refuse', reason: refusal(demand, candidates) }
+  const { waits, names, kvBytes } = best
+  const device = best.device.id
+  return waits ? { kind: 'wait', device, drain: names, kvBytes } : { kind: 'load', device, evict: names, kvBytes }
 }
 
-function mib(bytes: number): string {
-  return `${Math.ceil(bytes / 2 ** 20)} MiB`
+/**
+ * Bytes for a KV arena that is taken once and for all: what the variants that fit together, in this order, leave, up to
+ * a share of the budget. Enough for a full sequence of each, and no more than the largest variant leaves by itself.
+ */
+export function planArena(
+  { budgetBytes, overheadBytes }: DeviceBudget,
+  demands: readonly VariantDemand[],
+  slabBytes: number,
+): number {
+  let taken = overheadBytes
+  let minKv = 0
+  let largest = 0
+  for (const demand of demands) {
+    const bytes = bytesOf(demand)
+    const kv = Math.max(minKv, minKvBytes(demand, slabBytes))
+    if (Math.max(overheadBytes + Math.max(bytes, largest), taken) + kv > budgetBytes) continue
+    if (taken + bytes + kv <= budgetBytes) taken += bytes
+    minKv = kv
+    largest = Math.max(largest, bytes)
+  }
+  const spare = Math.min(Math.floor(budgetBytes * KV_SHARE), budgetBytes - taken, budgetBytes - overheadBytes - largest)
+  return Math.max(minKv, Math.floor(spare / slabBytes) * slabBytes, 0)
+}
+
+/** What has to go so that a device keeps within its budget: idle variants at once, busy ones when they are at rest. */
+export function planShrink(device: DeviceState): { evict: string[]; drain: string[] } {
+  const idle = leave(device, device.residents.filter(isIdle), 0, 0, device.usedKvBytes)
+  if (idle) return { evict: idle.map(({ name }) => name), drain: [] }
+  const all = device.residents.filter(({ pinned }) => !pinned)
+  const going = leave(device, all.filter(isIdle).concat(busyOf(device)), 0, 0, 0) ?? all
+  return {
+    evict: going.filter(isIdle).map(({ name }) => name),
+    drain: going.flatMap(({ name, busy }) => (busy ? [name] : [])),
+  }
+}
+
+/** Why a variant does not fit a device even with everything unpinned gone; undefined when it does. */
+export function doesNotFit(device: DeviceState, demand: VariantDemand): string | undefined {
+  const pinned = device.residents.filter((resident) => resident.pinned)
+  return fits(device, pinned, bytesOf(demand), minKvBytes(demand, device.slabBytes), 0)
+    ? undefined
+    : refusal(demand, [device])
+}
+
+interface Option {
+  device: DeviceState
+  index: number
+  /** Not at once. */
+  waits: boolean
+  /** Evicted, or to be drained. */
+  names: string[]
+  lostBytes: number
+  freeBytes: number
+  kvBytes: number
+}
+
+function optionOn(device: DeviceState, demand: VariantDemand, evict: boolean, index: number): Option | undefined {
+  const need = bytesOf(demand)
+  const minKv = minKvBytes(demand, device.slabBytes)
+  const idle = evict ? device.residents.filter(isIdle) : []
+  const going = leave(device, idle, need, minKv, device.usedKvBytes)
+  const option = (names: string[], lost: readonly ResidentState[], waits: boolean): Option => {
+    const freeBytes = device.budgetBytes - device.overheadBytes - total(device.residents) + total(lost)
+    const staying = device.residents.filter((resident) => !lost.includes(resident))
+    const kvBytes = kvTarget(device, staying, { bytes: need, minKvBytes: minKv })
+    return { device, index, waits, names, lostBytes: total(lost), freeBytes, kvBytes }
+  }
+  if (going && !device.changing) return option(namesOf(going), going, false)
+  if (!evict) return device.changing && going ? option([], [], true) : undefined
+  const later = leave(device, idle.concat(busyOf(device)), need, minKv, 0)
+  if (!later) return undefined
+  // While something is on its way here nobody is asked to make room: it may turn out not to be needed.
+  return option(device.changing ? [] : namesOf(later.filter(({ busy }) => busy)), later, true)
+}
+
+/**
+ * Who of `candidates` (first to go first) has to leave so that `need` bytes with `minKv` of KV fit beside `usedKv`;
+ * undefined when all of them are not enough. Whoever could stay after all does, the last to go first.
+ */
+function leave(
+  device: DeviceState,
+  candidates: readonly ResidentState[],
+  need: number,
+  minKv: number,
+  usedKv: number,
+): ResidentState[] | undefined {
+  const going = new Set<ResidentState>()
+  const fitsNow = (): boolean => {
+    const staying = device.residents.filter((resident) => !going.has(resident))
+    return fits(device, staying, need, minKv, usedKv)
+  }
+  for (const candidate of candidates) {
+    if (fitsNow()) break
+    going.add(candidate)
+  }
+  if (!fitsNow()) return undefined
+  for (const candidate of [...going].toReversed()) {
+    going.delete(candidate)
+    if (!fitsNow()) going.add(candidate)
+  }
+  return candidates.filter((candidate) => going.has(candidate))
+}
+
+function fits(
+  device: DeviceState,
+  staying: readonly ResidentState[],
+  need: number,
+  minKv: number,
+  usedKv: number,
+): boolean {
+  const { budgetBytes, overheadBytes, fixedKvBytes } = device
+  const smallest = Math.max(minKv, largestKv(staying), usedKv)
+  if (fixedKvBytes !== undefined && smallest > fixedKvBytes) return false
+  return overheadBytes + total(staying) + need + (fixedKvBytes ?? smallest) <= budgetBytes
+}
+
+/** In the order in which they have to make room: who has had its turn the longest first. */
+function busyOf(device: DeviceState): ResidentState[] {
+  return device.residents.filter(({ busy, pinned }) => busy && !pinned).toSorted((a, b) => a.loadedAt - b.loadedAt)
+}
+
+function isIdle({ busy, pinned }: ResidentState): boolean {
+  return !busy && !pinned
+}
+
+function namesOf(residents: readonly ResidentState[]): string[] {
+  return residents.map(({ name }) => name)
+}
+
+function total(residents: readonly Pick<ResidentState, 'bytes'>[]): number {
+  return residents.reduce((sum, { bytes }) => sum + bytes, 0)
+}
+
+function largestKv(residents: readonly Pick<ResidentState, 'minKvBytes'>[]): number {
+  return residents.reduce((most, resident) => Math.max(most, resident.minKvBytes), 0)
+}
+
+function bytesOf({ weightBytes, workspaceBytes }: VariantDemand): number {
+  return weightBytes + workspaceBytes
 }

@@ -37,8 +37,6 @@ export interface SchedulerCounters {
 
 /** A held sequence keeps its slot and blocks this long when others need them, milliseconds. */
 const HOLD_GRACE_MS = 1000
-/** A held sequence is ended after this long, milliseconds. */
-const HOLD_LIMIT_MS = 60_000
 /** Share of the blocks left free when a sequence is admitted beside running ones, so that they can grow. */
 const WATERMARK = 0.01
 
@@ -60,7 +58,6 @@ export class Scheduler {
   readonly running: Sequence[] = []
   /** Of the executor; reuse is safe at once because it runs calls in order. */
   private readonly freeSlots: number[]
-  private readonly watermark: number
 
   constructor(
     readonly limits: SchedulerLimits,
@@ -71,7 +68,6 @@ export class Scheduler {
   ) {
     this.waiting = new WaitingQueue(share)
     this.freeSlots = Array.from({ length: limits.maxNumSeqs }, (_, i) => limits.maxNumSeqs - 1 - i)
-    this.watermark = Math.ceil(pool.capacity * WATERMARK)
   }
 
   /** Sequences not finished. */
@@ -83,6 +79,22 @@ export class Scheduler {
   add(sequence: Sequence): void {
     this.share.enter(sequence.submit.tenant)
     this.waiting.push(sequence)
+    sequence.holder = this
+  }
+
+  /**
+   * Takes sequences out in the order of their arrival, to be run later: those that have not run yet, or all of them,
+   * preempted.
+   */
+  withdraw(all: boolean): Sequence[] {
+    if (all) for (const sequence of [...this.running]) this.preempt(sequence)
+    const out = [...this.waiting].filter(({ firstScheduledAt }) => all || firstScheduledAt === undefined)
+    for (const sequence of out) {
+      this.waiting.remove(sequence)
+      this.share.leave(sequence.submit.tenant)
+    }
+    if (this.size === 0) this.arena.setStarving(this.pool, false)
+    return out.toSorted((a, b) => a.arrival - b.arrival)
   }
 
   /** The next step, its blocks taken: decodes, then prefills, then admissions. Undefined when nothing can run now. */
@@ -142,14 +154,19 @@ export class Scheduler {
   /** Ends what is past its deadline or was held too long. */
   sweep(now: number): void {
     for (const sequence of [...this.running, ...this.waiting]) {
-      if (now >= sequence.deadlineAt) this.end(sequence, FinishReason.DEADLINE, now)
-      else if (heldFor(sequence, now) >= HOLD_LIMIT_MS) this.end(sequence, FinishReason.CANCELLED, now)
+      const reason = sequence.overdue(now)
+      if (reason !== undefined) this.end(sequence, reason, now)
     }
   }
 
   /** Ends everything, e.g. because the engine stops. */
   endAll(reason: FinishReason, now: number, error?: SequenceError): void {
     for (const sequence of [...this.running, ...this.waiting]) this.end(sequence, reason, now, error)
+  }
+
+  /** The arena's share for this variant may change. */
+  private get watermark(): number {
+    return Math.ceil(this.pool.capacity * WATERMARK)
   }
 
   private blocksFor(tokens: number): number {

@@ -1,4 +1,10 @@
-import type { SequenceDelta, Submit, TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
+import {
+  FinishReason,
+  type SequenceDelta,
+  type SequenceError,
+  type Submit,
+  type TokenLogprob,
+} from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Block } from '../kv/block-pool.js'
 import type { BlockHash } from '../kv/block-hash.js'
 import { rootHash } from '../kv/block-hash.js'
@@ -11,12 +17,22 @@ export interface SequenceOwner {
   deliver(delta: SequenceDelta): void
 }
 
+/** Where a sequence waits or runs. */
+export interface SequenceHolder {
+  /** Ends a sequence that is held here; no effect on a finished one. */
+  end(sequence: Sequence, reason: FinishReason, now: number, error?: SequenceError): void
+}
+
+/** A held sequence is ended after this long, milliseconds. */
+const HOLD_LIMIT_MS = 60_000
+
 /** waiting: in the queue, no slot, no blocks. running: has a slot and blocks. */
 export type SequenceState = 'waiting' | 'running' | 'finished'
 
 /** One request's sequence of tokens and where the engine stands with it. Times are milliseconds of the same clock. */
 export class Sequence {
   state: SequenceState = 'waiting'
+  holder: SequenceHolder | undefined
   /** Prompt, then output; the first `length` places count. */
   tokens: Int32Array
   length: number
@@ -76,6 +92,13 @@ export class Sequence {
   /** Since when no step may include it (its own reader or the session's is slow); undefined when it may run. */
   get heldSince(): number | undefined {
     return this.pausedSince ?? this.owner.blockedSince
+  }
+
+  /** With what it ends now because its deadline has passed or it was held too long; undefined while it may go on. */
+  overdue(now: number): FinishReason | undefined {
+    if (now >= this.deadlineAt) return FinishReason.DEADLINE
+    const { heldSince } = this
+    return heldSince !== undefined && now - heldSince >= HOLD_LIMIT_MS ? FinishReason.CANCELLED : undefined
   }
 
   /** Nothing is sampled: only the prompt's log probabilities are wanted. */

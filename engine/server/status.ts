@@ -1,12 +1,14 @@
 import type { DeviceStatus, EngineStatus, VariantStatus } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { EngineDevice, ResidentVariant } from '../device.js'
-import type { Engine, Variant } from '../engine.js'
+import type { Engine, Variant, VariantOutlook } from '../engine.js'
 
 /** The engine's state as clients of the internal service see it. */
 export function engineStatus(engine: Engine): EngineStatus {
   return {
     engineVersion: engine.options.version,
-    variants: [...engine.variants.values()].map(variantStatus),
+    variants: Array.from(engine.variants.values(), (variant) =>
+      variantStatus(variant, engine.loader?.outlook(variant)),
+    ),
     running: engine.running,
     waiting: engine.waiting,
     maxWaiting: engine.options.maxWaiting,
@@ -14,8 +16,8 @@ export function engineStatus(engine: Engine): EngineStatus {
   }
 }
 
-function variantStatus(variant: Variant): VariantStatus {
-  const { name, model, precision, device, maxModelLen, vocabSize, state, error, weightBytes, resident } = variant
+function variantStatus(variant: Variant, outlook: VariantOutlook | undefined): VariantStatus {
+  const { name, model, precision, device, maxModelLen, vocabSize, state, weightBytes, resident } = variant
   const { neededBytes, pinned, loads } = variant
   return {
     name,
@@ -25,7 +27,7 @@ function variantStatus(variant: Variant): VariantStatus {
     maxModelLen,
     vocabSize,
     state,
-    error,
+    error: variant.error || (outlook?.reason ?? ''),
     weightBytes,
     running: resident?.scheduler.running.length ?? 0,
     waiting: resident?.scheduler.waiting.size ?? 0,
@@ -33,9 +35,8 @@ function variantStatus(variant: Variant): VariantStatus {
     neededBytes,
     pinned,
     loads,
-    // Variants are placed once, at the start.
-    loadable: false,
-    queueable: false,
+    loadable: outlook?.loadable ?? false,
+    queueable: outlook?.queueable ?? false,
   }
 }
 
@@ -43,6 +44,7 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
   const sum = (pick: (resident: ResidentVariant) => number): number =>
     device.residents.reduce((total, resident) => total + pick(resident), 0)
   const { id, kind, name } = device.description
+  const { counters } = device
   return {
     id,
     kind,
@@ -53,14 +55,14 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     blocksUsed: sum(({ scheduler }) => scheduler.pool.stats().used),
     blocksCached: sum(({ scheduler }) => scheduler.pool.stats().cached),
     blocksFree: sum(({ scheduler }) => scheduler.pool.stats().free),
-    prefixQueries: sum(({ scheduler }) => scheduler.counters.prefixQueries),
-    prefixHits: sum(({ scheduler }) => scheduler.counters.prefixHits),
-    preemptions: sum(({ scheduler }) => scheduler.counters.preemptions),
-    steps: sum(({ scheduler }) => scheduler.counters.steps),
-    stepTokens: sum(({ scheduler }) => scheduler.counters.stepTokens),
-    stepSequences: sum(({ scheduler }) => scheduler.counters.stepSequences),
-    stepDeviceUs: sum(({ runner }) => runner.deviceMicros),
-    kvBytes: device.arena.slabCount * device.arena.slabBytes,
+    prefixQueries: counters.prefixQueries,
+    prefixHits: counters.prefixHits,
+    preemptions: counters.preemptions,
+    steps: counters.steps,
+    stepTokens: counters.stepTokens,
+    stepSequences: counters.stepSequences,
+    stepDeviceUs: counters.deviceMicros,
+    kvBytes: device.arena.bytes,
     kvUsedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().used * blockBytes),
     kvCachedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().cached * blockBytes),
   }

@@ -34,6 +34,12 @@ export class StepLoop {
     this.wake()
   }
 
+  /** Issues no more steps of a runner; those under way are still read. */
+  remove(runner: VariantRunner): void {
+    const at = this.runners.indexOf(runner)
+    if (at >= 0) this.runners.splice(at, 1)
+  }
+
   /** Looks for work again: something was submitted, resumed or freed. */
   wake(): void {
     this.wakeIdle?.()

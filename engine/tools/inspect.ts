@@ -12,7 +12,7 @@ import {
   storedBytes,
 } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from '../residency/estimate.js'
-import { type DeviceBudget, planResidency } from '../residency/plan.js'
+import { type DeviceBudget, doesNotFit, emptyDevice } from '../residency/plan.js'
 
 const LADDER: readonly Precision[] = ['fp16', 'int8', 'int4']
 
@@ -101,12 +101,16 @@ function rungReport(
   const rank = LADDER.indexOf(precision) - LADDER.indexOf(card.precision)
   const origin = rank === 0 ? 'stored' : rank > 0 ? 'derived' : 'dequantized'
   const weightBytes = estimateWeightBytes(card, precision)
-  const sequenceKvBytes =
-    Math.ceil(card.contextLength / scheduler.block_size) * kvBlockBytes(card.spec, scheduler.block_size)
+  const blockBytes = kvBlockBytes(card.spec, scheduler.block_size)
+  const sequenceKvBytes = Math.ceil(card.contextLength / scheduler.block_size) * blockBytes
   const workspaceBytes = estimateWorkspaceBytes(card.spec, scheduler.max_num_batched_tokens)
   const placed = devices.map((device): [string, string] => {
-    const demand = { name: 'rung', devices: [device.id], weightBytes, workspaceBytes, sequenceKvBytes }
-    return [device.id, planResidency([device], [demand]).refusals.get('rung') ?? 'fits']
+    const sizes = { weightBytes, workspaceBytes, sequenceKvBytes, blockBytes }
+    return [
+      device.id,
+      doesNotFit(emptyDevice(device, blockBytes), { name: 'rung', devices: [device.id], ...sizes, ordered: true }) ??
+        'fits',
+    ]
   })
   return { precision, origin, weightBytes, devices: Object.fromEntries(placed) }
 }

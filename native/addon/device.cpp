@@ -40,6 +40,22 @@ class LoadTask : public Task {
   std::unique_ptr<Model> model_;
 };
 
+class DiscardTask : public Task {
+ public:
+  DiscardTask(Napi::Env env, std::shared_ptr<Device> device, size_t offset, size_t bytes)
+      : Task(env), device_(std::move(device)), offset_(offset), bytes_(bytes) {}
+
+ protected:
+  Status work() override {
+    device_->backend().discard_kv(offset_, bytes_);
+    return Status();
+  }
+
+ private:
+  std::shared_ptr<Device> device_;
+  size_t offset_, bytes_;
+};
+
 // Runs after everything that was queued before it; the device's memory goes with it.
 class CloseTask : public Task {
  public:
@@ -109,7 +125,9 @@ void Device::begin_close(Napi::Env env) {
 
 Napi::Function DeviceObject::define(Napi::Env env) {
   return DefineClass(env, "NativeDevice",
-                     {InstanceMethod("loadModel", &DeviceObject::load_model),
+                     {InstanceAccessor<&DeviceObject::elastic_kv>("elasticKv", napi_enumerable),
+                      InstanceMethod("loadModel", &DeviceObject::load_model),
+                      InstanceMethod("discardKv", &DeviceObject::discard_kv),
                       InstanceMethod("close", &DeviceObject::close)});
 }
 
@@ -138,6 +156,22 @@ Napi::Value DeviceObject::load_model(const Napi::CallbackInfo& info) {
     auto task = std::make_unique<LoadTask>(env, device_, read_load_request(info[0].As<Napi::Object>()));
     ++device_->models;
     return device_->run_load(env, std::move(task));
+  });
+}
+
+Napi::Value DeviceObject::elastic_kv(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), !device_->closed() && device_->backend().elastic_kv());
+}
+
+// In the order of the steps: those issued before may still write there.
+Napi::Value DeviceObject::discard_kv(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&] {
+    const Napi::Env env = info.Env();
+    if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "range is not an object");
+    const auto range = info[0].As<Napi::Object>();
+    const auto offset = static_cast<size_t>(read_integer(range, "offset", 0, int64_t(1) << 50));
+    const auto bytes = static_cast<size_t>(read_integer(range, "bytes", 0, int64_t(1) << 50));
+    return device_->run_step(env, std::make_unique<DiscardTask>(env, device_, offset, bytes));
   });
 }
 

@@ -64,6 +64,8 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
 
  private:
   Napi::Value load_model(const Napi::CallbackInfo& info);
+  Napi::Value discard_kv(const Napi::CallbackInfo& info);
+  Napi::Value elastic_kv(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Device> device_;

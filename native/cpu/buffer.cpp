@@ -9,6 +9,7 @@ namespace edgeshift::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kPage = 4096;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -31,7 +32,7 @@ Result<Buffer> Buffer::allocate(size_t bytes) {
   if (bytes > SIZE_MAX / 2) return Status(Code::out_of_memory, "allocation of " + std::to_string(bytes) + " bytes");
   // Small buffers stay on small pages: a huge page would waste most of itself.
   bool huge = bytes >= kHugePage;
-  size_t mapped = round_up(bytes, huge ? kHugePage : 4096);
+  size_t mapped = round_up(bytes, huge ? kHugePage : kPage);
   buffer.data_ = huge ? map_aligned(mapped) : mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (!buffer.data_ || buffer.data_ == MAP_FAILED) {
     buffer.data_ = nullptr;
@@ -42,6 +43,12 @@ Result<Buffer> Buffer::allocate(size_t bytes) {
 #endif
   buffer.bytes_ = mapped;
   return buffer;
+}
+
+void Buffer::discard(size_t offset, size_t bytes) {
+  if (offset > bytes_ || bytes > bytes_ - offset) return;
+  const size_t begin = round_up(offset, kPage), end = (offset + bytes) / kPage * kPage;
+  if (begin < end) madvise(static_cast<char*>(data_) + begin, end - begin, MADV_DONTNEED);
 }
 
 Buffer::~Buffer() {

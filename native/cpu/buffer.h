@@ -24,6 +24,8 @@ class Buffer {
   static Result<Buffer> allocate(size_t bytes);
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
+  // Gives the pages inside a stretch back to the system; they read as zero and are had again when written to.
+  void discard(size_t offset, size_t bytes);
 
  private:
   void* data_ = nullptr;

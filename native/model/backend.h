@@ -59,6 +59,11 @@ class Backend {
   // are already resident, which go on meanwhile; two loads may not run at once.
   virtual Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& weights,
                                               const LoadOptions& options) = 0;
+  // Whether an arena larger than what is in use costs nothing: memory is taken when it is first written to, and
+  // discard_kv gives it back.
+  virtual bool elastic_kv() const { return false; }
+  // Forgets the content of a stretch of the arena that no block table refers to. On the step thread.
+  virtual void discard_kv(size_t offset, size_t bytes) { (void)offset, (void)bytes; }
 };
 
 // Opens the CPU with `threads` workers and an arena of `kv_bytes`; out_of_memory when it cannot be reserved.

@@ -47,6 +47,9 @@ class CpuBackend final : public Backend {
         pool_, arena, std::move(padded), options, std::move(weights.value()), std::move(workspace.value())));
   }
 
+  bool elastic_kv() const override { return true; }
+  void discard_kv(size_t offset, size_t bytes) override { arena_.discard(offset, bytes); }
+
  private:
   cpu::ThreadPool pool_;
   cpu::Buffer arena_;

@@ -89,6 +89,8 @@ models:
       - { precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }
       - { precision: int8, from: fp16 }
       - { precision: int4, from: fp16 }
+  - id: large
+    variants: [{ precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }]
   - id: broken
     variants: [{ precision: int4, path: ${JSON.stringify(MAIN)} }]
 `)
@@ -99,7 +101,9 @@ models:
     expect(assets).toContain('chat_template.jinja')
     const states = Object.fromEntries(status.variants.map((variant) => [variant.name, variant]))
     expect(states['m:fp16']?.state).toBe(VariantState.READY)
-    expect(states['m:int8']?.error).toMatch(/needs \d+ MiB weights .* cpu0 has \d+ MiB of 477 MiB free/)
+    expect(states['m:int8']).toMatchObject({ state: VariantState.UNLOADED, loadable: true, error: '' })
+    expect(states['large:fp16']).toMatchObject({ state: VariantState.UNLOADED, loadable: false, queueable: false })
+    expect(states['large:fp16']?.error).toMatch(/needs \d+ MiB weights .* cpu0 has \d+ MiB of 477 MiB free/)
     expect(states['broken:int4']).toMatchObject({ state: VariantState.FAILED })
     expect(states['broken:int4']?.error).not.toBe('')
     const [device] = status.devices

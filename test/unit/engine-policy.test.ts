@@ -6,7 +6,6 @@ import { chooseSlabBytes, KvArena } from '../../engine/kv/arena.js'
 import { chainHash, rootHash } from '../../engine/kv/block-hash.js'
 import { BlockPool } from '../../engine/kv/block-pool.js'
 import { MemoryLedger } from '../../engine/residency/ledger.js'
-import { planResidency, type VariantDemand } from '../../engine/residency/plan.js'
 import { checkSubmit } from '../../engine/scheduler/admission.js'
 import { FairShare } from '../../engine/scheduler/fair-share.js'
 import { RateMeter, retryAfterMs } from '../../engine/scheduler/rate.js'
@@ -89,57 +88,6 @@ describe('FairShare', () => {
     share.charge('busy', 100)
     share.enter('newcomer')
     expect(share.served('newcomer')).toBe(1500)
-  })
-})
-
-const demand = (name: string, weightBytes: number, devices = ['a']): VariantDemand => ({
-  name,
-  devices,
-  weightBytes: weightBytes * 2 ** 20,
-  workspaceBytes: 10 * 2 ** 20,
-  sequenceKvBytes: 100 * 2 ** 20,
-})
-const device = (id: string, mib: number) => ({ id, budgetBytes: mib * 2 ** 20, overheadBytes: 20 * 2 ** 20 })
-
-describe('planResidency', () => {
-  it('places in order while weights, workspace and one full sequence fit, and says with figures what does not', () => {
-    const plan = planResidency(
-      [device('a', 1000)],
-      [demand('m:fp16', 500), demand('m:int8', 400), demand('m:int4', 200)],
-    )
-    expect([...plan.placements]).toEqual([
-      ['m:fp16', 'a'],
-      ['m:int4', 'a'],
-    ])
-    expect(plan.refusals.get('m:int8')).toBe(
-      'needs 400 MiB weights + 10 MiB workspace + 100 MiB KV for one sequence of full length; a has 470 MiB of 1000 MiB free',
-    )
-    expect(plan.kvBytes.get('a')).toBe(260 * 2 ** 20)
-  })
-
-  it('prefers devices in the given order and takes at most half a budget for KV', () => {
-    const plan = planResidency([device('a', 300), device('b', 1000)], [demand('m:fp16', 200, ['a', 'b', 'c'])])
-    expect(plan.placements.get('m:fp16')).toBe('b')
-    expect(plan.kvBytes.get('b')).toBe(500 * 2 ** 20)
-    const nowhere = planResidency([], [demand('m:fp16', 200, ['c'])])
-    expect(nowhere.refusals.get('m:fp16')).toBe('none of its devices (c) could be opened')
-  })
-
-  it('never plans more than a budget', () => {
-    const sizes = fc.record({ weightBytes: fc.nat(1000), workspaceBytes: fc.nat(50), sequenceKvBytes: fc.nat(200) })
-    fc.assert(
-      fc.property(fc.array(sizes, { maxLength: 8 }), fc.nat(2000), (demands, budgetBytes) => {
-        const named = demands.map((sizesOf, i) => Object.assign(sizesOf, { name: `v${i}`, devices: ['a'] }))
-        const plan = planResidency([{ id: 'a', budgetBytes, overheadBytes: 10 }], named)
-        const placed = named.filter(({ name }) => plan.placements.has(name))
-        expect(plan.placements.size + plan.refusals.size).toBe(named.length)
-        if (placed.length === 0) return
-        const kv = plan.kvBytes.get('a') ?? 0
-        const taken = placed.reduce((sum, d) => sum + d.weightBytes + d.workspaceBytes, 10)
-        expect(taken + kv).toBeLessThanOrEqual(budgetBytes)
-        expect(kv).toBeGreaterThanOrEqual(Math.max(...placed.map((d) => d.sequenceKvBytes)))
-      }),
-    )
   })
 })
 
@@ -240,6 +188,28 @@ describe('KV arena', () => {
     expect(busy.plan(0)).toBeUndefined()
     starving.end(large, FinishReason.CANCELLED, 0)
     expect(busy.plan(0)?.entries).toHaveLength(1)
+  })
+
+  it('holds no more slabs than its limit, discards what it gives back, and reuses memory that is there first', () => {
+    const discarded: number[] = []
+    const arena = new KvArena(4 * 1024, 1024, (offset) => discarded.push(offset))
+    const one = new BlockPool(arena, 1024)
+    const two = new BlockPool(arena, 512)
+    arena.setLimit(2)
+    const held = [one.allocate(), two.allocate()]
+    expect([one.allocate(), arena.bytes, arena.touchedBytes]).toEqual([undefined, 2048, 2048])
+    arena.setLimit(1)
+    expect([arena.bytes, arena.usedBytes, discarded]).toEqual([2048, 2048, []])
+    expect([one.available(), one.allocate()]).toEqual([0, undefined])
+    const [first] = held
+    if (!first) throw new Error('refused')
+    one.release(first)
+    arena.trim()
+    expect([arena.bytes, arena.touchedBytes, discarded]).toEqual([1024, 1024, [0]])
+    arena.setLimit(9)
+    expect([arena.slabCount, one.available()]).toEqual([4, 3])
+    one.checkInvariant()
+    two.checkInvariant()
   })
 
   it('chooses slabs that hold whole blocks and waste little', () => {

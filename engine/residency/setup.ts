@@ -1,0 +1,109 @@
+import { VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { Config, DeviceConfig } from '../config/index.js'
+import type { DeviceOptions } from '../device.js'
+import type { Engine, Variant } from '../engine.js'
+import type { NativeAddon } from '../native.js'
+import type { BrokenVariant, Catalog, KnownVariant } from './catalog.js'
+import { DeviceSlot } from './device-slot.js'
+import { findDevices, openDevice } from './open.js'
+import { Residency } from './residency.js'
+
+/**
+ * Declares every rung to the engine, opens the devices and starts to load what there is room for, pinned models first.
+ * A rung whose files cannot be read is FAILED. Never throws for one variant's or one device's fault.
+ */
+export function startResidency(
+  engine: Engine,
+  config: Config,
+  catalog: Catalog,
+  addon: NativeAddon,
+  options: DeviceOptions,
+): Residency {
+  const residency = new Residency(engine)
+  openDevices(residency, engine, config.devices, catalog.known, addon, options)
+  declare(residency, engine, catalog)
+  residency.start(preloadOrder(catalog.known))
+  return residency
+}
+
+/** Pinned variants first, else in the order of the file, best rung of the first model first. */
+export function preloadOrder(known: readonly KnownVariant[]): string[] {
+  return known.toSorted((a, b) => Number(b.pinned) - Number(a.pinned)).map(({ name }) => name)
+}
+
+/** Opens those devices that some variant may be on. */
+export function openDevices(
+  residency: Residency,
+  engine: Engine,
+  configs: readonly DeviceConfig[],
+  known: readonly KnownVariant[],
+  addon: NativeAddon,
+  options: DeviceOptions,
+): void {
+  for (const found of findDevices(configs, addon, engine.options.log)) {
+    const { id } = found.config
+    const demands = known.flatMap(({ demand }) => (demand.devices.includes(id) ? [demand] : []))
+    if (demands.length === 0 || residency.slots.has(id)) continue
+    try {
+      const open = openDevice(found, demands, addon, options)
+      engine.devices.push(open.device)
+      residency.slots.set(id, new DeviceSlot(open))
+    } catch (error) {
+      engine.options.log.error({ err: error, device: id }, 'the device could not be opened')
+    }
+  }
+}
+
+/** In the order of the file, as clients list them. */
+function declare(residency: Residency, engine: Engine, catalog: Catalog): void {
+  const known = new Map(catalog.known.map((variant) => [variant.name, variant]))
+  const broken = new Map(catalog.broken.map((variant) => [variant.name, variant]))
+  for (const { name } of catalog.rungs) {
+    const found = known.get(name)
+    const fault = broken.get(name)
+    if (found) addVariant(residency, engine, found)
+    else if (fault) addBroken(engine, fault)
+  }
+}
+
+/** Declares a variant that can be loaded. */
+export function addVariant(residency: Residency, engine: Engine, known: KnownVariant): void {
+  const { name, maxModelLen, vocabSize, pinned, demand } = known
+  const neededBytes = demand.weightBytes + demand.workspaceBytes
+  const variant = { ...newVariant(known), maxModelLen, vocabSize, pinned, neededBytes }
+  engine.variants.set(name, variant)
+  residency.managed.set(name, {
+    variant,
+    known,
+    place: undefined,
+    lastDevice: undefined,
+    failures: 0,
+    retryAt: 0,
+    usedAt: 0,
+    drainingSince: undefined,
+  })
+}
+
+/** Declares a variant whose files cannot be used. */
+function addBroken(engine: Engine, broken: BrokenVariant): void {
+  const { name, error } = broken
+  engine.variants.set(name, { ...newVariant(broken), state: VariantState.FAILED, error })
+  engine.options.log.error({ variant: name, reason: error }, 'cannot be served')
+}
+
+function newVariant({ name, model, precision }: Pick<Variant, 'name' | 'model' | 'precision'>): Variant {
+  return {
+    name,
+    model,
+    precision,
+    device: '',
+    maxModelLen: 0,
+    vocabSize: 0,
+    state: VariantState.UNLOADED,
+    error: '',
+    weightBytes: 0,
+    neededBytes: 0,
+    pinned: false,
+    loads: 0,
+  }
+}

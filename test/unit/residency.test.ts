@@ -1,0 +1,329 @@
+/** Loading on demand over fake devices: who comes, who goes, who waits, and that every byte comes back. */
+import { afterEach, describe, expect, it } from 'vitest'
+import { FinishReason, type Submit, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { Sequence } from '../../engine/scheduler/sequence.js'
+import { Collector, FAKE_VOCAB, submitOf } from '../support/fake-engine.js'
+import { fakeAnswer } from '../support/fake-executor.js'
+import { type FakeResidency, fakeResidency, type FakeResidencyOptions, UNIT } from '../support/fake-native.js'
+
+const started: FakeResidency[] = []
+let ids = 0
+
+function start(options: FakeResidencyOptions): FakeResidency {
+  const fake = fakeResidency(options)
+  started.push(fake)
+  return fake
+}
+
+afterEach(async () => {
+  for (const { engine, residency, natives } of started.splice(0)) {
+    for (const { gate } of natives.values()) gate?.open()
+    await engine.stop(FinishReason.CANCELLED)
+    await residency.stop()
+  }
+})
+
+function ask({ engine }: FakeResidency, variant: string, overrides: Partial<Submit> = {}): Asked {
+  const collector = new Collector()
+  const id = ids++
+  const prompt = [id % FAKE_VOCAB, 7]
+  const sequence = engine.submit(submitOf(id, prompt, { variant, maxTokens: 4, ...overrides }), collector)
+  return { collector, sequence, prompt }
+}
+
+interface Asked {
+  collector: Collector
+  sequence: Sequence | undefined
+  prompt: number[]
+}
+
+/** Its end, after a check of its text. */
+async function answered({ collector, prompt }: Asked): Promise<FinishReason> {
+  const { finishReason } = await collector.done
+  expect(collector.tokens).toEqual(fakeAnswer(prompt, collector.tokens.length, 0, FAKE_VOCAB))
+  return finishReason
+}
+
+function native({ natives }: FakeResidency, id = 'cpu0') {
+  const found = natives.get(id)
+  if (!found) throw new Error(`no device ${id}`)
+  return found
+}
+
+const turnOfEventLoop = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
+const stateOf = ({ engine }: FakeResidency, name: string) => engine.variants.get(name)?.state
+const three = { 'a:int4': { weights: 40 }, 'b:int4': { weights: 40 }, 'c:int4': { weights: 40 } }
+
+describe('a request for a variant that is not resident', () => {
+  it('loads it, once for all who ask, and they are served in order', async () => {
+    const fake = start({ variants: three })
+    const open = native(fake).hold()
+    const order: number[] = []
+    const asked = Array.from({ length: 20 }, (_, i) => {
+      const one = ask(fake, 'a:int4')
+      void one.collector.done.then(() => order.push(i))
+      return one
+    })
+    await turnOfEventLoop()
+    expect([stateOf(fake, 'a:int4'), fake.engine.waiting, native(fake).loading]).toEqual([VariantState.LOADING, 20, 1])
+    open()
+    expect(new Set(await Promise.all(asked.map(answered)))).toEqual(new Set([FinishReason.LENGTH]))
+    expect(order).toEqual(asked.map((_, i) => i))
+    expect(native(fake).log).toEqual(['+a:int4'])
+    expect(fake.engine.variants.get('a:int4')).toMatchObject({ loads: 1, state: VariantState.READY, device: 'cpu0' })
+  })
+
+  it('evicts the one not used for the longest time, and the ledger says so to the byte', async () => {
+    const fake = start({ variants: three })
+    const empty = fake.ledger()
+    for (const name of ['a:int4', 'b:int4', 'a:int4', 'c:int4']) await answered(ask(fake, name))
+    await fake.residency.settled()
+    expect(native(fake).log).toEqual(['+a:int4', '+b:int4', '-b:int4', '+c:int4'])
+    expect(fake.ledger().slice(1)).toEqual([
+      `weights a:int4 ${40 * UNIT}`,
+      `workspace a:int4 ${UNIT / 2}`,
+      `weights c:int4 ${40 * UNIT}`,
+      `workspace c:int4 ${UNIT / 2}`,
+    ])
+    await fake.residency.unload('a:int4')
+    await fake.residency.unload('c:int4')
+    expect(fake.ledger()).toEqual(empty)
+  })
+
+  it('does not hold up others, and they are not evicted while they work', async () => {
+    const fake = start({ variants: { ...three, 'd:int4': { weights: 19 } } })
+    await answered(ask(fake, 'a:int4'))
+    const open = native(fake).hold()
+    const waiting = ask(fake, 'b:int4')
+    await turnOfEventLoop()
+    for (let i = 0; i < 5; i++) expect(await answered(ask(fake, 'a:int4'))).toBe(FinishReason.LENGTH)
+    expect(waiting.collector.tokens).toEqual([])
+    open()
+    await answered(waiting)
+  })
+
+  it('waits no longer than its deadline, and can be cancelled', async () => {
+    const fake = start({ variants: three })
+    const open = native(fake).hold()
+    const hasty = ask(fake, 'a:int4', { deadlineMs: 1 })
+    const cancelled = ask(fake, 'a:int4')
+    const patient = ask(fake, 'a:int4')
+    if (cancelled.sequence) fake.engine.cancel(cancelled.sequence)
+    expect((await cancelled.collector.done).finishReason).toBe(FinishReason.CANCELLED)
+    expect((await hasty.collector.done).finishReason).toBe(FinishReason.DEADLINE)
+    expect(fake.engine.waiting).toBe(1)
+    open()
+    expect(await answered(patient)).toBe(FinishReason.LENGTH)
+  })
+
+  it('counts against the bound of the queue', () => {
+    const fake = start({ variants: three, maxWaiting: 2 })
+    const asked = Array.from({ length: 3 }, () => ask(fake, 'a:int4'))
+    expect(asked.map(({ collector }) => collector.end?.error?.code)).toEqual([undefined, undefined, 'queue_full'])
+  })
+
+  it('is refused with the figures when it can never fit', () => {
+    const fake = start({ variants: { 'a:int4': { weights: 101 } } })
+    const { collector } = ask(fake, 'a:int4')
+    expect(collector.end?.error).toMatchObject({ code: 'engine_unavailable' })
+    expect(collector.end?.error?.message).toMatch(/needs 101 MiB weights .* cpu0 has 100 MiB of 100 MiB free/)
+  })
+})
+
+describe('a load that fails', () => {
+  it('ends those who wait with the reason, gives every byte back, and the next request loads again', async () => {
+    const fake = start({ variants: three })
+    await answered(ask(fake, 'a:int4'))
+    const before = fake.ledger()
+    native(fake).failures.push(new Error('torn file'))
+    const asked = [ask(fake, 'b:int4'), ask(fake, 'b:int4')]
+    for (const { collector } of asked) {
+      expect((await collector.done).error?.message).toBe('b:int4 is not loaded: torn file')
+    }
+    await fake.residency.settled()
+    expect(fake.ledger()).toEqual(before)
+    expect(stateOf(fake, 'b:int4')).toBe(VariantState.FAILED)
+    expect(await answered(ask(fake, 'b:int4'))).toBe(FinishReason.LENGTH)
+  })
+
+  it('twice in a row is not tried again before a pause, which grows', async () => {
+    let now = 0
+    const fake = start({ variants: three, clock: () => now })
+    const outcomes: (string | undefined)[] = []
+    const tryIt = async (): Promise<void> => {
+      outcomes.push((await ask(fake, 'a:int4').collector.done).error?.message)
+      await fake.residency.settled()
+    }
+    native(fake).failures.push(...[1, 2, 3].map((i) => new Error(`no ${i}`)))
+    for (now of [0, 0, 999, 1000, 2999, 3000]) await tryIt()
+    const why = (i: number): string => `a:int4 is not loaded: no ${i}`
+    expect(outcomes).toEqual([why(1), why(2), why(2), why(3), why(3), undefined])
+  })
+})
+
+describe('variants that do not fit together', () => {
+  it('take turns: nobody starves, and no text changes', async () => {
+    const fake = start({ variants: { 'a:int4': { weights: 90 }, 'b:int4': { weights: 90 } }, turnMs: 5 })
+    const served = { 'a:int4': 0, 'b:int4': 0 }
+    const until = performance.now() + 400
+    const client = async (variant: 'a:int4' | 'b:int4'): Promise<void> => {
+      while (performance.now() < until) {
+        expect(await answered(ask(fake, variant, { maxTokens: 12 }))).toBe(FinishReason.LENGTH)
+        served[variant]++
+      }
+    }
+    const clients = Array.from({ length: 20 }, (_, i) => client(i % 2 === 0 ? 'a:int4' : 'b:int4'))
+    await Promise.all(clients)
+    expect(Math.min(served['a:int4'], served['b:int4'])).toBeGreaterThan(20)
+    for (const { arena } of fake.engine.devices) expect(arena.usedBytes).toBe(0)
+  })
+
+  it('a long answer gives way after its grace, waits for the next load, and is exact', async () => {
+    let now = 0
+    const clock = (): number => now
+    const fake = start({ variants: { 'a:int4': { weights: 90 }, 'b:int4': { weights: 90 } }, turnMs: 10, clock })
+    const long = ask(fake, 'a:int4', { maxTokens: 28 })
+    while (long.collector.tokens.length < 4) await turnOfEventLoop()
+    // A reader that is slow: it would hold its variant for a minute.
+    if (!long.sequence) throw new Error('refused')
+    fake.engine.setPaused(long.sequence, true)
+    const other = ask(fake, 'b:int4')
+    await turnOfEventLoop()
+    expect(stateOf(fake, 'b:int4')).toBe(VariantState.UNLOADED)
+    now = 11
+    fake.residency.review()
+    await turnOfEventLoop()
+    now = 100
+    fake.residency.review()
+    expect(await answered(other)).toBe(FinishReason.LENGTH)
+    expect(fake.engine.variants.get('a:int4')?.resident).toBeUndefined()
+    fake.engine.setPaused(long.sequence, false)
+    now = 200
+    expect(await answered(long)).toBe(FinishReason.LENGTH)
+    expect(long.collector.tokens).toHaveLength(28)
+    expect(native(fake).log).toEqual(['+a:int4', '-a:int4', '+b:int4', '-b:int4', '+a:int4'])
+  })
+
+  it('are loaded in the order in which they were asked for; a later one that fits does not take the room', async () => {
+    const variants = { 'a:int4': { weights: 70 }, 'big:int4': { weights: 90 }, 'small:int4': { weights: 10 } }
+    const fake = start({ variants, turnMs: 1 })
+    const running = ask(fake, 'a:int4', { maxTokens: 28 })
+    while (running.collector.tokens.length === 0) await turnOfEventLoop()
+    await Promise.all([ask(fake, 'big:int4'), ask(fake, 'small:int4')].map(answered))
+    expect(native(fake).log.slice(0, 3)).toEqual(['+a:int4', '-a:int4', '+big:int4'])
+  })
+})
+
+describe('keep_alive and pin', () => {
+  it('an idle variant goes after its time, a pinned one and a busy one stay', async () => {
+    let now = 0
+    const variants = {
+      'a:int4': { weights: 10, keepAliveMs: 100 },
+      'b:int4': { weights: 10, keepAliveMs: 100, pinned: true },
+      'c:int4': { weights: 10, keepAliveMs: 300 },
+    }
+    const fake = start({ variants, clock: () => now })
+    fake.residency.start(Object.keys(variants))
+    const pass = async (to: number): Promise<string[]> => {
+      now = to
+      fake.residency.review()
+      await fake.residency.settled()
+      return native(fake).log.filter((entry) => entry.startsWith('-'))
+    }
+    expect(await pass(99)).toEqual([])
+    await answered(ask(fake, 'a:int4'))
+    expect(await pass(150)).toEqual([])
+    expect(await pass(199)).toEqual(['-a:int4'])
+    expect(await pass(10_000)).toEqual(['-a:int4', '-c:int4'])
+    fake.residency.pin('b:int4', false)
+    expect(await pass(10_001)).toEqual(['-a:int4', '-c:int4', '-b:int4'])
+  })
+
+  it('the timer does it by itself', async () => {
+    const fake = start({ variants: { 'a:int4': { weights: 10, keepAliveMs: 20 } } })
+    const gone = new Promise<void>((resolve) => {
+      fake.engine.onChange(() => {
+        if (fake.engine.variants.get('a:int4')?.loads === 1 && stateOf(fake, 'a:int4') === VariantState.UNLOADED)
+          resolve()
+      })
+    })
+    // Nothing else keeps the process alive while the timer is unreferenced.
+    const alive = setInterval(() => {}, 1000)
+    await answered(ask(fake, 'a:int4'))
+    await gone
+    clearInterval(alive)
+  })
+})
+
+describe('requests of an operator', () => {
+  it('load, unload and pin say why not', async () => {
+    const variants = { ...three, 'd:int4': { weights: 101 } }
+    const fake = start({ variants })
+    await fake.residency.load('a:int4')
+    await fake.residency.load('a:int4')
+    fake.residency.pin('a:int4', true)
+    const busy = ask(fake, 'b:int4', { maxTokens: 28 })
+    while (busy.collector.tokens.length === 0) await turnOfEventLoop()
+    const faults = await Promise.all(
+      [
+        fake.residency.load('nobody'),
+        fake.residency.load('d:int4'),
+        fake.residency.load('c:int4'),
+        fake.residency.unload('a:int4'),
+        fake.residency.unload('b:int4'),
+        fake.residency.unload('c:int4'),
+      ].map((done) =>
+        done.then(
+          () => 'done',
+          (error: { fault?: string }) => error.fault,
+        ),
+      ),
+    )
+    expect(faults).toEqual(['not_found', 'does_not_fit', 'busy', 'pinned', 'busy', 'done'])
+    await answered(busy)
+    await fake.residency.load('c:int4')
+    expect(native(fake).log).toEqual(['+a:int4', '+b:int4', '-b:int4', '+c:int4'])
+    native(fake).failures.push(new Error('no'))
+    await fake.residency.unload('c:int4')
+    await expect(fake.residency.load('b:int4')).rejects.toMatchObject({ fault: 'load_failed', message: 'b:int4: no' })
+  })
+})
+
+describe('several devices', () => {
+  it('load at the same time, and a variant goes where there is room', async () => {
+    const fake = start({ variants: three, devices: { gpu0: 50, gpu1: 50 } })
+    const opens = ['gpu0', 'gpu1'].map((id) => native(fake, id).hold())
+    const asked = [ask(fake, 'a:int4'), ask(fake, 'b:int4')]
+    await turnOfEventLoop()
+    expect(['gpu0', 'gpu1'].map((id) => native(fake, id).loading)).toEqual([1, 1])
+    for (const open of opens) open()
+    await Promise.all(asked.map(answered))
+    expect(new Set(['a:int4', 'b:int4'].map((name) => fake.engine.variants.get(name)?.device)).size).toBe(2)
+  })
+})
+
+describe('at the start', () => {
+  it('what fits is loaded in order, nothing is evicted for it, and the rest is loadable', async () => {
+    const fake = start({ variants: three })
+    fake.residency.start(Object.keys(three))
+    expect(Object.keys(three).map((name) => stateOf(fake, name))).toEqual([2, 2, 2])
+    await fake.residency.settled()
+    expect(native(fake).log).toEqual(['+a:int4', '+b:int4'])
+    const last = fake.engine.variants.get('c:int4')
+    if (!last) throw new Error('unreachable')
+    expect(last.state).toBe(VariantState.UNLOADED)
+    expect(fake.residency.outlook(last)).toMatchObject({ loadable: true, queueable: false })
+  })
+})
+
+it('100 loads and unloads leave the ledger to the byte, and the counters go on', async () => {
+  const fake = start({ variants: three })
+  const empty = fake.ledger()
+  for (let cycle = 0; cycle < 100; cycle++) {
+    await answered(ask(fake, 'a:int4'))
+    await fake.residency.unload('a:int4')
+    expect(fake.ledger()).toEqual(empty)
+  }
+  expect(fake.engine.devices[0]?.counters.steps).toBeGreaterThanOrEqual(400)
+  expect(fake.engine.devices[0]?.arena.heldSlabs).toBe(0)
+})

@@ -91,8 +91,11 @@ const placement = z.strictObject({
     .min(1)
     .optional()
     .describe('Ids of the devices to use, in order of preference; all when absent.'),
-  pin: z.boolean().default(false).describe(`Never unload it. ${NOT_YET}`),
-  keep_alive: duration().prefault('10m').describe(`Unload after this time without requests. ${NOT_YET}`),
+  pin: z
+    .boolean()
+    .default(false)
+    .describe('Never unload it, once loaded, to make room or because nobody asks; pinned models are loaded first.'),
+  keep_alive: duration().prefault('10m').describe('Unload a rung after this time without requests.'),
 })
 
 const policy = z.strictObject({

@@ -147,7 +147,7 @@ export class KvArena {
   /** Above the limit more than one must go before one can be had. */
   private reclaim(owner: SlabOwner, evict: boolean): void {
     for (const other of this.owners) {
-      while (other !== owner && this.freeSlabs === 0 && other.releaseSlab(evict));
+      if (other !== owner) while (this.freeSlabs === 0 && other.releaseSlab(evict));
     }
   }
 }

@@ -39,20 +39,15 @@ export async function loadVariant(known: KnownVariant, { native, device }: OpenD
   }
 }
 
-/** Stops scheduling a variant without sequences; `finish` then frees its memory and gives its bytes back. */
-export function detachVariant(
-  { model, resident, entries }: LoadedVariant,
-  device: EngineDevice,
-): { finish(): Promise<void> } {
+/** Stops scheduling a variant without sequences; what is returned frees its memory and then gives its bytes back. */
+export function detachVariant({ model, resident, entries }: LoadedVariant, device: EngineDevice): () => Promise<void> {
   device.removeVariant(resident)
-  return {
-    finish: async () => {
-      try {
-        await model.unload()
-      } finally {
-        for (const entry of entries) device.ledger.release(entry)
-      }
-    },
+  return async () => {
+    try {
+      await model.unload()
+    } finally {
+      for (const entry of entries) device.ledger.release(entry)
+    }
   }
 }
 

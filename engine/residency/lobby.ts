@@ -20,8 +20,6 @@ export class Lobby {
 
   /** Variants that are waited for: the most urgent priority first, then who asked first. */
   wanted(): string[] {
-    const urgency = (line: readonly Sequence[]): number =>
-      line.reduce((least, { submit }) => Math.min(least, submit.priority), Infinity)
     const lines = [...this.lines].map(([variant, line]) => ({ variant, priority: urgency(line) }))
     return lines.toSorted((a, b) => a.priority - b.priority).map(({ variant }) => variant)
   }
@@ -83,4 +81,8 @@ export class Lobby {
     this.count--
     return true
   }
+}
+
+function urgency(line: readonly Sequence[]): number {
+  return line.reduce((least, { submit }) => Math.min(least, submit.priority), Infinity)
 }

@@ -241,15 +241,15 @@ export class Residency implements VariantLoader {
     slot.setKvBytes(plan.kvBytes)
     this.setState(managed, VariantState.LOADING)
     this.change(slot, async () => {
-      for (const { finish } of leaving) await finish()
-      await this.fill(place)
+      for (const free of leaving) await free()
+      await this.makeResident(place)
     })
   }
 
   private clear(slot: DeviceSlot, places: readonly Place[]): void {
     const leaving = places.map((place) => this.detach(place))
     this.change(slot, async () => {
-      for (const { finish } of leaving) await finish()
+      for (const free of leaving) await free()
     })
   }
 
@@ -269,7 +269,7 @@ export class Residency implements VariantLoader {
     this.engine.changed()
   }
 
-  private async fill(place: Place): Promise<void> {
+  private async makeResident(place: Place): Promise<void> {
     const { managed, slot } = place
     const { clock, log } = this.engine.options
     const startedAt = clock()

@@ -87,7 +87,7 @@ export class Scheduler {
    * preempted.
    */
   withdraw(all: boolean): Sequence[] {
-    if (all) for (const sequence of [...this.running]) this.preempt(sequence)
+    if (all) for (const sequence of this.running.toReversed()) this.preempt(sequence)
     const out = [...this.waiting].filter(({ firstScheduledAt }) => all || firstScheduledAt === undefined)
     for (const sequence of out) {
       this.waiting.remove(sequence)

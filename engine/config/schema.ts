@@ -180,9 +180,6 @@ export function isDefaultDevice(id: string): boolean {
   return id === 'cpu0' || /^gpu(0|[1-9]\d?)$/.test(id)
 }
 
-/** The scheduler section. */
-export type SchedulerConfig = ParsedConfig['scheduler']
-
 /**
  * A rung whose file is known: `path` is absolute; `from` names the rung it is derived from, if any; an absent
  * `precision` is read from the file. `format` and `family` are what the file is said to be.

@@ -60,6 +60,10 @@ export interface VariantLoader {
   isDraining(variant: Variant): boolean
   /** A request for the variant came or ended. */
   touch(variant: Variant): void
+  /** Operators' requests; they reject with a ResidencyError. */
+  load(name: string): Promise<void>
+  unload(name: string): Promise<void>
+  pin(name: string, pinned: boolean): Promise<void>
 }
 
 /** Bounds and dependencies of an engine. */

@@ -138,8 +138,8 @@ export class Residency implements VariantLoader {
     }
   }
 
-  /** Keeps a variant, once loaded, or lets it go again. Throws a ResidencyError. */
-  pin(name: string, pinned: boolean): void {
+  /** Keeps a variant, once loaded, or lets it go again. Rejects with a ResidencyError. */
+  async pin(name: string, pinned: boolean): Promise<void> {
     this.find(name).variant.pinned = pinned
     this.engine.changed()
     this.review()

@@ -7,6 +7,7 @@ import type {
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
 import { type ModelAsset, ModelFileError } from '../registry/index.js'
+import { operate } from './operator.js'
 import { Session } from './session.js'
 import { engineStatus } from './status.js'
 
@@ -41,6 +42,10 @@ export class EngineService {
       const status = engineStatus(this.engine)
       reply(null, { status, devices: status.devices })
     },
+    load: (call, reply) => operate(this.engine, call, reply, ({ variant }, loader) => loader.load(variant)),
+    unload: (call, reply) => operate(this.engine, call, reply, ({ variant }, loader) => loader.unload(variant)),
+    pin: (call, reply) =>
+      operate(this.engine, call, reply, ({ variant, pinned }, loader) => loader.pin(variant, pinned)),
     getModelAssets: (call) => {
       this.sendAssets(call).catch((error: unknown) => {
         this.log.error({ err: error, model: call.request.model }, 'assets failed')

@@ -16,7 +16,8 @@ export function engineStatus(engine: Engine): EngineStatus {
   }
 }
 
-function variantStatus(variant: Variant, outlook: VariantOutlook | undefined): VariantStatus {
+/** A variant as clients of the internal service see it. */
+export function variantStatus(variant: Variant, outlook: VariantOutlook | undefined): VariantStatus {
   const { name, model, precision, device, maxModelLen, vocabSize, state, weightBytes, resident } = variant
   const { neededBytes, pinned, loads } = variant
   return {

@@ -4,7 +4,7 @@
 // FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it.
 import { unlinkSync } from 'node:fs'
 import { parseArgs } from 'node:util'
-import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js'
+import { Server, ServerCredentials, type ServerDuplexStream, status as grpcStatus } from '@grpc/grpc-js'
 import { loadConfig } from '../../engine/config/index.js'
 import {
   EngineService,
@@ -23,6 +23,7 @@ import { TINY_VOCAB_SIZE, tinyTokenizerAssets, tinyTokens } from './tiny-tokeniz
 const { values } = parseArgs({ options: { config: { type: 'string' }, socket: { type: 'string' } } })
 if (process.env.FAIL) throw new Error(process.env.FAIL)
 const MAX_MODEL_LEN = 8192
+const UNSUPPORTED = { code: grpcStatus.UNIMPLEMENTED, details: 'scripted' }
 const config = loadConfig(values.config ?? 'models.yaml')
 const stepMs = Number(process.env.STEP_MS ?? 0)
 const tokens = tinyTokens('The quick brown fox. ')
@@ -151,6 +152,9 @@ function playingOf({ sequenceId, maxTokens, replayedTokens, prompt }: Submit): P
 const server = new Server()
 const handlers: EngineServer = {
   session: (call) => void new Player(call),
+  load: (_call, reply) => reply(UNSUPPORTED),
+  unload: (_call, reply) => reply(UNSUPPORTED),
+  pin: (_call, reply) => reply(UNSUPPORTED),
   describe: (_call, reply) => reply(null, { status, devices: [] }),
   getModelAssets: (call) => {
     for (const { name, data } of assets) call.write({ name, data: Buffer.from(data) })

@@ -235,7 +235,7 @@ describe('keep_alive and pin', () => {
     expect(await pass(150)).toEqual([])
     expect(await pass(199)).toEqual(['-a:int4'])
     expect(await pass(10_000)).toEqual(['-a:int4', '-c:int4'])
-    fake.residency.pin('b:int4', false)
+    await fake.residency.pin('b:int4', false)
     expect(await pass(10_001)).toEqual(['-a:int4', '-c:int4', '-b:int4'])
   })
 
@@ -262,7 +262,7 @@ describe('requests of an operator', () => {
     const fake = start({ variants })
     await fake.residency.load('a:int4')
     await fake.residency.load('a:int4')
-    fake.residency.pin('a:int4', true)
+    await fake.residency.pin('a:int4', true)
     const busy = ask(fake, 'b:int4', { maxTokens: 28 })
     while (busy.collector.tokens.length === 0) await turnOfEventLoop()
     const faults = await Promise.all(

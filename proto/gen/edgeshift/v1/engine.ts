@@ -52,6 +52,19 @@ export enum VariantState {
   UNRECOGNIZED = -1,
 }
 
+export interface LoadRequest {
+  variant: string;
+}
+
+export interface UnloadRequest {
+  variant: string;
+}
+
+export interface PinRequest {
+  variant: string;
+  pinned: boolean;
+}
+
 /** What the gateway has to say at one moment, in order: one message costs far more than what is in it. */
 export interface SessionRequest {
   commands: Command[];
@@ -274,6 +287,183 @@ export interface ModelAsset {
   /** consecutive chunks of one name concatenate */
   data: Buffer;
 }
+
+function createBaseLoadRequest(): LoadRequest {
+  return { variant: "" };
+}
+
+export const LoadRequest: MessageFns<LoadRequest> = {
+  encode(message: LoadRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.variant !== "") {
+      writer.uint32(10).string(message.variant);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LoadRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLoadRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.variant = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<LoadRequest>): LoadRequest {
+    return LoadRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LoadRequest>): LoadRequest {
+    const message = createBaseLoadRequest();
+    message.variant = object.variant ?? "";
+    return message;
+  },
+};
+
+function createBaseUnloadRequest(): UnloadRequest {
+  return { variant: "" };
+}
+
+export const UnloadRequest: MessageFns<UnloadRequest> = {
+  encode(message: UnloadRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.variant !== "") {
+      writer.uint32(10).string(message.variant);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UnloadRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUnloadRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.variant = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<UnloadRequest>): UnloadRequest {
+    return UnloadRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<UnloadRequest>): UnloadRequest {
+    const message = createBaseUnloadRequest();
+    message.variant = object.variant ?? "";
+    return message;
+  },
+};
+
+function createBasePinRequest(): PinRequest {
+  return { variant: "", pinned: false };
+}
+
+export const PinRequest: MessageFns<PinRequest> = {
+  encode(message: PinRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.variant !== "") {
+      writer.uint32(10).string(message.variant);
+    }
+    if (message.pinned !== false) {
+      writer.uint32(16).bool(message.pinned);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PinRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePinRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.variant = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.pinned = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PinRequest>): PinRequest {
+    return PinRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PinRequest>): PinRequest {
+    const message = createBasePinRequest();
+    message.variant = object.variant ?? "";
+    message.pinned = object.pinned ?? false;
+    return message;
+  },
+};
 
 function createBaseSessionRequest(): SessionRequest {
   return { commands: [] };
@@ -2632,6 +2822,40 @@ export const EngineService = {
     responseSerialize: (value: ModelAsset): Buffer => Buffer.from(ModelAsset.encode(value).finish()),
     responseDeserialize: (value: Buffer): ModelAsset => ModelAsset.decode(value),
   },
+  /**
+   * Operators' requests. NOT_FOUND: no such variant. FAILED_PRECONDITION: it is pinned, at work or being loaded, or busy
+   * variants hold its memory. RESOURCE_EXHAUSTED: it does not fit, with the figures. UNAVAILABLE: the load failed.
+   * Loads a variant at the cost of idle unpinned ones if need be, and answers when it is ready.
+   */
+  load: {
+    path: "/edgeshift.v1.Engine/Load" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: LoadRequest): Buffer => Buffer.from(LoadRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): LoadRequest => LoadRequest.decode(value),
+    responseSerialize: (value: VariantStatus): Buffer => Buffer.from(VariantStatus.encode(value).finish()),
+    responseDeserialize: (value: Buffer): VariantStatus => VariantStatus.decode(value),
+  },
+  /** Unloads an idle variant; no effect on one that is not resident. A later Submit loads it again. */
+  unload: {
+    path: "/edgeshift.v1.Engine/Unload" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: UnloadRequest): Buffer => Buffer.from(UnloadRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): UnloadRequest => UnloadRequest.decode(value),
+    responseSerialize: (value: VariantStatus): Buffer => Buffer.from(VariantStatus.encode(value).finish()),
+    responseDeserialize: (value: Buffer): VariantStatus => VariantStatus.decode(value),
+  },
+  /** Keeps a variant, once loaded, until it is unpinned or the engine ends. */
+  pin: {
+    path: "/edgeshift.v1.Engine/Pin" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: PinRequest): Buffer => Buffer.from(PinRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): PinRequest => PinRequest.decode(value),
+    responseSerialize: (value: VariantStatus): Buffer => Buffer.from(VariantStatus.encode(value).finish()),
+    responseDeserialize: (value: Buffer): VariantStatus => VariantStatus.decode(value),
+  },
 } as const;
 
 export interface EngineServer extends UntypedServiceImplementation {
@@ -2641,6 +2865,16 @@ export interface EngineServer extends UntypedServiceImplementation {
   describe: handleUnaryCall<DescribeRequest, DescribeResponse>;
   /** The files the gateway's text layer needs for a model (tokenizer.json, chat template, ...). */
   getModelAssets: handleServerStreamingCall<GetModelAssetsRequest, ModelAsset>;
+  /**
+   * Operators' requests. NOT_FOUND: no such variant. FAILED_PRECONDITION: it is pinned, at work or being loaded, or busy
+   * variants hold its memory. RESOURCE_EXHAUSTED: it does not fit, with the figures. UNAVAILABLE: the load failed.
+   * Loads a variant at the cost of idle unpinned ones if need be, and answers when it is ready.
+   */
+  load: handleUnaryCall<LoadRequest, VariantStatus>;
+  /** Unloads an idle variant; no effect on one that is not resident. A later Submit loads it again. */
+  unload: handleUnaryCall<UnloadRequest, VariantStatus>;
+  /** Keeps a variant, once loaded, until it is unpinned or the engine ends. */
+  pin: handleUnaryCall<PinRequest, VariantStatus>;
 }
 
 export interface EngineClient extends Client {
@@ -2671,6 +2905,52 @@ export interface EngineClient extends Client {
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<ModelAsset>;
+  /**
+   * Operators' requests. NOT_FOUND: no such variant. FAILED_PRECONDITION: it is pinned, at work or being loaded, or busy
+   * variants hold its memory. RESOURCE_EXHAUSTED: it does not fit, with the figures. UNAVAILABLE: the load failed.
+   * Loads a variant at the cost of idle unpinned ones if need be, and answers when it is ready.
+   */
+  load(request: LoadRequest, callback: (error: ServiceError | null, response: VariantStatus) => void): ClientUnaryCall;
+  load(
+    request: LoadRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
+  load(
+    request: LoadRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
+  /** Unloads an idle variant; no effect on one that is not resident. A later Submit loads it again. */
+  unload(
+    request: UnloadRequest,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
+  unload(
+    request: UnloadRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
+  unload(
+    request: UnloadRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
+  /** Keeps a variant, once loaded, until it is unpinned or the engine ends. */
+  pin(request: PinRequest, callback: (error: ServiceError | null, response: VariantStatus) => void): ClientUnaryCall;
+  pin(
+    request: PinRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
+  pin(
+    request: PinRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: VariantStatus) => void,
+  ): ClientUnaryCall;
 }
 
 export const EngineClient = makeGenericClientConstructor(EngineService, "edgeshift.v1.Engine") as unknown as {

@@ -9,7 +9,9 @@ import { reportHealth } from './health.js'
 import type { Logger } from 'pino'
 import { Metrics } from './metrics.js'
 import { Models, type TextLoader } from './models.js'
-import type { Limits, Services } from './services.js'
+import { type Granted, KeyedAccess, openAccess } from './keys/access.js'
+import { followKeyFile, loadKeyFile } from './keys/watch.js'
+import type { Access, Limits, Services } from './services.js'
 
 /** What the gateway without its listeners is made from. */
 export interface CoreOptions {
@@ -49,6 +51,7 @@ export class Core {
   readonly #models: Models
   readonly #socketDir: string
   readonly #removeDir: () => void
+  #unfollowKeys = (): void => undefined
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
   constructor(options: CoreOptions) {
@@ -73,10 +76,10 @@ export class Core {
     this.#pipeline = new Pipeline(this.#models, this.engine, bounds, telemetry)
     metrics.watchActive(() => this.#pipeline.active)
     metrics.watchEngine({ refresh: () => this.engine.refresh(), status: () => this.engine.status })
+    const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
     this.services = {
-      generator: this.#pipeline,
-      models: this.#models,
-      health: () => this.#health(),
+      ...granted,
+      access: this.#access(config, granted, log),
       limits: LIMITS,
       log,
       metrics: metrics.registry,
@@ -100,10 +103,20 @@ export class Core {
 
   /** Stops the engine and frees everything. Requests still in flight fail. */
   async stop(): Promise<void> {
+    this.#unfollowKeys()
     await this.engine.stop()
     await this.#models.close()
     this.#removeDir()
     process.off('exit', this.#removeDir)
+  }
+
+  #access({ server, models }: Config, granted: Granted, log: Logger): Access {
+    const { api_keys_file: file } = server
+    if (file === undefined) return openAccess(granted)
+    const modelIds = models.map(({ id }) => id)
+    const access = new KeyedAccess(granted, loadKeyFile(file, modelIds))
+    this.#unfollowKeys = followKeyFile(file, modelIds, access, log)
+    return access
   }
 
   #newSupervisor(options: CoreOptions, metrics: Metrics): EngineSupervisor {

@@ -18,6 +18,7 @@ const CATALOGUE = {
   body_too_large: { http: 413, grpc: grpcStatus.RESOURCE_EXHAUSTED, type: 'invalid_request_error' },
   unsupported_media_type: { http: 415, grpc: grpcStatus.INVALID_ARGUMENT, type: 'invalid_request_error' },
   poison_request: { http: 422, grpc: grpcStatus.FAILED_PRECONDITION, type: 'server_error' },
+  rate_limit_exceeded: { http: 429, grpc: grpcStatus.RESOURCE_EXHAUSTED, type: 'rate_limit_error' },
   queue_full: { http: 429, grpc: grpcStatus.RESOURCE_EXHAUSTED, type: 'rate_limit_error' },
   cancelled: { http: 499, grpc: grpcStatus.CANCELLED, type: 'request_cancelled' },
   internal: { http: 500, grpc: grpcStatus.INTERNAL, type: 'server_error' },

@@ -53,8 +53,31 @@ export interface Limits {
   maxTopLogprobs: number
 }
 
-/** Everything an adapter may use. */
+/** What one caller may use. */
+export interface Grant {
+  /** Fairness and prefix-cache salt: requests of different tenants share nothing. */
+  tenant: string
+  /** Name of the caller's key, for the log. */
+  key?: string
+  /** May use what concerns the whole box: metrics and administration. */
+  admin: boolean
+  models: ModelDirectory
+  generator: Generator
+}
+
+/** Decides who may use what. `token` is the caller's bearer token. */
+export interface Access {
+  /** A key is required. */
+  readonly keyed: boolean
+  /** Throws unauthorized. */
+  admit(token: string | undefined): Grant
+  /** As much of the box's state as the caller may see; never refused, probes have no key. */
+  health(token: string | undefined): HealthReport
+}
+
+/** Everything an adapter may use. `generator`, `models` and `health` are the box's own: callers get theirs by `access`. */
 export interface Services {
+  access: Access
   generator: Generator
   models: ModelDirectory
   health(): HealthReport

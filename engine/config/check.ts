@@ -19,18 +19,12 @@ export function checkConfig(config: ParsedConfig): Finding[] {
 
 function checkServer(server: ParsedConfig['server']): Finding[] {
   const findings: Finding[] = []
-  if (server.api_keys_file !== undefined) {
-    findings.push({
-      path: ['server', 'api_keys_file'],
-      message: 'API keys are not checked yet; remove this line and listen on a loopback address',
-    })
-  }
   for (const key of ['http', 'grpc'] as const) {
     const { host } = server[key]
-    if (isLoopback(host)) continue
+    if (isLoopback(host) || server.api_keys_file !== undefined) continue
     findings.push({
       path: ['server', key],
-      message: `${host} is not a loopback address; off loopback API keys are required, and they are not supported yet`,
+      message: `${host} is not a loopback address, and off loopback API keys are required: set server.api_keys_file (edgeshift keys create)`,
     })
   }
   const { http, grpc } = server
@@ -46,7 +40,8 @@ function checkScheduler(scheduler: ParsedConfig['scheduler']): Finding[] {
   return [{ path: ['scheduler', 'max_num_batched_tokens'], message }]
 }
 
-function duplicates(names: readonly string[], path: (index: number) => KeyPath, what: string): Finding[] {
+/** A finding for every name that stands earlier in the list, too. */
+export function duplicates(names: readonly string[], path: (index: number) => KeyPath, what: string): Finding[] {
   return names.flatMap((name, index) =>
     names.indexOf(name) === index ? [] : [{ path: path(index), message: `${what} "${name}" is used twice` }],
   )

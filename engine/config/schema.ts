@@ -41,7 +41,7 @@ const server = z.strictObject({
     .min(1)
     .optional()
     .describe(
-      'File of hashed API keys. Refused for now: keys are not checked yet, so only loopback addresses may be listened on.',
+      'File of hashed API keys, relative to this file; edgeshift keys writes it. With it every request needs a key; without it only loopback addresses may be listened on.',
     ),
 })
 

@@ -8,6 +8,8 @@ export interface BannerFacts {
   http: string
   grpc: string
   models: readonly ModelEntry[]
+  /** Requests need an API key. */
+  keyed: boolean
   status: EngineStatus | undefined
 }
 
@@ -24,7 +26,7 @@ export function formatBytes(bytes: number): string {
 }
 
 /** What a person wants to know once the box serves: where, what is resident, and a command to try. */
-export function formatBanner({ version, http, grpc, models, status }: BannerFacts): string {
+export function formatBanner({ version, http, grpc, models, keyed, status }: BannerFacts): string {
   const [first] = models
   const body = JSON.stringify({
     model: first?.id,
@@ -40,7 +42,7 @@ export function formatBanner({ version, http, grpc, models, status }: BannerFact
     ...models.flatMap(variantLines),
     ...kvLines(status),
     '',
-    `  curl http://${http}/v1/chat/completions -H 'content-type: application/json' -d '${body}'`,
+    `  curl http://${http}/v1/chat/completions -H 'content-type: application/json'${keyed ? ' -H "authorization: Bearer $KEY"' : ''} -d '${body}'`,
     '',
   ].join('\n')
 }

@@ -6,7 +6,10 @@ import { ConfigError, loadConfig } from '../../engine/config/index.js'
 import type { EngineCommand } from '../engine-client/process.js'
 import { formatAddress, ListenError } from '../listeners.js'
 import { Gateway, VERSION } from '../main.js'
+import { KeyEditError } from '../keys/edit.js'
+import { loadKeyFile } from '../keys/watch.js'
 import { formatBanner } from './banner.js'
+import { keysCommand } from './keys.js'
 
 /** A program beside this file: bundled, or from sources when this runs from sources. */
 function besides(bundle: string, source: string): string {
@@ -21,7 +24,7 @@ function nodeCommand(file: string): EngineCommand {
 
 /** Prints one line for failures that a person can act on; anything else keeps its stack. Ends the process. */
 function fail(error: unknown): never {
-  const known = error instanceof ConfigError || error instanceof ListenError
+  const known = error instanceof ConfigError || error instanceof ListenError || error instanceof KeyEditError
   console.error(known ? error.message : error)
   process.exit(1)
 }
@@ -45,7 +48,15 @@ async function serve({ config, engine, logLevel }: ServeFlags): Promise<void> {
   const { http, grpc } = gateway.addresses
   const { engineStatus: status, services } = gateway
   const addresses = { http: formatAddress(http), grpc: formatAddress(grpc) }
-  console.log(formatBanner({ version: VERSION, ...addresses, models: services.models.list(), status }))
+  console.log(
+    formatBanner({
+      version: VERSION,
+      ...addresses,
+      models: services.models.list(),
+      keyed: services.access.keyed,
+      status,
+    }),
+  )
 }
 
 /** The first signal drains, the second one ends the process at once. */
@@ -61,7 +72,14 @@ function stopOnSignal(gateway: Gateway): void {
 }
 
 function check({ config }: { config: string }): void {
-  const { models } = loadConfig(config)
+  const { models, server } = loadConfig(config)
+  if (server.api_keys_file !== undefined) {
+    const keys = loadKeyFile(
+      server.api_keys_file,
+      models.map(({ id }) => id),
+    )
+    console.log(`${server.api_keys_file}: valid, ${keys.length} keys`)
+  }
   console.log(`${config}: valid, ${models.map(({ id, variants }) => `${id} (${variants.length} rungs)`).join(', ')}`)
 }
 
@@ -106,6 +124,7 @@ program
       fail(error)
     }
   })
+program.addCommand(keysCommand(configOption, fail))
 for (const [name, description] of TOOLS) {
   program
     .command(name)

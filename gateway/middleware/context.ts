@@ -9,6 +9,8 @@ export interface Exchange {
   id: string
   /** The matched route's pattern; "unmatched" until there is one. */
   route: string
+  /** Name of the caller's key. */
+  key?: string
   /** The rung that served it. */
   variant?: string
   /** How it failed. */

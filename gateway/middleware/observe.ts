@@ -56,7 +56,7 @@ export function observe(log: Logger, registry: Registry): MiddlewareHandler<Http
 
 /** Nothing of body or query: a prompt never reaches the log from here. */
 function logFields(
-  { id, route, variant, error }: Exchange,
+  { id, route, key, variant, error }: Exchange,
   { method, headers }: IncomingMessage,
   status: number,
   seconds: number,
@@ -67,6 +67,7 @@ function logFields(
     method,
     route,
     status,
+    key,
     ms: Math.round(seconds * 1e5) / 100,
     variant,
     error,

@@ -31,10 +31,11 @@ export function sendError(outgoing: ServerResponse, error: GatewayError): void {
     outgoing.destroy()
     return
   }
-  sendText(outgoing, error.httpStatus, JSON.stringify(error.toObject()), retryAfter(error))
+  sendText(outgoing, error.httpStatus, JSON.stringify(error.toObject()), errorHeaders(error))
 }
 
-function retryAfter({ retryAfterMs }: GatewayError): OutgoingHttpHeaders {
+function errorHeaders({ code, retryAfterMs }: GatewayError): OutgoingHttpHeaders {
+  if (code === 'unauthorized') return { 'www-authenticate': 'Bearer' }
   return retryAfterMs === undefined ? {} : { 'retry-after': String(Math.max(1, Math.ceil(retryAfterMs / 1000))) }
 }
 

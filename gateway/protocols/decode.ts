@@ -8,7 +8,7 @@ import type { Origin } from './origin.js'
 import { checkText, decodeLogitBias, decodePrompt, decodeStop, decodeTokenIds, type Inputs } from './prompt.js'
 
 /** What decoding needs of the services. */
-type DecodeServices = Pick<Services, 'limits' | 'models'>
+export type DecodeServices = Pick<Services, 'limits' | 'models'>
 
 /** A decoded body. Choice i of request r has index r * n + i in the answer. */
 export interface Call {

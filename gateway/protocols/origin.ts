@@ -1,12 +1,12 @@
 /** What a request's headers (HTTP, WebSocket upgrade) or metadata (gRPC) say beside its body. */
-import { createHash, randomUUID } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { GatewayError } from '../errors.js'
 
 /** Where a request comes from and how urgent it is. */
 export interface Origin {
   /** Ours, unique: "req-...". */
   id: string
-  /** Fairness and cache salt: a digest of the bearer token, '' without one. */
+  /** Fairness and cache salt: of the caller's grant. */
   tenant: string
   /** A valid W3C traceparent. */
   traceparent?: string
@@ -23,14 +23,14 @@ const MAX_DEADLINE_MS = 24 * 60 * 60 * 1000
 const MAX_PRIORITY = 2 ** 31 - 1
 
 /** Reads the headers. Throws GatewayError when priority or deadline is not a number in range. */
-export function readOrigin(header: HeaderLookup, id = newRequestId()): Origin {
+export function readOrigin(header: HeaderLookup, tenant: string, id = newRequestId()): Origin {
   const traceparent = validTraceparent(header('traceparent'))
   const clientRequestId = header('x-request-id')
   const priority = integerHeader(header, 'x-edgeshift-priority', -MAX_PRIORITY - 1, MAX_PRIORITY)
   const deadlineMs = integerHeader(header, 'x-edgeshift-deadline-ms', 1, MAX_DEADLINE_MS)
   return {
     id,
-    tenant: tenantOf(header('authorization')),
+    tenant,
     ...(traceparent !== undefined && { traceparent }),
     ...(clientRequestId !== undefined && { clientRequestId: cleanClientId(clientRequestId) }),
     ...(priority !== undefined && { priority }),
@@ -48,9 +48,9 @@ export function cleanClientId(id: string): string {
   return id.slice(0, 64).replace(/[^\x21-\x7e]/g, '?')
 }
 
-function tenantOf(authorization: string | undefined): string {
-  const token = authorization && /^bearer\s+(\S+)$/i.exec(authorization)?.[1]
-  return token ? createHash('sha256').update(token).digest('hex').slice(0, 16) : ''
+/** The token of an `authorization` header of the form "Bearer TOKEN". */
+export function bearerToken(authorization: string | undefined): string | undefined {
+  return authorization === undefined ? undefined : /^bearer\s+(\S+)$/i.exec(authorization)?.[1]
 }
 
 /** The header when it is a W3C traceparent (version 00, or a later one with more fields), else undefined. */

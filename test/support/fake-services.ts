@@ -2,6 +2,7 @@
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import { GatewayError } from '../../gateway/errors.js'
+import { openAccess } from '../../gateway/keys/access.js'
 import type {
   GenerateEvent,
   GenerateHandle,
@@ -201,11 +202,15 @@ export interface FakeServices extends Services {
 /** Builds FakeServices; `script` answers every request until the test sets another. */
 export function fakeServices(script?: FakeScript): FakeServices {
   const report: HealthReport = { status: 'ok', models: { fake: { fp16: 'unloaded', int4: 'ready' }, other: {} } }
-  const services: FakeServices = {
+  const granted = {
     generator: new FakeGenerator(script),
     models: new FakeDirectory(),
+    health: (): HealthReport => services.report,
+  }
+  const services: FakeServices = {
+    ...granted,
+    access: openAccess(granted),
     report,
-    health: () => services.report,
     limits: TEST_LIMITS,
     log: pino({ level: 'silent' }),
     metrics: new Registry(),

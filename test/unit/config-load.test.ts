@@ -279,7 +279,7 @@ describe('between values', () => {
     [
       'not loopback',
       having('server: { http: "0.0.0.0:80" }'),
-      '2:17 server.http: 0.0.0.0 is not a loopback address; off loopback API keys are required, and they are not supported yet',
+      '2:17 server.http: 0.0.0.0 is not a loopback address, and off loopback API keys are required: set server.api_keys_file (edgeshift keys create)',
     ],
     [
       'same address',

@@ -10,9 +10,8 @@ import type {
   TokenizeRequest,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import type { GenerateRequest } from '../../request.js'
-import type { Services } from '../../services.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
-import { decodeChat, decodeCompletion } from '../decode.js'
+import { decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
 import { parseBody } from '../fields.js'
 import type { Origin } from '../origin.js'
 import { checkText, decodeTokenIds } from '../prompt.js'
@@ -21,12 +20,16 @@ import { checkText, decodeTokenIds } from '../prompt.js'
 type Body = Record<string, unknown>
 
 /** Decodes and validates a chat. Throws GatewayError naming the field as the HTTP API does. */
-export function chatRequest(request: ChatRequest, origin: Origin, services: Services): GenerateRequest {
+export function chatRequest(request: ChatRequest, origin: Origin, services: DecodeServices): GenerateRequest {
   return decodeChat(chatBody(request), origin, services).requests[0]
 }
 
 /** Decodes and validates a completion; a message holds one prompt. Throws like chatRequest. */
-export function completionRequest(request: CompletionRequest, origin: Origin, services: Services): GenerateRequest {
+export function completionRequest(
+  request: CompletionRequest,
+  origin: Origin,
+  services: DecodeServices,
+): GenerateRequest {
   return decodeCompletion(completionBody(request), origin, services).requests[0]
 }
 
@@ -39,7 +42,7 @@ export function tokenizeRequest({ model, text, parseSpecial }: TokenizeRequest):
 /** Validates a detokenize request: every id is in the model's vocabulary. Throws like chatRequest. */
 export function detokenizeRequest(
   { model, tokens }: DetokenizeRequest,
-  { models }: Pick<Services, 'models'>,
+  { models }: Pick<DecodeServices, 'models'>,
 ): DetokenizeRequest {
   const body = parseBody(detokenizeBodySchema, { ...modelField(model), tokens })
   return { model: body.model, tokens: decodeTokenIds(body.tokens, 'tokens', models.vocabSize(body.model)) }

@@ -2,9 +2,16 @@
  * grpc.health.v1.Health over the box's own report, read on demand. The definition is grpc-health-check's; its
  * implementation is not used because it keeps an entry for every name a client ever watched.
  */
-import type { ServerWritableStream, UntypedServiceImplementation, sendUnaryData, ServerUnaryCall } from '@grpc/grpc-js'
+import type {
+  Metadata,
+  ServerWritableStream,
+  UntypedServiceImplementation,
+  sendUnaryData,
+  ServerUnaryCall,
+} from '@grpc/grpc-js'
 import { status as grpcStatus } from '@grpc/grpc-js'
 import type { HealthReport } from '../../services.js'
+import { callToken } from './metadata.js'
 
 /** States of the health protocol, by name as grpc-health-check's definition encodes them. */
 export type ServingStatus = 'SERVING' | 'NOT_SERVING' | 'SERVICE_UNKNOWN'
@@ -43,21 +50,24 @@ export class HealthService {
   private readonly watchers = new Map<ServerWritableStream<HealthRequest, HealthResponse>, ServingStatus>()
   private timer: NodeJS.Timeout | undefined
 
-  /** `intervalMs`: how stale a watcher's view may get. */
+  /** `health`: what the caller with a token may see; `intervalMs`: how stale a watcher's view may get. */
   constructor(
-    private readonly health: () => HealthReport,
+    private readonly health: (token: string | undefined) => HealthReport,
     private readonly intervalMs: number,
   ) {}
 
   readonly calls: UntypedServiceImplementation = {
     check: (call: ServerUnaryCall<HealthRequest, HealthResponse>, callback: sendUnaryData<HealthResponse>): void => {
-      const status = servingStatus(this.health(), call.request.service)
+      const status = servingStatus(this.seenBy(call), call.request.service)
       if (status !== 'SERVICE_UNKNOWN') callback(null, { status })
       else callback({ code: grpcStatus.NOT_FOUND, details: 'no such service or model' })
     },
     watch: (call: ServerWritableStream<HealthRequest, HealthResponse>): void => this.watch(call),
-    list: (_call: unknown, callback: sendUnaryData<{ statuses: Record<string, HealthResponse> }>): void => {
-      const report = this.health()
+    list: (
+      call: { metadata: Metadata },
+      callback: sendUnaryData<{ statuses: Record<string, HealthResponse> }>,
+    ): void => {
+      const report = this.seenBy(call)
       const names = [...OVERALL, ...Object.keys(report.models)]
       callback(null, {
         statuses: Object.fromEntries(names.map((name) => [name, { status: servingStatus(report, name) }])),
@@ -67,9 +77,8 @@ export class HealthService {
 
   /** Tells watchers what changed; also called by the timer. */
   refresh(): void {
-    const report = this.health()
     for (const [call, told] of this.watchers) {
-      const status = servingStatus(report, call.request.service)
+      const status = servingStatus(this.seenBy(call), call.request.service)
       if (status === told) continue
       this.watchers.set(call, status)
       call.write({ status })
@@ -84,7 +93,7 @@ export class HealthService {
   }
 
   private watch(call: ServerWritableStream<HealthRequest, HealthResponse>): void {
-    const status = servingStatus(this.health(), call.request.service)
+    const status = servingStatus(this.seenBy(call), call.request.service)
     this.watchers.set(call, status)
     call.write({ status })
     call.on('cancelled', () => {
@@ -92,6 +101,10 @@ export class HealthService {
       this.stopIfIdle()
     })
     this.timer ??= setInterval(() => this.refresh(), this.intervalMs).unref()
+  }
+
+  private seenBy({ metadata }: { metadata: Metadata }): HealthReport {
+    return this.health(callToken(metadata))
   }
 
   private stopIfIdle(): void {

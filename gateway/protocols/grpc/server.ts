@@ -49,7 +49,7 @@ export class GrpcServer {
       'grpc.keepalive_timeout_ms': bounds.keepaliveTimeoutMs,
       'grpc.enable_channelz': 0,
     })
-    const health = new HealthService(() => services.health(), healthIntervalMs)
+    const health = new HealthService((token) => services.access.health(token), healthIntervalMs)
     server.addService(servedDefinition, gatewayCalls(services, stallMs))
     server.addService(healthDefinition, health.calls)
     reflectionService().addToServer(server)

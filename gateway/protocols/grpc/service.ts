@@ -17,12 +17,14 @@ import type {
   TokenizeResponse,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import type { GenerateRequest } from '../../request.js'
-import type { Services } from '../../services.js'
+import type { Grant, Services } from '../../services.js'
+import type { DecodeServices } from '../decode.js'
 import { type Origin, readOrigin } from '../origin.js'
 import { chatRequest, completionRequest, detokenizeRequest, tokenizeRequest } from './decode.js'
 import { type Decoded, requireDecoded } from './definition.js'
 import { encodeModel } from './encode.js'
 import { respond, stream } from './generate.js'
+import { callToken, entryOf } from './metadata.js'
 import { errorStatus } from './status.js'
 
 /** What a call of either shape tells beside its request. */
@@ -31,7 +33,7 @@ interface CallHead {
   getDeadline(): Date | number
 }
 
-type Decode<T> = (request: T, origin: Origin, services: Services) => GenerateRequest
+type Decode<T> = (request: T, origin: Origin, services: DecodeServices) => GenerateRequest
 
 /** Implements the service; `stallMs` bounds how long a streaming client may leave its window full. */
 export function gatewayCalls(services: Services, stallMs: number): UntypedServiceImplementation {
@@ -49,8 +51,10 @@ export function gatewayCalls(services: Services, stallMs: number): UntypedServic
 function respondTo<T>(services: Services, decode: Decode<T>): handleUnaryCall<Decoded<T>, GenerateResponse> {
   return (call, callback) => {
     try {
-      const request = decode(requireDecoded(call.request), callOrigin(call, services), services)
-      respond(services.generator, request, call, callback)
+      const { tenant, models, generator } = admit(call, services)
+      const origin = callOrigin(call, tenant, services)
+      const request = decode(requireDecoded(call.request), origin, { limits: services.limits, models })
+      respond(generator, request, call, callback)
     } catch (error) {
       callback(errorStatus(error))
     }
@@ -64,8 +68,10 @@ function streamTo<T>(
 ): handleServerStreamingCall<Decoded<T>, GenerateEvent> {
   return (call) => {
     try {
-      const request = decode(requireDecoded(call.request), callOrigin(call, services), services)
-      stream(services.generator, request, call, stallMs)
+      const { tenant, models, generator } = admit(call, services)
+      const origin = callOrigin(call, tenant, services)
+      const request = decode(requireDecoded(call.request), origin, { limits: services.limits, models })
+      stream(generator, request, call, stallMs)
     } catch (error) {
       call.emit('error', errorStatus(error))
     }
@@ -75,25 +81,28 @@ function streamTo<T>(
 function listModels(services: Services): handleUnaryCall<Decoded<ListModelsRequest>, ListModelsResponse> {
   return (call, callback) =>
     void settle(callback, async () => {
+      const { models } = admit(call, services)
       requireDecoded(call.request)
-      return { models: services.models.list().map(encodeModel) }
+      return { models: models.list().map(encodeModel) }
     })
 }
 
 function tokenize(services: Services): handleUnaryCall<Decoded<TokenizeRequest>, TokenizeResponse> {
   return (call, callback) =>
     void settle(callback, async () => {
+      const { models } = admit(call, services)
       const { model, text, parseSpecial } = tokenizeRequest(requireDecoded(call.request))
-      const { maxModelLen } = services.models.find(model)
-      return { tokens: await services.models.tokenize(model, text, parseSpecial), maxModelLen }
+      const { maxModelLen } = models.find(model)
+      return { tokens: await models.tokenize(model, text, parseSpecial), maxModelLen }
     })
 }
 
 function detokenize(services: Services): handleUnaryCall<Decoded<DetokenizeRequest>, DetokenizeResponse> {
   return (call, callback) =>
     void settle(callback, async () => {
-      const { model, tokens } = detokenizeRequest(requireDecoded(call.request), services)
-      return { text: await services.models.detokenize(model, tokens) }
+      const { models } = admit(call, services)
+      const { model, tokens } = detokenizeRequest(requireDecoded(call.request), { models })
+      return { text: await models.detokenize(model, tokens) }
     })
 }
 
@@ -109,9 +118,14 @@ async function settle<T>(callback: sendUnaryData<T>, work: () => Promise<T>): Pr
   callback(null, value)
 }
 
+/** What the caller may use. Throws unauthorized. */
+function admit({ metadata }: Pick<CallHead, 'metadata'>, { access }: Services): Grant {
+  return access.admit(callToken(metadata))
+}
+
 /** Metadata and deadline of a call; of repeated entries the first counts. Logs the client's own request id. */
-function callOrigin(call: CallHead, { log }: Services): Origin {
-  const origin = readOrigin((name) => call.metadata.get(name)[0]?.toString())
+function callOrigin(call: CallHead, tenant: string, { log }: Services): Origin {
+  const origin = readOrigin((name) => entryOf(call.metadata, name), tenant)
   const { id, clientRequestId } = origin
   if (clientRequestId !== undefined) log.info({ id, clientRequestId }, 'request')
   const deadline = Number(call.getDeadline())

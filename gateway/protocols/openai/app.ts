@@ -6,11 +6,11 @@ import type { HttpContext, HttpEnv } from '../../middleware/context.js'
 import { observe } from '../../middleware/observe.js'
 import { noteError, sendError, sendText } from '../../middleware/reply.js'
 import { GatewayError } from '../../errors.js'
-import type { Services } from '../../services.js'
+import type { Grant, Services } from '../../services.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
-import { type Call, decodeChat, decodeCompletion } from '../decode.js'
+import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
 import { parseBody } from '../fields.js'
-import { type Origin, readOrigin } from '../origin.js'
+import { bearerToken, type Origin, readOrigin } from '../origin.js'
 import { checkText, decodeTokenIds } from '../prompt.js'
 import { encodeChatAnswer, encodeCompletionAnswer } from './answer.js'
 import { chatChunks, completionChunks } from './chunks.js'
@@ -31,7 +31,7 @@ type Handler = (c: HttpContext) => void | Promise<void>
 /** The HTTP application. Handlers write to the raw Node response, so it answers only behind a Node server. */
 export function createHttpApp(services: Services, times: StreamTimes = STREAM_TIMES): Hono<HttpEnv> {
   const app = new Hono<HttpEnv>()
-  const { log, limits, models } = services
+  const { access, log, limits } = services
   const heartbeat = new Heartbeat(times)
 
   const route = (method: Method, path: string, handler: Handler): void => {
@@ -47,16 +47,26 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
       throw new GatewayError('method_not_allowed', `${c.req.method} is not allowed on ${name}; use ${method}`)
     })
   }
+  /** What the caller may use; nothing of a stranger's request is read before. */
+  const admit = (c: HttpContext): Grant => {
+    const grant = access.admit(tokenOf(c))
+    if (grant.key !== undefined) c.get('exchange').key = grant.key
+    return grant
+  }
+  const admitAdmin = (c: HttpContext): void => {
+    if (!admit(c).admin) throw new GatewayError('forbidden', 'this needs a key with admin: true')
+  }
   const body = (c: HttpContext): Promise<unknown> => readJson(c.env.incoming, limits.maxBodyBytes)
 
   const generate =
-    (endpoint: Endpoint, decode: (body: unknown, origin: Origin, services: Services) => Call): Handler =>
+    (endpoint: Endpoint, decode: (body: unknown, origin: Origin, services: DecodeServices) => Call): Handler =>
     async (c) => {
       const { incoming, outgoing } = c.env
       const exchange = c.get('exchange')
-      const origin = readOrigin((name) => headerText(incoming.headers[name]), exchange.id)
-      const call = decode(await body(c), origin, services)
-      respond(call, { outgoing, exchange, endpoint, generator: services.generator, heartbeat, log })
+      const { tenant, models, generator } = admit(c)
+      const origin = readOrigin((name) => headerText(incoming.headers[name]), tenant, exchange.id)
+      const call = decode(await body(c), origin, { limits, models })
+      respond(call, { outgoing, exchange, endpoint, generator, heartbeat, log })
     }
 
   app.use(observe(log, services.metrics))
@@ -70,23 +80,26 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
 
   route('POST', '/v1/chat/completions', generate(CHAT, decodeChat))
   route('POST', '/v1/completions', generate(COMPLETION, decodeCompletion))
-  route('GET', '/v1/models', (c) => json(c, encodeModelList(models)))
-  route('GET', '/v1/models/:id{.+}', (c) => json(c, encodeModelNamed(models, c.req.param('id') ?? '')))
+  route('GET', '/v1/models', (c) => json(c, encodeModelList(admit(c).models)))
+  route('GET', '/v1/models/:id{.+}', (c) => json(c, encodeModelNamed(admit(c).models, c.req.param('id') ?? '')))
   route('POST', '/tokenize', async (c) => {
+    const { models } = admit(c)
     const { model, prompt, parse_special: parseSpecial = false } = parseBody(tokenizeBodySchema, await body(c))
     const tokens = await models.tokenize(model, checkText(prompt, 'prompt'), parseSpecial)
     json(c, { tokens, count: tokens.length, max_model_len: models.find(model).maxModelLen })
   })
   route('POST', '/detokenize', async (c) => {
+    const { models } = admit(c)
     const { model, tokens } = parseBody(detokenizeBodySchema, await body(c))
     const prompt = await models.detokenize(model, decodeTokenIds(tokens, 'tokens', models.vocabSize(model)))
     json(c, { prompt })
   })
   route('GET', '/health', (c) => {
-    const report = services.health()
+    const report = access.health(tokenOf(c))
     json(c, report, report.status === 'ok' || report.status === 'degraded' ? 200 : 503)
   })
   route('GET', '/metrics', async (c) => {
+    admitAdmin(c)
     const text = await services.metrics.metrics()
     sendText(c.env.outgoing, 200, text, { 'content-type': services.metrics.contentType })
   })
@@ -97,6 +110,10 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
 
 function json(c: HttpContext, value: object, status = 200): void {
   sendText(c.env.outgoing, status, JSON.stringify(value))
+}
+
+function tokenOf(c: HttpContext): string | undefined {
+  return bearerToken(c.env.incoming.headers.authorization)
 }
 
 function headerText(value: string | string[] | undefined): string | undefined {

@@ -4,7 +4,8 @@ import type { Duplex } from 'node:stream'
 import { WebSocketServer } from 'ws'
 import { GatewayError, toGatewayError } from '../../errors.js'
 import type { Services } from '../../services.js'
-import { readOrigin } from '../origin.js'
+import { bearerToken, readOrigin } from '../origin.js'
+import { chooseProtocol, keyOf } from './subprotocol.js'
 import { isOriginAllowed } from './origin-policy.js'
 import { Session, type SessionSettings } from './session.js'
 
@@ -53,6 +54,7 @@ export class ChatSockets {
       clientTracking: false,
       perMessageDeflate: false,
       autoPong: false,
+      handleProtocols: chooseProtocol,
       maxPayload: services.limits.maxBodyBytes,
       // Not in @types/ws yet.
       closeTimeout: this.settings.closeMs,
@@ -90,9 +92,13 @@ export class ChatSockets {
   private upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     try {
       this.admit(request)
-      const origin = readOrigin((name) => headerOf(request, name))
+      const token = bearerToken(request.headers.authorization) ?? keyOf(headerOf(request, 'sec-websocket-protocol'))
+      const { tenant } = this.services.access.admit(token)
+      const origin = readOrigin((name) => headerOf(request, name), tenant)
       this.handshakes.handleUpgrade(request, socket, head, (webSocket) => {
-        const session = new Session(webSocket, origin, this.services, this.settings, () => this.remove(session))
+        const session = new Session(webSocket, { ...origin, token }, this.services, this.settings, () =>
+          this.remove(session),
+        )
         this.add(session)
       })
     } catch (error) {

@@ -1,9 +1,9 @@
 /** One chat socket: its running requests, what it may send, when it ends. */
 import { type RawData, WebSocket } from 'ws'
 import { GatewayError, toGatewayError } from '../../errors.js'
-import type { GenerateHandle } from '../../request.js'
+import type { GenerateHandle, Generator } from '../../request.js'
 import type { Services } from '../../services.js'
-import { type Call, decodeChat, decodeCompletion } from '../decode.js'
+import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
 import { generateAll } from '../merge.js'
 import { isRecord, parseBody } from '../fields.js'
 import { newRequestId, type Origin } from '../origin.js'
@@ -31,6 +31,9 @@ interface Running {
   handle: GenerateHandle | undefined
 }
 
+/** What the upgrade request said; `token` is the caller's key. */
+export type SocketOrigin = Origin & { token: string | undefined }
+
 /** One socket. Owns its requests: whatever ends the socket cancels them at once. */
 export class Session implements OutboxOwner {
   private readonly running = new Map<string, Running>()
@@ -44,7 +47,7 @@ export class Session implements OutboxOwner {
   /** `origin` is read from the upgrade request; `onClose` is called once, when the socket is gone. */
   constructor(
     private readonly socket: WebSocket,
-    private readonly origin: Origin,
+    private readonly origin: SocketOrigin,
     private readonly services: Services,
     private readonly settings: SessionSettings,
     onClose: () => void,
@@ -161,7 +164,10 @@ export class Session implements OutboxOwner {
   private start(type: 'chat' | 'completion', id: string, body: Record<string, unknown>): void {
     try {
       this.checkRoom(id)
-      this.run(id, this.decode(type, body))
+      const { access, limits } = this.services
+      // Every time: a key may have been revoked since the socket was opened.
+      const { models, generator } = access.admit(this.origin.token)
+      this.run(id, this.decode(type, body, { limits, models }), generator)
     } catch (error) {
       this.outbox.send(encodeError(toGatewayError(error), id))
     }
@@ -178,7 +184,7 @@ export class Session implements OutboxOwner {
     }
   }
 
-  private decode(type: 'chat' | 'completion', body: Record<string, unknown>): Call {
+  private decode(type: 'chat' | 'completion', body: Record<string, unknown>, services: DecodeServices): Call {
     for (const param of Object.keys(FORM_FIELDS)) {
       if (!Object.hasOwn(body, param)) continue
       throw new GatewayError(
@@ -188,14 +194,14 @@ export class Session implements OutboxOwner {
       )
     }
     const origin = { ...this.origin, id: newRequestId() }
-    return type === 'chat' ? decodeChat(body, origin, this.services) : decodeCompletion(body, origin, this.services)
+    return type === 'chat' ? decodeChat(body, origin, services) : decodeCompletion(body, origin, services)
   }
 
-  private run(id: string, { requests }: Call): void {
+  private run(id: string, { requests }: Call, generator: Generator): void {
     const encoder = new EventEncoder(id, requests[0].id)
     const entry: Running = { handle: undefined }
     this.running.set(id, entry)
-    entry.handle = generateAll(this.services.generator, requests, (event) => {
+    entry.handle = generateAll(generator, requests, (event) => {
       // A socket that is over has forgotten its requests; their last events have nowhere to go.
       if (this.over) return
       this.outbox.send(encoder.encode(event))

@@ -1,0 +1,88 @@
+/** Changes to the key file by commands; comments and order of a file that people edit too are kept. */
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { Document, isMap, isSeq, parseDocument } from 'yaml'
+import { readText } from '../../engine/config/index.js'
+import { type KeyEntry, parseKeyFile } from './key-file.js'
+import { newKey } from './secret.js'
+
+/** A command on keys cannot be done; the message is one line for a person. */
+export class KeyEditError extends Error {
+  constructor(message: string) {
+    super(message)
+    this.name = 'KeyEditError'
+  }
+}
+
+/** What a new key may do; absent = as an entry without the field. */
+export type KeyRights = Partial<Omit<KeyEntry, 'id' | 'name' | 'sha256'>>
+
+const HEADER = ' API keys by their hashes; written by "edgeshift keys". A change takes effect within a second or two.'
+
+/** Adds a key; makes the file where there is none. Returns the key's text, which is nowhere else. Throws KeyEditError, ConfigError. */
+export function createKey(file: string, modelIds: readonly string[], name: string, rights: KeyRights): string {
+  const { id, text, sha256 } = newKey()
+  edit(file, modelIds, (document) => {
+    const keys = document.get('keys')
+    const entry = document.createNode({ id, name, sha256, ...rights })
+    if (isSeq(keys) && keys.items.length > 0) keys.add(entry)
+    else document.set('keys', document.createNode([entry]))
+  })
+  return text
+}
+
+/** Removes the key with an id or name; returns its entry. Throws KeyEditError, ConfigError. */
+export function revokeKey(file: string, modelIds: readonly string[], idOrName: string): KeyEntry {
+  const entries = parseKeyFile(readText(file), file, modelIds)
+  const revoked = entries.find(({ id }) => id === idOrName) ?? entries.find(({ name }) => name === idOrName)
+  if (!revoked) throw new KeyEditError(`${file}: no key has the id or name "${idOrName}"`)
+  edit(file, modelIds, (document) => {
+    const keys = document.get('keys')
+    if (!isSeq(keys)) return
+    keys.items = keys.items.filter((item) => !isMap(item) || item.get('id') !== revoked.id)
+    // An empty block list has no form of its own.
+    if (keys.items.length === 0) keys.flow = true
+  })
+  return revoked
+}
+
+/** Rewrites the file whole or not at all. The new file's name is the lock: two commands at a time do not lose a key. */
+function edit(file: string, modelIds: readonly string[], change: (document: Document) => void): void {
+  const next = `${file}.new`
+  const descriptor = openNew(next, existsSync(file) ? statSync(file).mode & 0o777 : 0o600)
+  try {
+    const document = openDocument(file, modelIds)
+    change(document)
+    const text = document.toString({ lineWidth: 0 })
+    parseKeyFile(text, file, modelIds)
+    writeFileSync(descriptor, text)
+    fsyncSync(descriptor)
+    renameSync(next, file)
+  } catch (error) {
+    rmSync(next, { force: true })
+    throw error
+  } finally {
+    closeSync(descriptor)
+  }
+}
+
+function openNew(file: string, mode: number): number {
+  try {
+    return openSync(file, 'wx', mode)
+  } catch (error) {
+    const exists = error instanceof Error && 'code' in error && error.code === 'EEXIST'
+    const why = error instanceof Error ? error.message : String(error)
+    throw new KeyEditError(exists ? `${file} exists: another command is at work, or was killed; then remove it` : why)
+  }
+}
+
+/** The file as it is, checked, or a new one. */
+function openDocument(file: string, modelIds: readonly string[]): Document {
+  if (!existsSync(file)) {
+    const document = new Document({ keys: [] })
+    document.commentBefore = HEADER
+    return document
+  }
+  const text = readText(file)
+  parseKeyFile(text, file, modelIds)
+  return parseDocument(text)
+}

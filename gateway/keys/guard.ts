@@ -1,0 +1,140 @@
+/** What a key may see and ask for, as the interfaces that adapters use anyway. */
+import { GatewayError, toGatewayError } from '../errors.js'
+import type {
+  GenerateEvent,
+  GenerateHandle,
+  GenerateInput,
+  GenerateRequest,
+  GenerateSink,
+  Generator,
+} from '../request.js'
+import type { ModelDirectory, ModelEntry } from '../services.js'
+import type { Meter } from './meter.js'
+
+/** The directory of the models that a key may use. Others are refused alike, whether they exist or not. */
+export class ScopedModels implements ModelDirectory {
+  readonly #inner: ModelDirectory
+  readonly #allowed: ReadonlySet<string>
+
+  constructor(inner: ModelDirectory, allowed: ReadonlySet<string>) {
+    this.#inner = inner
+    this.#allowed = allowed
+  }
+
+  list(): ModelEntry[] {
+    return this.#inner.list().filter(({ id }) => this.#allowed.has(id))
+  }
+
+  find(name: string): ModelEntry {
+    const model = this.#lookUp(name)
+    if (model && this.#allowed.has(model.id)) return model
+    const message = `this key may not use a model '${name}'; it may use: ${[...this.#allowed].join(', ')}`
+    throw new GatewayError('forbidden', message, { param: 'model' })
+  }
+
+  async tokenize(name: string, text: string, parseSpecial: boolean): Promise<number[]> {
+    this.find(name)
+    return this.#inner.tokenize(name, text, parseSpecial)
+  }
+
+  async detokenize(name: string, tokens: readonly number[]): Promise<string> {
+    this.find(name)
+    return this.#inner.detokenize(name, tokens)
+  }
+
+  vocabSize(name: string): number {
+    this.find(name)
+    return this.#inner.vocabSize(name)
+  }
+
+  #lookUp(name: string): ModelEntry | undefined {
+    try {
+      return this.#inner.find(name)
+    } catch (error) {
+      if (toGatewayError(error).code === 'model_not_found') return undefined
+      throw error
+    }
+  }
+}
+
+const NOTHING: GenerateHandle = { cancel: () => undefined, pause: () => undefined, resume: () => undefined }
+
+/** A generator that holds a key to its models, priority and rates. */
+export class GuardedGenerator implements Generator {
+  /** `ceiling`: the most urgent priority; what asks for none gets at most that. */
+  constructor(
+    private readonly inner: Generator,
+    private readonly models: ModelDirectory,
+    private readonly ceiling: number,
+    private readonly meter: Meter,
+  ) {}
+
+  generate(request: GenerateRequest, sink: GenerateSink): GenerateHandle {
+    try {
+      this.models.find(request.model)
+      return this.#start(this.#withinCeiling(request), sink)
+    } catch (error) {
+      sink({ type: 'error', error: toGatewayError(error) })
+      return NOTHING
+    }
+  }
+
+  #withinCeiling(request: GenerateRequest): GenerateRequest {
+    const { ceiling } = this
+    if (request.priority >= ceiling) return request
+    // 0 is what a request has that asks for nothing.
+    if (request.priority === 0) return { ...request, priority: ceiling }
+    throw new GatewayError('forbidden', `this key's most urgent priority is ${ceiling}`, { param: 'priority' })
+  }
+
+  #start(request: GenerateRequest, sink: GenerateSink): GenerateHandle {
+    if (this.meter.unbounded) return this.inner.generate(request, sink)
+    const estimate = estimateTokens(request.input)
+    this.meter.admit(estimate)
+    const bill = new Bill(this.meter, estimate)
+    return this.inner.generate(request, (event) => {
+      bill.take(event)
+      sink(event)
+    })
+  }
+}
+
+/** One request's account: the prompt as estimated, then every token as it comes, then what was really used. */
+class Bill {
+  #started = false
+  #charged: number
+
+  constructor(
+    private readonly meter: Meter,
+    private readonly estimate: number,
+  ) {
+    this.#charged = estimate
+  }
+
+  take(event: GenerateEvent): void {
+    if (event.type === 'started') this.#started = true
+    else if (event.type === 'text') this.#charge(event.tokens.length)
+    else if (event.type === 'usage') {
+      this.#charge(event.usage.promptTokens + event.usage.completionTokens - this.#charged)
+      // Whoever gave up while waiting has its request counted: asking and leaving must not be free.
+    } else if (event.type === 'error' && !this.#started && event.error.code !== 'cancelled') {
+      this.meter.refund(this.estimate)
+    }
+  }
+
+  #charge(tokens: number): void {
+    this.#charged += tokens
+    this.meter.charge(tokens)
+  }
+}
+
+/** Characters of ordinary text per token. */
+const CHARACTERS_PER_TOKEN = 4
+
+/** About as many tokens as a prompt will have; corrected by the usage in the end. */
+function estimateTokens(input: GenerateInput): number {
+  if (input.kind === 'tokens') return input.tokens.length
+  const characters =
+    input.kind === 'text' ? input.text.length : input.messages.reduce((sum, { content }) => sum + content.length, 0)
+  return Math.ceil(characters / CHARACTERS_PER_TOKEN)
+}

@@ -1,0 +1,64 @@
+/** The file of API keys: its schema and its checks. */
+import { z } from 'zod'
+import { duplicates, type Finding, nearest, parseStrict } from '../../engine/config/index.js'
+
+const perMinute = () => z.int().min(1).max(1_000_000_000)
+
+/** A key's display name: letters, digits and a few signs that are safe in logs and shells. */
+export const nameSchema = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._@-]*$/, 'expected letters, digits, ".", "_", "@" or "-"')
+  .max(64)
+
+const keySchema = z.strictObject({
+  id: z.string().regex(/^[a-z0-9]{1,32}$/, 'expected 1 to 32 small letters and digits'),
+  name: nameSchema,
+  /** Of the whole key's text. */
+  sha256: z.string().regex(/^[0-9a-f]{64}$/, 'expected 64 hexadecimal digits'),
+  /** Ids of the models it may use; absent = all. */
+  models: z.array(z.string()).min(1).optional(),
+  requests_per_minute: perMinute().optional(),
+  tokens_per_minute: perMinute().optional(),
+  /** Most urgent priority that its requests may have; lower is more urgent. */
+  priority_ceiling: z
+    .int()
+    .min(-(2 ** 31))
+    .max(2 ** 31 - 1)
+    .default(0),
+  /** May use /admin and /metrics. */
+  admin: z.boolean().default(false),
+})
+
+const fileSchema = z.strictObject({ keys: z.array(keySchema) })
+
+/** One key of the file, with defaults. */
+export type KeyEntry = z.output<typeof keySchema>
+
+/** Checks the text of a key file; `modelIds` are those of models.yaml. Throws ConfigError with line and reason. */
+export function parseKeyFile(text: string, file: string, modelIds: readonly string[]): KeyEntry[] {
+  return parseStrict(text, file, fileSchema, ({ keys }) => checkKeys(keys, modelIds)).keys
+}
+
+function checkKeys(keys: readonly KeyEntry[], modelIds: readonly string[]): Finding[] {
+  const unique = (field: 'id' | 'name' | 'sha256', what: string): Finding[] =>
+    duplicates(
+      keys.map((key) => key[field]),
+      (index) => ['keys', index, field],
+      what,
+    )
+  return [
+    ...unique('id', 'key id'),
+    ...unique('name', 'key name'),
+    ...unique('sha256', 'hash'),
+    ...keys.flatMap(({ models = [] }, index) =>
+      models.flatMap((id, place) => unknownModel(id, ['keys', index, 'models', place], modelIds)),
+    ),
+  ]
+}
+
+function unknownModel(id: string, path: Finding['path'], modelIds: readonly string[]): Finding[] {
+  if (modelIds.includes(id)) return []
+  const near = nearest(id, modelIds)
+  const hint = near === undefined ? `models: ${modelIds.join(', ')}` : `did you mean "${near}"?`
+  return [{ path, message: `no model "${id}" (ids only, not tags); ${hint}` }]
+}

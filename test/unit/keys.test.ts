@@ -1,0 +1,289 @@
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import * as fc from 'fast-check'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { formatKeys } from '../../gateway/cli/keys.js'
+import { GatewayError } from '../../gateway/errors.js'
+import { KeyedAccess } from '../../gateway/keys/access.js'
+import { createKey, revokeKey } from '../../gateway/keys/edit.js'
+import { parseKeyFile } from '../../gateway/keys/key-file.js'
+import { Meter } from '../../gateway/keys/meter.js'
+import { digestOf, newKey } from '../../gateway/keys/secret.js'
+import { loadKeyFile } from '../../gateway/keys/watch.js'
+import type { GenerateEvent } from '../../gateway/request.js'
+import { answer, type FakeScript, fakeServices, hold } from '../support/fake-services.js'
+import { requestOf } from '../support/requests.js'
+
+const MODELS = ['fake', 'other']
+const HASH = 'a'.repeat(64)
+
+/** The faults of a file of keys, without the file's name. */
+function faults(text: string): string[] {
+  try {
+    parseKeyFile(text, 'keys.yaml', MODELS)
+    return []
+  } catch (error) {
+    return String(error instanceof Error ? error.message : error)
+      .split('\n')
+      .map((line) => line.replace('keys.yaml:', ''))
+  }
+}
+
+describe('the key file', () => {
+  it.each([
+    [
+      'an unknown key',
+      `keys: [{ id: a, name: n, sha256: ${HASH}, model: [fake] }]`,
+      /1:.*unknown key; did you mean "models"\?/,
+    ],
+    ['a missing hash', 'keys: [{ id: a, name: n }]', /keys\[0\]\.sha256: missing/],
+    ['a key instead of its hash', 'keys: [{ id: a, name: n, sha256: es_a_b }]', /expected 64 hexadecimal digits/],
+    ['a rate of nothing', `keys: [{ id: a, name: n, sha256: ${HASH}, requests_per_minute: 0 }]`, /requests_per_minute/],
+    [
+      'an unknown model',
+      `keys:\n- { id: a, name: n, sha256: ${HASH}, models: [fakes] }`,
+      /^2:.*no model "fakes".*did you mean "fake"\?/,
+    ],
+    [
+      'an id twice',
+      `keys:\n- { id: a, name: n, sha256: ${HASH} }\n- { id: a, name: m, sha256: ${'b'.repeat(64)} }`,
+      /^3:.*key id "a" is used twice/,
+    ],
+    ['no list', 'keys:', /keys: .*list/],
+    ['an empty file', '', /./],
+  ])('with %s is refused with place and reason', (_name, text, fault) => {
+    expect(faults(text).join('\n')).toMatch(fault)
+  })
+
+  it('gives the defaults of least right', () => {
+    const [key] = parseKeyFile(`keys: [{ id: a, name: n, sha256: ${HASH} }]`, 'keys.yaml', MODELS)
+    expect(key).toEqual({ id: 'a', name: 'n', sha256: HASH, priority_ceiling: 0, admin: false })
+  })
+})
+
+describe('commands on keys', () => {
+  let folder: string
+  let file: string
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'es-keys-'))
+    file = join(folder, 'keys.yaml')
+  })
+  afterEach(() => rmSync(folder, { recursive: true }))
+
+  it('make a key whose hash alone is kept, in a file that only its owner reads', () => {
+    const text = createKey(file, MODELS, 'laptop', { models: ['fake'], admin: true })
+    const [entry] = loadKeyFile(file, MODELS)
+    expect(entry).toMatchObject({
+      name: 'laptop',
+      models: ['fake'],
+      admin: true,
+      sha256: digestOf(text).toString('hex'),
+    })
+    expect(readFileSync(file, 'utf8')).not.toContain(text.split('_')[2])
+    expect(statSync(file).mode & 0o777).toBe(0o600)
+  })
+
+  it('keep comments and the other keys', () => {
+    createKey(file, MODELS, 'one', {})
+    writeFileSync(
+      file,
+      readFileSync(file, 'utf8').replace('    name: one', '    name: one # the first\n    priority_ceiling: 3'),
+    )
+    createKey(file, MODELS, 'two', { requests_per_minute: 5 })
+    expect(readFileSync(file, 'utf8')).toContain('# the first')
+    expect(revokeKey(file, MODELS, 'two').name).toBe('two')
+    expect(loadKeyFile(file, MODELS).map(({ name, priority_ceiling }) => [name, priority_ceiling])).toEqual([
+      ['one', 3],
+    ])
+  })
+
+  it('leave a file without keys readable and take keys again', () => {
+    createKey(file, MODELS, 'one', {})
+    revokeKey(file, MODELS, 'one')
+    expect(loadKeyFile(file, MODELS)).toEqual([])
+    createKey(file, MODELS, 'two', {})
+    expect(loadKeyFile(file, MODELS)).toHaveLength(1)
+  })
+
+  it('change nothing when they are refused', () => {
+    createKey(file, MODELS, 'one', {})
+    const before = readFileSync(file, 'utf8')
+    expect(() => createKey(file, MODELS, 'one', {})).toThrow(/key name "one" is used twice/)
+    expect(() => createKey(file, MODELS, 'two', { models: ['none'] })).toThrow(/no model "none"/)
+    expect(() => revokeKey(file, MODELS, 'three')).toThrow(/no key has the id or name "three"/)
+    writeFileSync(`${file}.new`, '')
+    expect(() => createKey(file, MODELS, 'two', {})).toThrow(/another command is at work/)
+    expect(readFileSync(file, 'utf8')).toBe(before)
+  })
+
+  it('list what each may do', () => {
+    createKey(file, MODELS, 'one', { requests_per_minute: 60, models: ['fake'] })
+    expect(formatKeys(loadKeyFile(file, MODELS)).split('\n')[1]).toMatch(/^[0-9a-f]{12} {2}one +fake +60 +- +0 +no$/)
+  })
+})
+
+/** The error a call throws. */
+function thrown(work: () => unknown): GatewayError {
+  try {
+    work()
+  } catch (error) {
+    if (error instanceof GatewayError) return error
+  }
+  throw new Error('no GatewayError')
+}
+
+describe('a meter', () => {
+  it('lets a minute of requests in at once, then one for each interval, and says when', () => {
+    let now = 0
+    const meter = new Meter({ requestsPerMinute: 60 }, () => now)
+    for (let i = 0; i < 60; i++) meter.admit(0)
+    expect(thrown(() => meter.admit(0))).toMatchObject({ code: 'rate_limit_exceeded', retryAfterMs: 1000 })
+    now = 999
+    expect(thrown(() => meter.admit(0)).retryAfterMs).toBe(1)
+    now = 1000
+    meter.admit(0)
+    expect(thrown(() => meter.admit(0)).retryAfterMs).toBe(1000)
+  })
+
+  it('makes later requests wait for tokens that were not foreseen, and lets a prompt above the rate in when full', () => {
+    let now = 0
+    const meter = new Meter({ tokensPerMinute: 600 }, () => now)
+    meter.admit(10_000)
+    expect(thrown(() => meter.admit(1)).retryAfterMs).toBe(940_100)
+    now = 940_100
+    meter.admit(1)
+    meter.charge(600)
+    expect(thrown(() => meter.admit(0)).retryAfterMs).toBe(60_000)
+  })
+
+  it('gives nobody a fresh minute when the file is read again', () => {
+    const meter = new Meter({ requestsPerMinute: 2 }, () => 0)
+    meter.admit(0)
+    meter.admit(0)
+    meter.setRates({ requestsPerMinute: 2 })
+    expect(thrown(() => meter.admit(0)).code).toBe('rate_limit_exceeded')
+    meter.setRates({ requestsPerMinute: 3 })
+    meter.admit(0)
+    expect(thrown(() => meter.admit(0)).code).toBe('rate_limit_exceeded')
+  })
+
+  it('never admits more than a minute at once plus the rate over any time', () => {
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 0, max: 5000 }), { maxLength: 200 }), (pauses) => {
+        let now = 0
+        let admitted = 0
+        const meter = new Meter({ requestsPerMinute: 30 }, () => now)
+        for (const pause of pauses) {
+          now += pause
+          try {
+            meter.admit(0)
+            admitted++
+          } catch {}
+        }
+        expect(admitted).toBeLessThanOrEqual(30 + (now / 60_000) * 30 + 1e-6)
+      }),
+    )
+  })
+})
+
+/** Access with one key of the rights given; `run` sends a request with it and gathers its events. */
+function oneKey(rights: object, script: FakeScript = answer('Hello', ' world')) {
+  const services = fakeServices(script)
+  const key = newKey()
+  const entry = { id: key.id, name: 'n', sha256: key.sha256, priority_ceiling: 0, admin: false, ...rights }
+  const access = new KeyedAccess(services, [entry], () => 0)
+  const run = async (fields: Parameters<typeof requestOf>[0] = {}): Promise<GenerateEvent[]> => {
+    const events: GenerateEvent[] = []
+    await new Promise<void>((resolve) => {
+      access.admit(key.text).generator.generate(requestOf(fields), (event) => {
+        events.push(event)
+        if (event.type === 'usage' || event.type === 'error') resolve()
+      })
+    })
+    return events
+  }
+  return { services, key, entry, access, run }
+}
+
+describe('access by key', () => {
+  it('refuses what is no key, an unknown one, a wrong secret and a revoked one', () => {
+    const { access, key } = oneKey({})
+    const other = newKey()
+    const wrong = `es_${key.id}_${other.text.slice(-43)}`
+    for (const token of [undefined, '', 'sk-1', other.text, wrong, `${key.text}x`]) {
+      expect(thrown(() => access.admit(token)).code).toBe('unauthorized')
+    }
+    expect(access.admit(key.text)).toMatchObject({ tenant: key.id, key: 'n', admin: false })
+    access.use([])
+    expect(thrown(() => access.admit(key.text)).code).toBe('unauthorized')
+  })
+
+  it('shows only the models of the key, and does not tell others from none', async () => {
+    const { access, key, run } = oneKey({ models: ['other'] })
+    const { models } = access.admit(key.text)
+    expect(models.list().map(({ id }) => id)).toEqual(['other'])
+    expect(thrown(() => models.find('chat'))).toMatchObject({ code: 'forbidden', param: 'model' })
+    expect(thrown(() => models.find('none')).message).toBe(
+      thrown(() => models.find('chat')).message.replace('chat', 'none'),
+    )
+    await expect(models.tokenize('fake', 'x', false)).rejects.toMatchObject({ code: 'forbidden' })
+    expect(access.health(key.text)).toEqual({ status: 'ok', models: { other: {} } })
+    expect(access.health(undefined)).toEqual({ status: 'ok', models: {} })
+    expect(await run({ model: 'fake:int4' })).toMatchObject([{ type: 'error', error: { code: 'forbidden' } }])
+    expect((await run({ model: 'other' })).at(-1)?.type).toBe('usage')
+  })
+
+  it.each([
+    [0, 0, 0],
+    [0, 7, 7],
+    [5, 0, 5],
+    [5, 9, 9],
+    [-3, -3, -3],
+  ])('with ceiling %i serves priority %i as %i', async (ceiling, asked, served) => {
+    const { run, services } = oneKey({ priority_ceiling: ceiling })
+    await run({ priority: asked })
+    expect(services.generator.runs[0]?.request.priority).toBe(served)
+  })
+
+  it('refuses a priority above the ceiling', async () => {
+    const { run } = oneKey({ priority_ceiling: 5 })
+    expect(await run({ priority: 4 })).toMatchObject([
+      { type: 'error', error: { code: 'forbidden', param: 'priority' } },
+    ])
+  })
+
+  it('charges what was really used', async () => {
+    const { run } = oneKey({ tokens_per_minute: 10 })
+    // 3 of the prompt and 2 of the answer by the usage, twice.
+    await run()
+    await run()
+    const [refused] = await run()
+    expect(refused).toMatchObject({ type: 'error', error: { code: 'rate_limit_exceeded' } })
+  })
+
+  it('gives back what did no work', async () => {
+    const full = new GatewayError('queue_full', 'full')
+    const { run, services } = oneKey({ requests_per_minute: 1 }, (failing) => failing.fail(full))
+    await run()
+    services.generator.script = answer('x')
+    expect((await run()).at(-1)?.type).toBe('usage')
+    expect(await run()).toMatchObject([{ error: { code: 'rate_limit_exceeded' } }])
+  })
+
+  it('counts a request whose client gave up', async () => {
+    const { access, key, run } = oneKey({ requests_per_minute: 1 }, hold)
+    access
+      .admit(key.text)
+      .generator.generate(requestOf({}), () => undefined)
+      .cancel()
+    expect(await run()).toMatchObject([{ error: { code: 'rate_limit_exceeded' } }])
+  })
+
+  it('keeps consumption over a reload', async () => {
+    const { access, entry, run } = oneKey({ requests_per_minute: 1 })
+    await run()
+    access.use([entry])
+    expect(await run()).toMatchObject([{ error: { code: 'rate_limit_exceeded' } }])
+  })
+})

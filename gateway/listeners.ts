@@ -5,6 +5,7 @@ import { createHttpApp } from './protocols/openai/app.js'
 import { createHttpServer } from './protocols/openai/server.js'
 import { ChatSockets } from './protocols/websocket/server.js'
 import type { Services } from './services.js'
+import type { Tls } from './tls.js'
 
 /** An address cannot be listened on; the message is one line for a person. */
 export class ListenError extends Error {
@@ -37,15 +38,19 @@ export class Listeners {
   ) {}
 
   /** Listens on both addresses or on none. Throws ListenError. */
-  static async open(services: Services, http: Address, grpc: Address): Promise<Listeners> {
-    const httpServer = createHttpServer(createHttpApp(services))
+  static async open(services: Services, http: Address, grpc: Address, tls?: Tls): Promise<Listeners> {
+    const httpServer = createHttpServer(createHttpApp(services), tls)
     const sockets = new ChatSockets(services)
     sockets.attach(httpServer)
     await listenHttp(httpServer, http)
     try {
       const bound = httpServer.address()
       const port = typeof bound === 'object' && bound !== null ? bound.port : http.port
-      const grpcServer = await GrpcServer.listen(services, formatAddress(grpc))
+      const grpcServer = await GrpcServer.listen(
+        services,
+        formatAddress(grpc),
+        tls && { credentials: tls.grpcCredentials() },
+      )
       return new Listeners(httpServer, sockets, grpcServer, { ...http, port }, { ...grpc, port: grpcServer.port })
     } catch (error) {
       httpServer.close()

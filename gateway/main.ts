@@ -1,5 +1,5 @@
-import type { Level } from 'pino'
-import { type Address, loadConfig } from '../engine/config/index.js'
+import type { Level, Logger } from 'pino'
+import { type Address, type Config, isLoopback, loadConfig } from '../engine/config/index.js'
 import type { EngineStatus } from '../proto/gen/edgeshift/v1/engine.js'
 import packageInfo from '../package.json' with { type: 'json' }
 import { Core } from './core.js'
@@ -8,6 +8,7 @@ import { Listeners } from './listeners.js'
 import { type Log, openLog } from './log.js'
 import type { Services } from './services.js'
 import { loadTextModel } from './text/model-text.js'
+import { Tls } from './tls.js'
 
 /** The program's version. */
 export const VERSION: string = packageInfo.version
@@ -27,12 +28,14 @@ export class Gateway {
     private readonly listeners: Listeners,
     private readonly log: Log,
     private readonly drainMs: number,
+    private readonly tls: Tls | undefined,
   ) {}
 
   /** Listens and starts the engine; does not wait for it. Throws ConfigError, ListenError. */
   static async start({ configFile, engine, logLevel }: ServeOptions): Promise<Gateway> {
     const config = loadConfig(configFile)
     const log = openLog(logLevel)
+    const tls = openTls(config, log.logger)
     const core = new Core({
       config,
       configFile,
@@ -44,9 +47,10 @@ export class Gateway {
     try {
       // The engine starts beside the listeners: its start takes longest.
       core.start()
-      const listeners = await Listeners.open(core.services, config.server.http, config.server.grpc)
-      return new Gateway(core, listeners, log, config.server.drain_timeout)
+      const listeners = await Listeners.open(core.services, config.server.http, config.server.grpc, tls)
+      return new Gateway(core, listeners, log, config.server.drain_timeout, tls)
     } catch (error) {
+      tls?.close()
       await core.stop()
       throw error
     }
@@ -59,6 +63,11 @@ export class Gateway {
   /** Addresses as bound. */
   get addresses(): { http: Address; grpc: Address } {
     return { http: this.listeners.http, grpc: this.listeners.grpc }
+  }
+
+  /** Clients connect with TLS. */
+  get secure(): boolean {
+    return this.tls !== undefined
   }
 
   /** What the engine says of itself; undefined while there is none. */
@@ -81,6 +90,7 @@ export class Gateway {
     this.log.logger.info({ active: this.core.active }, 'stopping')
     await Promise.all([this.core.drain(drainMs), this.listeners.close(drainMs)])
     await this.core.stop()
+    this.tls?.close()
     this.log.flush()
   }
 
@@ -89,4 +99,13 @@ export class Gateway {
     const loading = this.services.models.list().some(({ variants }) => variants.some((v) => v.state === 'loading'))
     return status === 'draining' || (this.core.engine.session !== undefined && !loading)
   }
+}
+
+/** TLS as configured. Throws ConfigError for a missing or unfit pair of files. */
+function openTls({ server }: Config, log: Logger): Tls | undefined {
+  const { tls_cert: cert, tls_key: key, http, grpc } = server
+  if (cert !== undefined && key !== undefined) return new Tls({ cert, key }, log)
+  const open = [http, grpc].filter(({ host }) => !isLoopback(host))
+  if (open.length > 0) log.warn({ hosts: open.map(({ host }) => host) }, 'API keys travel in clear text: no tls_cert')
+  return undefined
 }

@@ -27,6 +27,13 @@ function checkServer(server: ParsedConfig['server']): Finding[] {
       message: `${host} is not a loopback address, and off loopback API keys are required: set server.api_keys_file (edgeshift keys create)`,
     })
   }
+  for (const [given, missing] of [
+    ['tls_cert', 'tls_key'],
+    ['tls_key', 'tls_cert'],
+  ] as const) {
+    if (server[given] === undefined || server[missing] !== undefined) continue
+    findings.push({ path: ['server', given], message: `needs ${missing} beside it` })
+  }
   const { http, grpc } = server
   if (http.port !== 0 && http.port === grpc.port && http.host === grpc.host) {
     findings.push({ path: ['server', 'grpc'], message: 'the same address as server.http' })

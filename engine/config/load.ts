@@ -20,8 +20,13 @@ export function parseConfig(text: string, file: string): Config {
 }
 
 function resolveServer(server: ParsedConfig['server'], folder: string): ParsedConfig['server'] {
-  const { api_keys_file: keys } = server
-  return { ...server, ...(keys !== undefined && { api_keys_file: resolve(folder, keys) }) }
+  const { api_keys_file: keys, tls_cert: cert, tls_key: key } = server
+  return {
+    ...server,
+    ...(keys !== undefined && { api_keys_file: resolve(folder, keys) }),
+    ...(cert !== undefined && { tls_cert: resolve(folder, cert) }),
+    ...(key !== undefined && { tls_key: resolve(folder, key) }),
+  }
 }
 
 function resolveFiles(model: ParsedConfig['models'][number], folder: string): ModelConfig {

@@ -43,6 +43,14 @@ const server = z.strictObject({
     .describe(
       'File of hashed API keys, relative to this file; edgeshift keys writes it. With it every request needs a key; without it only loopback addresses may be listened on.',
     ),
+  tls_cert: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'Certificate chain in PEM form, relative to this file: HTTP, WebSocket and gRPC are served with TLS. Read again when it changes.',
+    ),
+  tls_key: z.string().min(1).optional().describe('Private key of tls_cert in PEM form, without a passphrase.'),
 })
 
 const cpuDevice = z.strictObject({

@@ -8,6 +8,8 @@ export interface BannerFacts {
   http: string
   grpc: string
   models: readonly ModelEntry[]
+  /** Clients connect with TLS. */
+  secure: boolean
   /** Requests need an API key. */
   keyed: boolean
   status: EngineStatus | undefined
@@ -26,23 +28,24 @@ export function formatBytes(bytes: number): string {
 }
 
 /** What a person wants to know once the box serves: where, what is resident, and a command to try. */
-export function formatBanner({ version, http, grpc, models, keyed, status }: BannerFacts): string {
+export function formatBanner({ version, http, grpc, models, secure, keyed, status }: BannerFacts): string {
   const [first] = models
   const body = JSON.stringify({
     model: first?.id,
     messages: [{ role: 'user', content: 'What is the capital of France?' }],
   })
+  const s = secure ? 's' : ''
   return [
     `edgeshift ${version}`,
     '',
-    `  HTTP       http://${http}`,
-    `  WebSocket  ws://${http}/v1/chat/ws`,
+    `  HTTP       http${s}://${http}`,
+    `  WebSocket  ws${s}://${http}/v1/chat/ws`,
     `  gRPC       ${grpc}`,
     '',
     ...models.flatMap(variantLines),
     ...kvLines(status),
     '',
-    `  curl http://${http}/v1/chat/completions -H 'content-type: application/json'${keyed ? ' -H "authorization: Bearer $KEY"' : ''} -d '${body}'`,
+    `  curl http${s}://${http}/v1/chat/completions -H 'content-type: application/json'${keyed ? ' -H "authorization: Bearer $KEY"' : ''} -d '${body}'`,
     '',
   ].join('\n')
 }

@@ -8,6 +8,7 @@ import { formatAddress, ListenError } from '../listeners.js'
 import { Gateway, VERSION } from '../main.js'
 import { KeyEditError } from '../keys/edit.js'
 import { loadKeyFile } from '../keys/watch.js'
+import { loadTlsPair } from '../tls.js'
 import { formatBanner } from './banner.js'
 import { keysCommand } from './keys.js'
 
@@ -46,13 +47,14 @@ async function serve({ config, engine, logLevel }: ServeFlags): Promise<void> {
     process.exit(1)
   }
   const { http, grpc } = gateway.addresses
-  const { engineStatus: status, services } = gateway
+  const { engineStatus: status, secure, services } = gateway
   const addresses = { http: formatAddress(http), grpc: formatAddress(grpc) }
   console.log(
     formatBanner({
       version: VERSION,
       ...addresses,
       models: services.models.list(),
+      secure,
       keyed: services.access.keyed,
       status,
     }),
@@ -73,6 +75,10 @@ function stopOnSignal(gateway: Gateway): void {
 
 function check({ config }: { config: string }): void {
   const { models, server } = loadConfig(config)
+  if (server.tls_cert !== undefined && server.tls_key !== undefined) {
+    loadTlsPair({ cert: server.tls_cert, key: server.tls_key })
+    console.log(`${server.tls_cert}: valid, with its key`)
+  }
   if (server.api_keys_file !== undefined) {
     const keys = loadKeyFile(
       server.api_keys_file,

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { createHttpApp, STREAM_TIMES } from '../../gateway/protocols/openai/app.js'
 import { createHttpServer, SERVER_TIMES } from '../../gateway/protocols/openai/server.js'
 import type { Services } from '../../gateway/services.js'
+import type { Tls } from '../../gateway/tls.js'
 
 /** A server that listens. */
 export interface TestServer {
@@ -16,9 +17,10 @@ export interface TestServer {
 export async function serveHttp(
   services: Services,
   times: Partial<typeof STREAM_TIMES & typeof SERVER_TIMES> = {},
+  tls?: Tls,
 ): Promise<TestServer> {
   const app = createHttpApp(services, { ...STREAM_TIMES, ...times })
-  const server = createHttpServer(app, { ...SERVER_TIMES, ...times })
+  const server = createHttpServer(app, tls, { ...SERVER_TIMES, ...times })
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   const address = server.address()
@@ -30,5 +32,5 @@ export async function serveHttp(
     server.closeAllConnections()
     await closed
   }
-  return { url: `http://127.0.0.1:${port}`, port, close }
+  return { url: `http${tls ? 's' : ''}://127.0.0.1:${port}`, port, close }
 }

@@ -281,6 +281,7 @@ describe('between values', () => {
       having('server: { http: "0.0.0.0:80" }'),
       '2:17 server.http: 0.0.0.0 is not a loopback address, and off loopback API keys are required: set server.api_keys_file (edgeshift keys create)',
     ],
+    ['half a TLS pair', having('server: { tls_cert: cert.pem }'), '2:21 server.tls_cert: needs tls_key beside it'],
     [
       'same address',
       having('server: { http: "127.0.0.1:9", grpc: "127.0.0.1:9" }'),

@@ -1,10 +1,12 @@
 /** The Node server under the HTTP application. */
-import { createServer, type Server, STATUS_CODES } from 'node:http'
+import { createServer, type Server, type ServerOptions, STATUS_CODES } from 'node:http'
+import { createServer as createSecureServer } from 'node:https'
 import type { Socket } from 'node:net'
 import { getRequestListener } from '@hono/node-server'
 import type { Hono } from 'hono'
 import { GatewayError, toGatewayError } from '../../errors.js'
 import type { HttpEnv } from '../../middleware/context.js'
+import type { Tls } from '../../tls.js'
 
 /** Bounds on how long a connection may take, milliseconds; none of them bounds an answer. */
 export interface ServerTimes {
@@ -21,23 +23,28 @@ export interface ServerTimes {
 /** Longer than the idle time of common proxies, so that they close first. */
 export const SERVER_TIMES: ServerTimes = { headersMs: 10_000, requestMs: 60_000, keepAliveMs: 75_000, checkMs: 5_000 }
 
-/** A server for `app`, not listening yet. WebSocket attaches to its `upgrade` event; the caller closes it. */
-export function createHttpServer(app: Hono<HttpEnv>, times: ServerTimes = SERVER_TIMES): Server {
+/** A server for `app`, not listening yet; HTTPS with `tls`. WebSocket attaches to its `upgrade` event; the caller closes it. */
+export function createHttpServer(app: Hono<HttpEnv>, tls?: Tls, times: ServerTimes = SERVER_TIMES): Server {
   const listener = getRequestListener((request, env) => app.fetch(request, env), {
     overrideGlobalObjects: false,
     errorHandler: refuse,
   })
-  const server = createServer(
-    {
-      headersTimeout: times.headersMs,
-      requestTimeout: times.requestMs,
-      keepAliveTimeout: times.keepAliveMs,
-      connectionsCheckingInterval: times.checkMs,
-      noDelay: true,
-    },
-    (incoming, outgoing) => void listener(incoming, outgoing),
-  )
+  const options = {
+    headersTimeout: times.headersMs,
+    requestTimeout: times.requestMs,
+    keepAliveTimeout: times.keepAliveMs,
+    connectionsCheckingInterval: times.checkMs,
+    noDelay: true,
+  }
+  const server = tls ? secureServer(tls, options, times) : createServer(options)
+  server.on('request', (incoming, outgoing) => void listener(incoming, outgoing))
   server.on('clientError', refuseConnection)
+  return server
+}
+
+function secureServer(tls: Tls, options: ServerOptions, { headersMs }: ServerTimes): Server {
+  const server = createSecureServer({ ...options, ...tls.pair, handshakeTimeout: headersMs })
+  tls.onChange((pair) => server.setSecureContext(pair))
   return server
 }
 

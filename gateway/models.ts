@@ -1,34 +1,20 @@
 import { status as grpcStatus } from '@grpc/grpc-js'
-import type { EngineClient, EngineStatus, VariantStatus } from '../proto/gen/edgeshift/v1/engine.js'
-import { VariantState } from '../proto/gen/edgeshift/v1/engine.js'
+import type { EngineClient } from '../proto/gen/edgeshift/v1/engine.js'
 import type { ModelConfig } from '../engine/config/index.js'
 import { fetchAssets } from './engine-client/connect.js'
-import type { EngineState } from './engine-client/supervisor.js'
 import { GatewayError } from './errors.js'
-import { findTarget, type Target } from './router/route.js'
-import type { ModelDirectory, ModelEntry, VariantEntry } from './services.js'
+import { type EngineSnapshot, toModelFacts } from './model-facts.js'
+import { decideRoute } from './router/decide.js'
+import type { Lost, ModelFacts, RouteRequest, RouteResult } from './router/facts.js'
+import { nextRoute } from './router/next-route.js'
+import { findTarget } from './router/target.js'
+import type { ModelDirectory } from './services.js'
 import type { ModelAsset, TextModel } from './text/types.js'
-
-/** What is known of the engine at a moment. */
-export interface EngineSnapshot {
-  state: EngineState
-  /** Undefined while no session is open. */
-  status: EngineStatus | undefined
-}
 
 /** Makes a model's text side from its files; rejects when they are missing or broken. */
 export type TextLoader = (assets: ModelAsset[], maxTokens: number) => Promise<TextModel>
 
 const ASSETS_TIMEOUT_MS = 30_000
-
-const STATES: Record<VariantState, VariantEntry['state']> = {
-  [VariantState.UNSPECIFIED]: 'unloaded',
-  [VariantState.UNRECOGNIZED]: 'unloaded',
-  [VariantState.UNLOADED]: 'unloaded',
-  [VariantState.LOADING]: 'loading',
-  [VariantState.READY]: 'ready',
-  [VariantState.FAILED]: 'failed',
-}
 
 /** The configured models with what the engine says of their rungs. Owns their text sides: close it. */
 export class Models implements ModelDirectory {
@@ -38,8 +24,8 @@ export class Models implements ModelDirectory {
   readonly #created = Math.floor(Date.now() / 1000)
   readonly #texts = new Map<string, TextModel>()
   readonly #textErrors = new Map<string, string>()
-  /** The entries for the snapshot they were made from: requests look them up far more often than they change. */
-  #cache: { snapshot: EngineSnapshot; entries: ModelEntry[]; limits: Map<string, number> } | undefined
+  /** The facts for the snapshot they were made from: requests look them up far more often than they change. */
+  #cache: { snapshot: EngineSnapshot; facts: ModelFacts[] } | undefined
 
   constructor(configs: readonly ModelConfig[], loadText: TextLoader, engine: () => EngineSnapshot) {
     this.#configs = configs
@@ -47,24 +33,36 @@ export class Models implements ModelDirectory {
     this.#engine = engine
   }
 
-  list(): ModelEntry[] {
-    return this.#current().entries
+  list(): ModelFacts[] {
+    const snapshot = this.#engine()
+    const cached = this.#cache
+    if (cached && cached.snapshot.status === snapshot.status && cached.snapshot.state === snapshot.state) {
+      return cached.facts
+    }
+    const facts = this.#configs.map((config) => toModelFacts(config, snapshot, this.#created))
+    this.#cache = { snapshot, facts }
+    return facts
   }
 
-  find(name: string): ModelEntry {
-    return this.target(name).model
-  }
-
-  /** The model and, when one is named, the rung; throws model_not_found. */
-  target(name: string): Target {
+  find(name: string): ModelFacts {
     const target = findTarget(name, this.list())
-    if (target) return target
+    if (target) return target.model
     throw new GatewayError('model_not_found', `the model '${name}' does not exist`, { param: 'model' })
+  }
+
+  /** Where a request is served now. */
+  route(request: RouteRequest): RouteResult {
+    return decideRoute(request, this.list())
+  }
+
+  /** Where a request that was lost goes on. */
+  nextRoute(lost: Lost): RouteResult {
+    return nextRoute(this.find(lost.route.model), lost)
   }
 
   /** Longest prompt plus answer on a rung, tokens. */
   contextLimit(variant: string): number {
-    return this.#current().limits.get(variant) ?? 0
+    return findTarget(variant, this.list())?.rung?.maxModelLen ?? 0
   }
 
   /** The text side of the named model, or undefined while its files have not come. Throws when they are unusable. */
@@ -117,30 +115,6 @@ export class Models implements ModelDirectory {
     if (text) return text
     throw new GatewayError('loading', 'the model is being loaded', { retryAfterMs: 1000 })
   }
-
-  #current(): { entries: ModelEntry[]; limits: Map<string, number> } {
-    const snapshot = this.#engine()
-    const cached = this.#cache
-    if (cached && cached.snapshot.status === snapshot.status && cached.snapshot.state === snapshot.state) return cached
-    const status = new Map(snapshot.status?.variants.map((variant) => [variant.name, variant]))
-    const entries = this.#configs.map((config) => this.#entry(config, status, snapshot.state))
-    const limits = new Map([...status].map(([name, { maxModelLen }]) => [name, maxModelLen]))
-    const made = { snapshot, entries, limits }
-    this.#cache = made
-    return made
-  }
-
-  #entry(config: ModelConfig, status: Map<string, VariantStatus>, state: EngineState): ModelEntry {
-    const rungs = rungsOf(config, status)
-    const lengths = rungs.map(({ name }) => status.get(name)?.maxModelLen ?? 0)
-    return {
-      id: config.id,
-      tags: config.tags,
-      maxModelLen: Math.max(0, ...lengths) || (config.max_model_len ?? 0),
-      variants: rungs.map(({ name, precision }) => toVariant(name, precision, status, state)),
-      created: this.#created,
-    }
-  }
 }
 
 const MODEL_FAULTS: ReadonlySet<number> = new Set([grpcStatus.NOT_FOUND, grpcStatus.FAILED_PRECONDITION])
@@ -149,43 +123,4 @@ const MODEL_FAULTS: ReadonlySet<number> = new Set([grpcStatus.NOT_FOUND, grpcSta
 function isConnectionFailure(error: unknown): boolean {
   if (!(error instanceof Error) || !('code' in error) || typeof error.code !== 'number') return false
   return !MODEL_FAULTS.has(error.code)
-}
-
-const PRECISIONS: readonly VariantEntry['precision'][] = ['fp16', 'int8', 'int4']
-
-type RungName = Pick<VariantEntry, 'name' | 'precision'>
-
-/** As configured; where a rung's precision is read from its file, as the engine has read them. */
-function rungsOf({ id, variants }: ModelConfig, status: Map<string, VariantStatus>): RungName[] {
-  const stated = variants.flatMap(({ precision }) => (precision ? [{ name: `${id}:${precision}`, precision }] : []))
-  if (stated.length === variants.length) return stated
-  const read = [...status.values()].flatMap(({ name, model, precision }) =>
-    model === id && isPrecision(precision) ? [{ name, precision }] : [],
-  )
-  if (read.length > 0) return read
-  // Until the engine has read the files, requests wait for a rung of any name.
-  const free = PRECISIONS.filter((precision) => !stated.some((rung) => rung.precision === precision))
-  return [...stated, ...free.slice(0, 1).map((precision) => ({ name: `${id}:${precision}`, precision }))]
-}
-
-function isPrecision(text: string): text is VariantEntry['precision'] {
-  return PRECISIONS.some((precision) => precision === text)
-}
-
-function toVariant(
-  name: string,
-  precision: VariantEntry['precision'],
-  status: Map<string, VariantStatus>,
-  engine: EngineState,
-): VariantEntry {
-  const known = status.get(name)
-  if (known) {
-    const { weightBytes, device, error } = known
-    return { name, precision, state: STATES[known.state], weightBytes, device, ...(error && { error }) }
-  }
-  // Without a session every rung is on its way, unless the engine keeps dying.
-  const failed = engine === 'crash_loop' || engine === 'up'
-  const error = engine === 'up' ? 'the engine does not know it' : 'the engine keeps failing'
-  const entry = { name, precision, weightBytes: 0, device: '' }
-  return failed ? { ...entry, state: 'failed', error } : { ...entry, state: 'loading' }
 }

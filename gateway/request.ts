@@ -3,6 +3,7 @@
  * encode the second; they hold no other logic.
  */
 import type { GatewayError } from './errors.js'
+import type { PrecisionWish } from './router/precision.js'
 
 /** One chat message as the template sees it. */
 export interface ChatMessage {
@@ -34,13 +35,27 @@ export interface Sampling {
   stopTokenIds: number[]
 }
 
+/** What a request asks of the rung that serves it; what is absent is not asked for. */
+export interface Needs {
+  /** The rung wanted; another one may serve it unless `degrade` forbids. */
+  precision?: PrecisionWish
+  /** The worst rung that may serve it. */
+  minPrecision?: PrecisionWish
+  /** Most bytes of weights and workspace that its rung may take. */
+  memoryLimitBytes?: number
+  /** 0 = quality alone counts, 1 = speed alone. */
+  speedPriority?: number
+  /** `forbid`: the rung wanted (or the best one) or an error, also in mid-answer. */
+  degrade?: 'allow' | 'forbid'
+}
+
 /** A decoded, validated generation request, independent of its protocol. */
-export interface GenerateRequest {
+export interface GenerateRequest extends Needs {
   /** Ours, unique. */
   id: string
   /** The client's own, cleaned: for the log only. */
   clientRequestId?: string
-  /** As the client named it: id, id:rung or tag. */
+  /** As the client named it: id, id:rung or tag; what `auto` stands for is decided before. */
   model: string
   input: GenerateInput
   sampling: Sampling

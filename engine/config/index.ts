@@ -2,6 +2,14 @@ export { duplicates } from './check.js'
 export { loadConfig, parseConfig } from './load.js'
 export { nearest } from './nearest.js'
 export { ConfigError, type Finding } from './problem.js'
-export { type Config, defaultDevices, type DeviceConfig, type ModelConfig, type VariantConfig } from './schema.js'
+export {
+  type Config,
+  defaultDevices,
+  type DeviceConfig,
+  LADDER,
+  type ModelConfig,
+  type Precision,
+  type VariantConfig,
+} from './schema.js'
 export { parseStrict, readText } from './strict.js'
 export { type Address, gigabytesToBytes, isLoopback } from './values.js'

@@ -115,8 +115,8 @@ const policy = z.strictObject({
     .optional()
     .describe(`The worst rung to degrade to; the last of the ladder when absent. ${NOT_YET}`),
   degrade_on: z
-    .array(z.enum(['oom', 'failure', 'pressure']))
-    .default(['oom', 'failure', 'pressure'])
+    .array(z.enum(['oom', 'failure', 'pressure', 'deadline']))
+    .default(['oom', 'failure', 'pressure', 'deadline'])
     .describe(`What moves a model down its ladder. ${NOT_YET}`),
   max_failures: z.int().min(1).max(1000).default(3).describe(`Failures after which a rung is left. ${NOT_YET}`),
   recover_after: duration().prefault('60s').describe(`Time of health before a move up. ${NOT_YET}`),

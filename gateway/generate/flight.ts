@@ -1,6 +1,6 @@
 import type { EngineSession } from '../engine-client/session.js'
 import type { GenerateRequest } from '../request.js'
-import type { Route } from '../router/route.js'
+import type { Route } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import type { Choice } from './choice.js'
 import { remainingBudget, toSubmission } from './submission.js'

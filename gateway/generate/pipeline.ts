@@ -2,10 +2,9 @@ import { GatewayError } from '../errors.js'
 import type { EngineSupervisor } from '../engine-client/supervisor.js'
 import type { Models } from '../models.js'
 import type { GenerateHandle, GenerateRequest, GenerateSink, Generator } from '../request.js'
-import { chooseRung, type RouteResult } from '../router/route.js'
+import type { Lost, RouteResult } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import type { Placement, SequenceSession } from './flight.js'
-import { type Leaving, nextRoute } from './next-route.js'
 import { Run, type RunEnvironment, type RunObserver, type RunRecord } from './run.js'
 import { TrialGate } from './trial.js'
 
@@ -26,7 +25,7 @@ export type EngineAccess = Pick<EngineSupervisor, 'waitFor' | 'waiting' | 'confi
 }
 
 /** The part of the directory that requests need. */
-export type ModelAccess = Pick<Models, 'target' | 'textOf' | 'contextLimit'>
+export type ModelAccess = Pick<Models, 'route' | 'nextRoute' | 'textOf' | 'contextLimit'>
 
 /** Text, routing and engine behind every protocol. Knows every request in flight until its last event. */
 export class Pipeline implements Generator, RunEnvironment {
@@ -98,20 +97,21 @@ export class Pipeline implements Generator, RunEnvironment {
     return this.#models.textOf(name) ?? this.#awaitAsNew(() => this.#models.textOf(name), 0, signal)
   }
 
-  placement(name: string, timeoutMs: number, signal: () => AbortSignal): Placement | Promise<Placement> {
-    this.#checkRoom(this.gate.waiting)
-    const find = (): Placement | undefined => this.#place(chooseRung(this.#models.target(name)))
-    return find() ?? this.#awaitAsNew(find, timeoutMs, signal)
-  }
-
-  nextPlacement(
-    name: string,
-    leaving: Leaving,
-    timeoutMs: number,
+  placement(
+    request: GenerateRequest,
+    promptTokens: number,
+    deadlineMs: number,
     signal: () => AbortSignal,
   ): Placement | Promise<Placement> {
-    const find = (): Placement | undefined => this.#place(nextRoute(this.#models.target(name), leaving))
-    return find() ?? this.#await(find, timeoutMs, this.#limits.failoverWaitMs, signal)
+    this.#checkRoom(this.gate.waiting)
+    const asked = { ...request, promptTokens, deadlineMs }
+    const find = (): Placement | undefined => this.#place(this.#models.route(asked))
+    return find() ?? this.#awaitAsNew(find, deadlineMs, signal)
+  }
+
+  nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement> {
+    const find = (): Placement | undefined => this.#place(this.#models.nextRoute(lost))
+    return find() ?? this.#await(find, lost.request.deadlineMs, this.#limits.failoverWaitMs, signal)
   }
 
   engineSettled(): Promise<void> {
@@ -120,7 +120,7 @@ export class Pipeline implements Generator, RunEnvironment {
 
   /** A place for the request now; undefined when one is on its way. Throws when there will be none. */
   #place(result: RouteResult): Placement | undefined {
-    if (result.kind === 'failed') throw new GatewayError('engine_unavailable', result.why, { retryAfterMs: 10_000 })
+    if (result.kind === 'refuse') throw new GatewayError(result.refusal.code, result.refusal.message, result.refusal)
     const { session } = this.#engine
     if (result.kind === 'wait' || !session?.open) return undefined
     const { route } = result

@@ -10,11 +10,10 @@ import type {
   TokenLogprob,
   Usage,
 } from '../request.js'
-import type { Route } from '../router/route.js'
+import type { Lost, Route } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import { Choice, type ChoiceOwner, type Echo } from './choice.js'
 import { Flight, type Placement } from './flight.js'
-import type { Leaving } from './next-route.js'
 import { Losses } from './losses.js'
 import { answerBudget, checkTokenIds, drawSeed } from './submission.js'
 import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
@@ -23,15 +22,15 @@ import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
 export interface RunEnvironment {
   /** The text side of the named model; waits for it while the box starts. */
   textModel(name: string, signal: () => AbortSignal): TextModel | Promise<TextModel>
-  /** A rung and a session; waits for them up to `timeoutMs` (0 = the configured bound). */
-  placement(name: string, timeoutMs: number, signal: () => AbortSignal): Placement | Promise<Placement>
-  /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
-  nextPlacement(
-    name: string,
-    leaving: Leaving,
-    timeoutMs: number,
+  /** A rung and a session; waits for them up to `deadlineMs` (0 = none) and the configured bound. */
+  placement(
+    request: GenerateRequest,
+    promptTokens: number,
+    deadlineMs: number,
     signal: () => AbortSignal,
   ): Placement | Promise<Placement>
+  /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
+  nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement>
   /** Resolves when it is known whether the engine outlived what it just reported. */
   engineSettled(): Promise<void>
   /** Milliseconds, monotonic. */
@@ -186,7 +185,9 @@ export class Run implements GenerateHandle, ChoiceOwner {
     if (this.#ended) return
     this.record.usage.promptTokens = prompt.length
     this.#checkPrompt(prompt)
-    const placement = await this.#place(() => this.#env.placement(model, this.#remainingMs(), this.#signal))
+    const placement = await this.#place(() =>
+      this.#env.placement(this.#request, prompt.length, this.#remainingMs(), this.#signal),
+    )
     if (placement) this.#begin(prompt, text, placement)
   }
 
@@ -262,13 +263,13 @@ export class Run implements GenerateHandle, ChoiceOwner {
       if (this.#losses.cause === 'rung_failed') await this.#settleRung()
       if (this.#ended) return
       if (this.#standing.refused) throw poisoned()
-      const { model, degrade } = this.#request
-      const { route } = this.record
+      const { route, usage } = this.record
       if (route === undefined) return
-      const leaving = { route, failed: this.#losses.failedRungs, mayMove: degrade !== 'forbid' }
-      const placement = await this.#place(() =>
-        this.#env.nextPlacement(model, leaving, this.#remainingMs(), this.#signal),
-      )
+      const failed = this.#losses.failedRungs
+      const placement = await this.#place(() => {
+        const request = { ...this.#request, promptTokens: usage.promptTokens, deadlineMs: this.#remainingMs() }
+        return this.#env.nextPlacement({ request, route, failed, cause: 'failure' }, this.#signal)
+      })
       if (placement) this.#resubmit(placement)
     } catch (error) {
       this.onFailed(toGatewayError(error))

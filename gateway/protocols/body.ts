@@ -3,6 +3,7 @@
  * bounds that the configuration sets are applied in decode.ts. Objects are compiled once, at import.
  */
 import { z } from 'zod'
+import { needFields } from './needs.js'
 
 /** Messages of one chat; a bound on work before the template sees them. */
 const MAX_MESSAGES = 2048
@@ -72,7 +73,7 @@ export const messageSchema = z.strictObject({
 
 /** Fields that chat and completion requests share. */
 const shared = {
-  model: z.string().min(1).max(256).describe('A model id, "id:rung" or a tag.'),
+  model: z.string().min(1).max(256).describe('A model id, "id:rung", a tag, or "auto": the router chooses the model.'),
   temperature: z.number().min(0).max(2).optional().describe('0 = greedy. Default 1.'),
   top_p: z.number().min(0).max(1).optional().describe('Default 1 (off).'),
   top_k: z.int().min(-1).max(1_000_000).optional().describe('0 or -1 = off (default).'),
@@ -109,6 +110,7 @@ const shared = {
     .optional(),
   return_token_ids: z.boolean().optional().describe('Choices also carry token_ids. Default false.'),
   priority: z.int32().optional().describe('Lower is served first. Default 0.'),
+  ...needFields,
   user: opaque,
   safety_identifier: opaque,
   prompt_cache_key: opaque,

@@ -4,6 +4,7 @@ import type { ChatMessage, GenerateRequest, Sampling } from '../request.js'
 import type { Limits, Services } from '../services.js'
 import { chatBodySchema, completionBodySchema, type ChatBody, type CompletionBody, type SharedBody } from './body.js'
 import { parseBody } from './fields.js'
+import { toNeeds } from './needs.js'
 import type { Origin } from './origin.js'
 import { checkText, decodeLogitBias, decodePrompt, decodeStop, decodeTokenIds, type Inputs } from './prompt.js'
 
@@ -107,7 +108,8 @@ function decodeCall(
     echo: extent.echo,
     n,
     priority: body.priority ?? origin.priority ?? 0,
-    deadlineMs: origin.deadlineMs ?? 0,
+    deadlineMs: earlier(body.deadline_ms, origin.deadlineMs),
+    ...toNeeds(body, origin.needs),
     tenant: origin.tenant,
     ...(origin.traceparent !== undefined && { traceparent: origin.traceparent }),
   }
@@ -121,6 +123,11 @@ function decodeCall(
     includeUsage: body.stream_options?.include_usage ?? false,
     includeTokenIds: body.return_token_ids ?? false,
   }
+}
+
+/** Of two deadlines the earlier one holds; 0 = none. */
+function earlier(a: number | undefined, b: number | undefined): number {
+  return Math.min(a ?? b ?? 0, b ?? a ?? 0)
 }
 
 function decodeSampling(body: SharedBody, maxTokens: number | undefined, vocabSize: () => number): Sampling {

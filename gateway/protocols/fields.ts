@@ -54,11 +54,6 @@ const UNSUPPORTED: ReadonlyMap<string, Neutral> = new Map<string, Neutral>([
   ['guided_regex', never],
   ['guided_choice', never],
   ['guided_grammar', never],
-  ['precision', never],
-  ['min_precision', never],
-  ['memory_limit_gb', never],
-  ['speed_priority', never],
-  ['degrade', never],
 ])
 
 /** The same for the fields of a chat message; clients send answers back as they got them. */

@@ -1,6 +1,7 @@
 /** What a request's headers (HTTP, WebSocket upgrade) or metadata (gRPC) say beside its body. */
 import { randomUUID } from 'node:crypto'
 import { GatewayError } from '../errors.js'
+import { type HeaderLookup, MAX_DEADLINE_MS, type NeedFields, readNeedHeaders } from './needs.js'
 
 /** Where a request comes from and how urgent it is. */
 export interface Origin {
@@ -14,20 +15,19 @@ export interface Origin {
   clientRequestId?: string
   priority?: number
   deadlineMs?: number
+  /** What the headers ask of the rung; a body's fields go before them. */
+  needs?: NeedFields
 }
 
-/** Looks a header up by its lower-case name. */
-export type HeaderLookup = (name: string) => string | undefined
-
-const MAX_DEADLINE_MS = 24 * 60 * 60 * 1000
 const MAX_PRIORITY = 2 ** 31 - 1
 
-/** Reads the headers. Throws GatewayError when priority or deadline is not a number in range. */
+/** Reads the headers. Throws GatewayError when one of ours is not in its range. */
 export function readOrigin(header: HeaderLookup, tenant: string, id = newRequestId()): Origin {
   const traceparent = validTraceparent(header('traceparent'))
   const clientRequestId = header('x-request-id')
   const priority = integerHeader(header, 'x-edgeshift-priority', -MAX_PRIORITY - 1, MAX_PRIORITY)
   const deadlineMs = integerHeader(header, 'x-edgeshift-deadline-ms', 1, MAX_DEADLINE_MS)
+  const needs = readNeedHeaders(header)
   return {
     id,
     tenant,
@@ -35,6 +35,7 @@ export function readOrigin(header: HeaderLookup, tenant: string, id = newRequest
     ...(clientRequestId !== undefined && { clientRequestId: cleanClientId(clientRequestId) }),
     ...(priority !== undefined && { priority }),
     ...(deadlineMs !== undefined && { deadlineMs }),
+    ...(needs && { needs }),
   }
 }
 

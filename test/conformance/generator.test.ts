@@ -3,10 +3,10 @@ import type { SequenceListener, Submission } from '../../gateway/engine-client/s
 import { RunTelemetry } from '../../gateway/generate/observer.js'
 import { Pipeline, type EngineAccess } from '../../gateway/generate/pipeline.js'
 import { Metrics } from '../../gateway/metrics.js'
-import type { ModelEntry } from '../../gateway/services.js'
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import { FakeGenerator, type FakeRun } from '../support/fake-services.js'
 import { fakeText } from '../support/fake-text.js'
+import { modelFacts, routesOf } from '../support/router-facts.js'
 import { describeGenerator } from './generator.js'
 
 const PIECES = ['a', 'b', 'c', 'd']
@@ -70,14 +70,11 @@ class PlayingSession {
 
 function pipeline(): Pipeline {
   const text = fakeText()
-  const model: ModelEntry = {
-    id: 'm',
-    tags: [],
-    maxModelLen: 32,
-    created: 0,
-    variants: [{ name: 'm:int4', precision: 'int4', state: 'ready', weightBytes: 1, device: 'cpu0' }],
+  const models = {
+    ...routesOf(modelFacts('m', ['ready', 'ready', 'ready'])),
+    textOf: () => text,
+    contextLimit: () => 32,
   }
-  const models = { target: () => ({ model, rung: undefined }), textOf: () => text, contextLimit: () => 32 }
   const engine: EngineAccess = {
     session: new PlayingSession(),
     waiting: 0,

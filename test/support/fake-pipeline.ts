@@ -6,10 +6,11 @@ import { RunTelemetry } from '../../gateway/generate/observer.js'
 import { Pipeline, type EngineAccess, type PipelineLimits } from '../../gateway/generate/pipeline.js'
 import { Metrics } from '../../gateway/metrics.js'
 import type { GenerateEvent, GenerateHandle, GenerateRequest } from '../../gateway/request.js'
-import type { ModelEntry } from '../../gateway/services.js'
+import type { ModelFacts } from '../../gateway/router/facts.js'
 import type { TextModel } from '../../gateway/text/types.js'
 import { FinishReason, type SequenceDelta } from '../../proto/gen/edgeshift/v1/engine.js'
 import { fakeText } from './fake-text.js'
+import { modelFacts, routesOf, type RungSketch } from './router-facts.js'
 import { DEFAULT_SAMPLING } from './sampling.js'
 
 /** Context of every rung, tokens. */
@@ -68,19 +69,15 @@ export class Setup {
   session = new FakeSession()
   readonly events: GenerateEvent[] = []
   readonly metrics = new Metrics('test')
-  readonly model: ModelEntry = {
-    id: 'm',
-    tags: ['chat'],
-    maxModelLen: CONTEXT,
-    created: 0,
-    variants: [{ name: 'm:int4', precision: 'int4', state: 'ready', weightBytes: 1, device: 'cpu0' }],
-  }
+  /** One rung, int4. */
+  readonly model: ModelFacts = modelFacts('m', ['ready', 'ready', 'ready'], { tags: ['chat'], maxModelLen: CONTEXT })
   readonly pipeline: Pipeline
   private checks: (() => void)[] = []
 
   constructor(limits: Partial<PipelineLimits> = {}, text: TextModel = fakeText()) {
+    this.model.variants = ladder(['int4'])
     const models = {
-      target: () => ({ model: this.model, rung: undefined }),
+      ...routesOf(this.model),
       textOf: () => text,
       contextLimit: () => CONTEXT,
     }
@@ -141,6 +138,18 @@ export class Setup {
     const last = this.events.at(-1)
     return last?.type === 'error' ? last.error : undefined
   }
+}
+
+/** Some rungs of the setup's model, best first; each is ready unless `sketches` says something else. */
+export function ladder(
+  precisions: readonly ('fp16' | 'int8' | 'int4')[],
+  sketches: Partial<Record<'fp16' | 'int8' | 'int4', RungSketch>> = {},
+): ModelFacts['variants'] {
+  const { fp16 = 'ready', int8 = 'ready', int4 = 'ready' } = sketches
+  const { variants } = modelFacts('m', [fp16, int8, int4])
+  return variants
+    .filter(({ precision }) => precisions.includes(precision))
+    .map((rung) => Object.assign(rung, { maxModelLen: CONTEXT }))
 }
 
 /** "ab" with up to four tokens. */

@@ -49,7 +49,7 @@ test('defaults', () => {
         placement: { pin: false, keep_alive: 600_000 },
         policy: {
           prefer: 'highest_that_fits',
-          degrade_on: ['oom', 'failure', 'pressure'],
+          degrade_on: ['oom', 'failure', 'pressure', 'deadline'],
           max_failures: 3,
           recover_after: 60_000,
           min_dwell: 120_000,

@@ -1,11 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { nextRoute } from '../../gateway/generate/next-route.js'
 import type { GenerateEvent } from '../../gateway/request.js'
-import type { ModelEntry, VariantEntry } from '../../gateway/services.js'
 import { loadTextModel } from '../../gateway/text/model-text.js'
 import type { TextModel } from '../../gateway/text/types.js'
 import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
-import { CONTEXT, settle, Setup } from '../support/fake-pipeline.js'
+import { CONTEXT, ladder, settle, Setup } from '../support/fake-pipeline.js'
 import { TINY_STOP_TOKEN, tinyTokenizerAssets, tinyTokens } from '../support/tiny-tokenizer.js'
 
 let text: TextModel
@@ -62,7 +60,7 @@ describe('a stream whose engine dies', () => {
         type: 'degraded',
         index: 0,
         variant: 'm:int4',
-        reason: 'highest rung',
+        reason: 'highest: the best rung',
         cause: 'engine_failed',
         replayedTokens: 2,
       },
@@ -209,17 +207,11 @@ describe('a stream whose engine dies', () => {
 /** A setup with a ladder whose rungs are ready. */
 function withLadder(): Setup {
   const setup = new Setup({}, text)
-  setup.model.variants = [rung('fp16'), rung('int8'), rung('int4')]
+  setup.model.variants = ladder(LADDER)
   return setup
 }
 
-const rung = (precision: VariantEntry['precision'], state: VariantEntry['state'] = 'ready'): VariantEntry => ({
-  name: `m:${precision}`,
-  precision,
-  state,
-  weightBytes: 1,
-  device: 'cpu0',
-})
+const LADDER = ['fp16', 'int8', 'int4'] as const
 
 const FAILED_STEP = { error: { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 } }
 
@@ -241,7 +233,11 @@ describe('a stream whose rung fails', () => {
     setup.session.delta(3, tinyTokens('yz'), FinishReason.LENGTH)
     expect(ofType(setup.events, 'degraded')).toMatchObject([
       { variant: 'm:fp16', cause: 'rung_failed' },
-      { variant: 'm:int8', cause: 'rung_failed', reason: `nearest rung; 'm:fp16' failed` },
+      {
+        variant: 'm:int8',
+        cause: 'rung_failed',
+        reason: "degraded_failure: 'm:fp16' failed; the nearest rung goes on",
+      },
     ])
     expect(textOf(setup.events)).toBe('xyz')
   })
@@ -253,8 +249,8 @@ describe('a stream whose rung fails', () => {
     await failStep(setup, 1)
     await failStep(setup, 2)
     expect(setup.error).toMatchObject({
-      code: 'engine_unavailable',
-      message: `'m:fp16' failed and the request forbids to degrade`,
+      code: 'degrade_forbidden',
+      message: `'m:fp16' failed and the request forbids another rung`,
     })
     expect(setup.session.submitted).toHaveLength(2)
   })
@@ -272,55 +268,14 @@ describe('a stream whose rung fails', () => {
     await setup.start(PROMPT)
     setup.session.delta(1, tinyTokens('x'), RUNNING, START)
     setup.die()
-    setup.model.variants = [rung('fp16', 'loading'), rung('int8'), rung('int4')]
+    setup.model.variants = ladder(LADDER, { fp16: 'loading' })
     await setup.restart()
     expect(setup.session.submitted).toEqual([])
-    setup.model.variants = [rung('fp16', 'failed'), rung('int8'), rung('int4')]
+    setup.model.variants = ladder(LADDER, { fp16: 'failed' })
     setup.changed()
     await settle()
     expect(setup.session.submitted).toMatchObject([{ variant: 'm:int8', replayedTokens: 1 }])
     expect(ofType(setup.events, 'degraded')).toMatchObject([{ variant: 'm:int8', cause: 'engine_failed' }])
-  })
-})
-
-describe('nextRoute', () => {
-  const route = { model: 'm', variant: 'm:int8', reason: 'highest rung' }
-  const model = (...variants: VariantEntry[]): ModelEntry => ({
-    id: 'm',
-    tags: [],
-    maxModelLen: 8,
-    created: 0,
-    variants,
-  })
-  const go = (entry: ModelEntry, failed: string[] = [], mayMove = true, named = false) =>
-    nextRoute(
-      { model: entry, rung: named ? entry.variants[1] : undefined },
-      { route, failed: new Set(failed), mayMove },
-    )
-
-  it.each([
-    ['stays', model(rung('fp16'), rung('int8'), rung('int4')), [], 'm:int8'],
-    ['goes down before up', model(rung('fp16'), rung('int8', 'failed'), rung('int4')), [], 'm:int4'],
-    ['leaves a rung that fails', model(rung('fp16'), rung('int8'), rung('int4')), ['m:int8'], 'm:int4'],
-    ['goes up', model(rung('fp16'), rung('int8', 'failed'), rung('int4', 'failed')), [], 'm:fp16'],
-    ['does not go where it failed', model(rung('fp16'), rung('int8'), rung('int4')), ['m:int8', 'm:int4'], 'm:fp16'],
-  ])('%s', (_, entry, failed, variant) => {
-    expect(go(entry, failed)).toMatchObject({ kind: 'serve', route: { variant } })
-  })
-
-  it.each([
-    ['its own rung', model(rung('fp16'), rung('int8', 'loading'))],
-    ['another rung when its own has failed', model(rung('fp16', 'loading'), rung('int8', 'failed'))],
-    ['names that are not read yet', model(rung('fp16', 'loading'))],
-  ])('waits for %s', (_, entry) => {
-    expect(go(entry)).toMatchObject({ kind: 'wait' })
-  })
-
-  it('never leaves a rung that was named, and no rung when that is forbidden', () => {
-    const entry = model(rung('fp16'), rung('int8', 'failed'))
-    expect(go(entry, [], true, true)).toMatchObject({ kind: 'failed', why: expect.stringContaining('by name') })
-    expect(go(entry, [], false)).toMatchObject({ kind: 'failed', why: expect.stringContaining('forbids') })
-    expect(go(model(rung('int8', 'failed')))).toMatchObject({ kind: 'failed' })
   })
 })
 

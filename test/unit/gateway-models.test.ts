@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest'
 import { parseConfig } from '../../engine/config/index.js'
-import { type EngineSnapshot, Models } from '../../gateway/models.js'
+import type { EngineSnapshot } from '../../gateway/model-facts.js'
+import { Models } from '../../gateway/models.js'
 import { EngineStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 
 const { models: configs } = parseConfig(

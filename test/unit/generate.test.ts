@@ -4,7 +4,7 @@ import type { GenerateEvent, GenerateRequest } from '../../gateway/request.js'
 import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
 import { CONTEXT, requestOf, settle, Setup } from '../support/fake-pipeline.js'
 
-const started = { type: 'started', variant: 'm:int4', reason: 'highest rung' }
+const started = { type: 'started', variant: 'm:int4', reason: 'highest: the best rung' }
 const text = (value: string, index = 0) => ({
   type: 'text',
   index,
@@ -116,9 +116,19 @@ describe('Pipeline', () => {
   })
 
   it.each([
-    [40, 4, `the prompt has 40 tokens and max_tokens is 4, but 'm:int4' has a context of 32 tokens`, 'prompt'],
-    [30, 4, `the prompt has 30 tokens and max_tokens is 4, but 'm:int4' has a context of 32 tokens`, 'max_tokens'],
-    [32, undefined, `the prompt has 32 tokens, but 'm:int4' has a context of 32 tokens`, 'prompt'],
+    [
+      40,
+      4,
+      `the prompt has 40 tokens and max_tokens is 4, but 'm:int4' has a context of 32 tokens; no rung would fit`,
+      'prompt',
+    ],
+    [
+      30,
+      4,
+      `the prompt has 30 tokens and max_tokens is 4, but 'm:int4' has a context of 32 tokens; no rung would fit`,
+      'max_tokens',
+    ],
+    [32, undefined, `the prompt has 32 tokens, but 'm:int4' has a context of 32 tokens; no rung would fit`, 'prompt'],
   ])('refuses a prompt of %d tokens with max_tokens %s', async (length, maxTokens, message, param) => {
     const setup = new Setup()
     const input = { kind: 'text' as const, text: 'a'.repeat(length) }

@@ -218,7 +218,6 @@ describe('refused fields', () => {
     ['store', { store: true }],
     ['best_of', { best_of: 3 }],
     ['echo', { echo: true }],
-    ['precision', { precision: 'low' }],
     ['surprise', { surprise: 1 }],
     ['stream_options.surprise', { stream: true, stream_options: { surprise: 1 } }],
     ['messages[0].tool_calls', { messages: [{ role: 'assistant', content: 'x', tool_calls: [{}] }] }],

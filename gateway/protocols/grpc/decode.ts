@@ -96,6 +96,12 @@ function optionFields(options: GenerateOptions | undefined): Body {
     ignore_eos: options.ignoreEos,
     n: options.n,
     priority: options.priority,
+    precision: options.precision,
+    min_precision: options.minPrecision,
+    memory_limit_gb: options.memoryLimitGb,
+    speed_priority: options.speedPriority,
+    degrade: options.degrade,
+    deadline_ms: options.deadlineMs,
   })
 }
 

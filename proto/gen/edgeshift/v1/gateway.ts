@@ -32,7 +32,7 @@ export interface ChatMessage {
 }
 
 export interface ChatRequest {
-  /** id, id:rung or tag */
+  /** id, id:rung, tag or auto */
   model: string;
   messages: ChatMessage[];
   options?: GenerateOptions | undefined;
@@ -73,7 +73,25 @@ export interface GenerateOptions {
   /** absent = no log probabilities */
   topLogprobs?: number | undefined;
   n?: number | undefined;
-  priority?: number | undefined;
+  priority?:
+    | number
+    | undefined;
+  /** What the request asks of the rung that serves it. */
+  precision?: string | undefined;
+  minPrecision?: string | undefined;
+  memoryLimitGb?:
+    | number
+    | undefined;
+  /** 0 = quality alone, 1 = speed alone */
+  speedPriority?:
+    | number
+    | undefined;
+  /** allow | forbid */
+  degrade?:
+    | string
+    | undefined;
+  /** beside the call's own deadline; the earlier one holds */
+  deadlineMs?: number | undefined;
 }
 
 export interface GenerateOptions_LogitBiasEntry {
@@ -568,6 +586,12 @@ function createBaseGenerateOptions(): GenerateOptions {
     topLogprobs: undefined,
     n: undefined,
     priority: undefined,
+    precision: undefined,
+    minPrecision: undefined,
+    memoryLimitGb: undefined,
+    speedPriority: undefined,
+    degrade: undefined,
+    deadlineMs: undefined,
   };
 }
 
@@ -627,6 +651,24 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
     }
     if (message.priority !== undefined) {
       writer.uint32(136).int32(message.priority);
+    }
+    if (message.precision !== undefined) {
+      writer.uint32(146).string(message.precision);
+    }
+    if (message.minPrecision !== undefined) {
+      writer.uint32(154).string(message.minPrecision);
+    }
+    if (message.memoryLimitGb !== undefined) {
+      writer.uint32(161).double(message.memoryLimitGb);
+    }
+    if (message.speedPriority !== undefined) {
+      writer.uint32(169).double(message.speedPriority);
+    }
+    if (message.degrade !== undefined) {
+      writer.uint32(178).string(message.degrade);
+    }
+    if (message.deadlineMs !== undefined) {
+      writer.uint32(184).uint32(message.deadlineMs);
     }
     return writer;
   },
@@ -793,6 +835,54 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
             message.priority = reader.int32();
             continue;
           }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.precision = reader.string();
+            continue;
+          }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.minPrecision = reader.string();
+            continue;
+          }
+          case 20: {
+            if (tag !== 161) {
+              break;
+            }
+
+            message.memoryLimitGb = reader.double();
+            continue;
+          }
+          case 21: {
+            if (tag !== 169) {
+              break;
+            }
+
+            message.speedPriority = reader.double();
+            continue;
+          }
+          case 22: {
+            if (tag !== 178) {
+              break;
+            }
+
+            message.degrade = reader.string();
+            continue;
+          }
+          case 23: {
+            if (tag !== 184) {
+              break;
+            }
+
+            message.deadlineMs = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -835,6 +925,12 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
     message.topLogprobs = object.topLogprobs ?? undefined;
     message.n = object.n ?? undefined;
     message.priority = object.priority ?? undefined;
+    message.precision = object.precision ?? undefined;
+    message.minPrecision = object.minPrecision ?? undefined;
+    message.memoryLimitGb = object.memoryLimitGb ?? undefined;
+    message.speedPriority = object.speedPriority ?? undefined;
+    message.degrade = object.degrade ?? undefined;
+    message.deadlineMs = object.deadlineMs ?? undefined;
     return message;
   },
 };

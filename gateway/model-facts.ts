@@ -1,0 +1,84 @@
+/** From the configuration and what the engine says to what the router decides from and clients are listed. Pure. */
+import type { ModelConfig } from '../engine/config/index.js'
+import { type EngineStatus, VariantState, type VariantStatus } from '../proto/gen/edgeshift/v1/engine.js'
+import type { EngineState } from './engine-client/supervisor.js'
+import type { ModelFacts, RungFacts } from './router/facts.js'
+import type { VariantEntry } from './services.js'
+
+/** What is known of the engine at a moment. */
+export interface EngineSnapshot {
+  state: EngineState
+  /** Undefined while no session is open. */
+  status: EngineStatus | undefined
+}
+
+type Precision = VariantEntry['precision']
+
+const STATES: Record<VariantState, VariantEntry['state']> = {
+  [VariantState.UNSPECIFIED]: 'unloaded',
+  [VariantState.UNRECOGNIZED]: 'unloaded',
+  [VariantState.UNLOADED]: 'unloaded',
+  [VariantState.LOADING]: 'loading',
+  [VariantState.READY]: 'ready',
+  [VariantState.FAILED]: 'failed',
+}
+
+const PRECISIONS: readonly Precision[] = ['fp16', 'int8', 'int4']
+
+/** Share of the unquantized model's quality that a rung keeps where nobody has measured it. */
+const USUAL_QUALITY: Record<Precision, number> = { fp16: 1, int8: 0.995, int4: 0.95 }
+
+/** One model, without the marks of its breakers and its ladder. `created` is in Unix seconds. */
+export function toModelFacts(config: ModelConfig, { state, status }: EngineSnapshot, created: number): ModelFacts {
+  const known = new Map(status?.variants.map((variant) => [variant.name, variant]))
+  const variants = rungsOf(config, known).map((rung) => toRungFacts(rung, known.get(rung.name), state))
+  const longest = Math.max(0, ...variants.map(({ maxModelLen }) => maxModelLen))
+  return {
+    id: config.id,
+    tags: config.tags,
+    maxModelLen: longest || (config.max_model_len ?? 0),
+    variants,
+    created,
+    policy: config.policy,
+    level: variants[0]?.name,
+    levelCause: undefined,
+  }
+}
+
+type RungName = Pick<VariantEntry, 'name' | 'precision'>
+
+/** As configured; where a rung's precision is read from its file, as the engine has read them. */
+function rungsOf({ id, variants }: ModelConfig, known: ReadonlyMap<string, VariantStatus>): RungName[] {
+  const stated = variants.flatMap(({ precision }) => (precision ? [{ name: `${id}:${precision}`, precision }] : []))
+  if (stated.length === variants.length) return stated
+  const read = [...known.values()].flatMap(({ name, model, precision }) =>
+    model === id && isPrecision(precision) ? [{ name, precision }] : [],
+  )
+  if (read.length > 0) return read
+  // Until the engine has read the files, requests wait for a rung of any name.
+  const free = PRECISIONS.filter((precision) => !stated.some((rung) => rung.precision === precision))
+  return [...stated, ...free.slice(0, 1).map((precision) => ({ name: `${id}:${precision}`, precision }))]
+}
+
+function isPrecision(text: string): text is Precision {
+  return PRECISIONS.some((precision) => precision === text)
+}
+
+function toRungFacts(rung: RungName, known: VariantStatus | undefined, engine: EngineState): RungFacts {
+  const { name, precision } = rung
+  const unmeasured = { tokensPerSecond: 0, promptTokensPerSecond: 0, loadMs: 0, waitMs: 0 }
+  const common = { name, precision, quality: USUAL_QUALITY[precision], ...unmeasured, breaker: CLOSED }
+  if (known) {
+    const { weightBytes, neededBytes, device, error, loadable, queueable, maxModelLen, pinned, loads } = known
+    const told = { weightBytes, neededBytes, device, loadable, queueable, maxModelLen, pinned, loads }
+    return { ...common, ...told, state: STATES[known.state], ...(error && { error }) }
+  }
+  const nothing = { weightBytes: 0, neededBytes: 0, device: '', loadable: false, queueable: false, maxModelLen: 0 }
+  const entry = { ...common, ...nothing, pinned: false, loads: 0 }
+  // Without a session every rung is on its way, unless the engine keeps dying.
+  const failed = engine === 'crash_loop' || engine === 'up'
+  const error = engine === 'up' ? 'the engine does not know it' : 'the engine keeps failing'
+  return failed ? { ...entry, state: 'failed', error } : { ...entry, state: 'loading' }
+}
+
+const CLOSED = { state: 'closed' } as const

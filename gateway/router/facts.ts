@@ -1,0 +1,128 @@
+/** What the router decides from, and what it decides. Plain data: nothing here reads a clock or keeps state. */
+import type { ModelConfig } from '../../engine/config/index.js'
+import type { ErrorCode } from '../errors.js'
+import type { Needs } from '../request.js'
+import type { ModelEntry, VariantEntry } from '../services.js'
+
+/** Why a rung is left or passed over. */
+export const MOVE_CAUSES = ['oom', 'failure', 'pressure', 'deadline'] as const
+
+/** `oom`: it does not fit; `pressure`: what is at work has its place; `deadline`: it would answer too late. */
+export type MoveCause = (typeof MOVE_CAUSES)[number]
+
+/** A breaker as a decision sees it. `half_open` takes one request at a time, unless one is on its way. */
+export type BreakerView =
+  | { state: 'closed' | 'half_open' }
+  | { state: 'open'; cause: MoveCause; retryAfterMs: number; why: string }
+
+/** What is known of one rung. Figures that nobody has measured or told yet are 0. */
+export interface RungFacts extends VariantEntry {
+  /** Not resident, but a submit loads it now. */
+  loadable: boolean
+  /** Not resident; a submit waits in order until what is at work makes room. */
+  queueable: boolean
+  /** Device bytes of weights and workspace. */
+  neededBytes: number
+  /** Tokens of prompt and answer together. */
+  maxModelLen: number
+  /** Share of the unquantized model's quality, above 0 and at most 1. */
+  quality: number
+  /** Of one sequence's decode. */
+  tokensPerSecond: number
+  /** Of one prompt's prefill. */
+  promptTokensPerSecond: number
+  /** What a load takes now, milliseconds; 0 where it is resident. */
+  loadMs: number
+  /** What a request that comes now waits for a place in a batch, milliseconds. */
+  waitMs: number
+  breaker: BreakerView
+}
+
+/** What is known of one model. */
+export interface ModelFacts extends ModelEntry {
+  /** The ladder, best precision first. */
+  variants: RungFacts[]
+  policy: ModelConfig['policy']
+  /** Name of the rung that requests without a wish get now; better ones are held back until they prove stable. */
+  level: string | undefined
+  /** Why `level` is not the best rung. */
+  levelCause: MoveCause | undefined
+}
+
+/** A request as the router sees it. */
+export interface RouteRequest extends Needs {
+  /** id, id:rung, tag or `auto`. */
+  model: string
+  /** 0 = not known yet. */
+  promptTokens: number
+  /** Most tokens the answer may have; absent = what the context leaves. */
+  maxTokens?: number
+  /** Milliseconds left; 0 = no deadline. */
+  deadlineMs: number
+  /** 0 (easy) to 1 (hard), for `auto`. */
+  difficulty?: number
+}
+
+/** Why a rung was chosen; the first word of x-edgeshift-reason. */
+export type RouteCode =
+  /** The named rung or the precision asked for. */
+  | 'requested'
+  /** The best rung of the ladder. */
+  | 'highest'
+  /** The best rung that the request's own limits leave. */
+  | 'min_precision'
+  | 'memory_limit'
+  | 'context'
+  /** The ladder does not have the precision asked for; the nearest one. */
+  | 'nearest'
+  /** Chosen for `speed_priority`. */
+  | 'speed'
+  /** Chosen for `auto`. */
+  | 'auto'
+  /** Better rungs are being loaded. */
+  | 'loading'
+  /** Better rungs are usable again, but not for long enough. */
+  | 'recovering'
+  /** The one request that tries a rung whose breaker was open. */
+  | 'probe'
+  /** A worse, or a better, rung than the one wanted, and why that was left. */
+  | `degraded_${MoveCause}`
+  | `raised_${MoveCause}`
+
+/** The rung that serves a request, and why this one. */
+export interface Route {
+  /** Id of the model. */
+  model: string
+  /** "model:rung". */
+  variant: string
+  code: RouteCode
+  /** "code: a sentence". */
+  reason: string
+  /** It is the breaker's probe: its end decides whether the rung is used again. */
+  probe: boolean
+}
+
+/** A refusal in terms of the error catalogue. */
+export interface Refusal {
+  code: ErrorCode
+  message: string
+  param?: string
+  retryAfterMs?: number
+}
+
+/** What can be done for a request now: serve it, wait for a rung that is coming, or refuse it. */
+export type RouteResult =
+  | { kind: 'serve'; route: Route }
+  | { kind: 'wait'; why: string }
+  | { kind: 'refuse'; refusal: Refusal }
+
+/** A request that was lost in mid-answer. */
+export interface Lost {
+  /** What was asked for; `deadlineMs` is what is left. */
+  request: RouteRequest
+  /** Where it was served. */
+  route: Route
+  /** Rungs that failed it again and again without getting on. */
+  failed: ReadonlySet<string>
+  cause: MoveCause
+}

@@ -1,0 +1,47 @@
+import { toRoute } from './explain.js'
+import type { Lost, ModelFacts, MoveCause, RouteRequest, RouteResult, RungFacts } from './facts.js'
+import { exclusions } from './limits.js'
+import { byDistance } from './order.js'
+import { standingOf } from './standing.js'
+
+/**
+ * Where a lost request goes on: at its own rung when that is there or coming, since only there the same seed gives the
+ * same text; else at the nearest rung of the ladder that is healthy and within its limits, the lower one of two. Never
+ * at another model. Pure.
+ */
+export function nextRoute(model: ModelFacts, lost: Lost): RouteResult {
+  const { request, route, failed, cause } = lost
+  const { variants } = model
+  const own = variants.find(({ name }) => name === route.variant)
+  const place = own ? variants.indexOf(own) : 0
+  const usable = (rung: RungFacts): boolean => !failed.has(rung.name) && standingOf(rung).kind === 'usable'
+  const coming = variants.some((rung) => !failed.has(rung.name) && standingOf(rung).kind === 'coming')
+  // A rung whose precision is read from its file has no name before the engine has read it.
+  if (!own && coming) return { kind: 'wait', why: `'${route.variant}' is not known yet` }
+  if (own && usable(own)) return { kind: 'serve', route: { ...route, probe: own.breaker.state === 'half_open' } }
+  const why = own && !failed.has(own.name) ? whyNot(own) : `'${route.variant}' failed`
+  if (own && !failed.has(own.name) && standingOf(own).kind === 'coming') return { kind: 'wait', why }
+  const stay = whyStay(model, request, cause)
+  if (stay !== undefined)
+    return { kind: 'refuse', refusal: { code: 'degrade_forbidden', message: `${why} and ${stay}` } }
+  const excluded = exclusions(model, request)
+  const others = [...variants.keys()].filter((index) => index !== place && excluded[index] === undefined)
+  const next = byDistance(others, place).find((index) => variants[index] && usable(variants[index]))
+  const rung = next === undefined ? undefined : variants[next]
+  if (rung && next !== undefined) {
+    const code = `${next > place ? 'degraded' : 'raised'}_${cause}` as const
+    return { kind: 'serve', route: toRoute(model.id, rung, { code, text: `${why}; the nearest rung goes on` }) }
+  }
+  if (coming) return { kind: 'wait', why }
+  return { kind: 'refuse', refusal: { code: 'engine_failed', message: `${why} and no other rung can go on` } }
+}
+
+function whyNot(rung: RungFacts): string {
+  const standing = standingOf(rung)
+  return standing.kind === 'usable' ? `'${rung.name}' failed` : standing.why
+}
+
+function whyStay({ id, policy }: ModelFacts, { degrade }: RouteRequest, cause: MoveCause): string | undefined {
+  if (degrade === 'forbid') return 'the request forbids another rung'
+  return policy.degrade_on.includes(cause) ? undefined : `the policy of '${id}' allows no other rung for ${cause}`
+}

@@ -1,0 +1,64 @@
+/** In which order a ladder's rungs are tried for a request. Pure; rungs are indices into the ladder, 0 = best. */
+import type { ModelFacts, Refusal, RouteRequest, RungFacts } from './facts.js'
+import { rankOf, resolveWish } from './precision.js'
+import type { Target } from './target.js'
+
+/** The rung a request wants. */
+export interface Wish {
+  /** Its place; between two rungs (x.5) when the ladder does not have it. */
+  place: number
+  /** The ladder has it. */
+  exists: boolean
+}
+
+/** The rung that is named or whose precision is asked for; undefined without a wish; a refusal when both differ. */
+export function wishOf({ model, rung }: Target<ModelFacts>, { precision }: RouteRequest): Wish | Refusal | undefined {
+  const { variants } = model
+  if (precision === undefined && rung === undefined) return undefined
+  const asked = precision === undefined ? undefined : resolveWish(precision, variants)
+  if (rung) {
+    if (asked === undefined || asked === rung.precision) return { place: variants.indexOf(rung), exists: true }
+    return {
+      code: 'invalid_request',
+      message: `precision ${precision} is not that of '${rung.name}'`,
+      param: 'precision',
+    }
+  }
+  const wanted = rankOf(asked ?? 'fp16')
+  const place = variants.findIndex((variant) => rankOf(variant.precision) === wanted)
+  if (place >= 0) return { place, exists: true }
+  return { place: variants.filter((variant) => rankOf(variant.precision) < wanted).length - 0.5, exists: false }
+}
+
+/** `rungs` nearest to `place` first, the one below before the one above. */
+export function byDistance(rungs: readonly number[], place: number): number[] {
+  const distance = (index: number): number => Math.abs(index - place) - (index > place ? 0.1 : 0)
+  return rungs.toSorted((a, b) => distance(a) - distance(b))
+}
+
+/**
+ * Rungs for a request without a wish: from the one that the ladder stands at downwards, then those above it, nearest
+ * first; with `speedPriority` the lower ones by quality and speed. `allowed` is ascending.
+ */
+export function fromLevel(
+  { variants, level }: ModelFacts,
+  allowed: readonly number[],
+  request: RouteRequest,
+): number[] {
+  const at = Math.max(
+    0,
+    variants.findIndex(({ name }) => name === level),
+  )
+  const below = allowed.filter((index) => index >= at)
+  const above = allowed.filter((index) => index < at).toReversed()
+  const { speedPriority = 0 } = request
+  return [...(speedPriority > 0 ? bySpeed(variants, below, speedPriority) : below), ...above]
+}
+
+function bySpeed(ladder: readonly RungFacts[], rungs: readonly number[], priority: number): number[] {
+  const speed = (index: number): number => ladder[index]?.tokensPerSecond ?? 0
+  const fastest = Math.max(...rungs.map(speed), 1e-9)
+  const score = (index: number): number =>
+    (1 - priority) * (ladder[index]?.quality ?? 0) + priority * (speed(index) / fastest)
+  return rungs.toSorted((a, b) => score(b) - score(a))
+}

@@ -1,0 +1,64 @@
+/** What one rung can do for one request now. Pure. */
+import type { MoveCause, RouteRequest, RungFacts } from './facts.js'
+
+/** Where a rung stands. */
+export type Standing =
+  /** Resident, or loaded by the request itself. */
+  | { kind: 'usable' }
+  /** A request waits in the engine until other models have finished. */
+  | { kind: 'queue'; why: string }
+  /** It is being loaded, or the engine is being started. */
+  | { kind: 'coming'; why: string }
+  | Out
+
+/** A rung that cannot serve. */
+export interface Out {
+  kind: 'out'
+  cause: MoveCause
+  why: string
+  retryAfterMs?: number
+}
+
+const USABLE: Standing = { kind: 'usable' }
+
+/** Where a rung stands, its breaker first. */
+export function standingOf(rung: RungFacts): Standing {
+  const { breaker, state, precision } = rung
+  if (breaker.state === 'open') {
+    const { cause, retryAfterMs, why } = breaker
+    return { kind: 'out', cause, retryAfterMs, why: `${precision} ${why}` }
+  }
+  if (state === 'ready' || rung.loadable) return USABLE
+  if (state === 'loading') return { kind: 'coming', why: `${precision} is being loaded` }
+  if (rung.queueable) return { kind: 'queue', why: `${precision} waits for memory that is in use` }
+  if (state === 'failed') return { kind: 'out', cause: 'failure', why: `${precision} failed${because(rung)}` }
+  return { kind: 'out', cause: 'oom', why: `${precision} does not fit${because(rung)}` }
+}
+
+function because({ error }: RungFacts): string {
+  return error === undefined ? '' : `: ${error}`
+}
+
+/** Milliseconds until the first token, as far as the figures are known. */
+export function firstTokenMs(rung: RungFacts, promptTokens: number): number {
+  const { loadMs, waitMs, promptTokensPerSecond } = rung
+  const prefill = promptTokensPerSecond > 0 ? (promptTokens / promptTokensPerSecond) * 1000 : 0
+  return loadMs + waitMs + prefill
+}
+
+/** Milliseconds until the last token of an answer of `tokens`, as far as the figures are known. */
+export function answerMs(rung: RungFacts, promptTokens: number, tokens: number): number {
+  const { tokensPerSecond } = rung
+  return firstTokenMs(rung, promptTokens) + (tokensPerSecond > 0 ? (tokens / tokensPerSecond) * 1000 : 0)
+}
+
+/** How sure a deadline must be: the whole answer in time, or at least its first token. */
+export type Timeliness = 'whole' | 'begun'
+
+/** True when the deadline can be met; also when there is none, or no figure that says otherwise. */
+export function meetsDeadline(rung: RungFacts, request: RouteRequest, timeliness: Timeliness): boolean {
+  const { deadlineMs, promptTokens, maxTokens } = request
+  if (deadlineMs === 0) return true
+  const tokens = timeliness === 'whole' ? (maxTokens ?? 1) : 1
+  return answerMs(rung, promptTokens, tokens) <= deadlineMs
+}

@@ -54,6 +54,43 @@ void pack_half_row(const CanonicalMatrix& m, int row, int lane, char* tile) {
   for (int i = 0; i < m.k; ++i) to[size_t(i) * kTileRows] = from[i];
 }
 
+#ifdef __x86_64__
+// Four bytes of neighbouring int4 pairs in each 32-bit lane, (1,0) (3,2) (5,4) (7,6), to the tile's pairs of inputs four apart.
+inline __m128i tile_nibbles(__m128i x) {
+  const __m128i low = _mm_set1_epi32(0x0f0f), high = _mm_set1_epi32(0xf0f0), byte = _mm_set1_epi32(0xff);
+  const __m128i first = _mm_and_si128(x, _mm_set1_epi32(0xffff)), second = _mm_srli_epi32(x, 16);
+  const __m128i even = _mm_or_si128(_mm_and_si128(first, low), _mm_slli_epi32(_mm_and_si128(second, low), 4));
+  const __m128i odd = _mm_or_si128(_mm_and_si128(_mm_srli_epi32(first, 4), low), _mm_and_si128(second, high));
+  // Bytes 0 and 1 of both to bytes 0, 2 and 1, 3.
+  auto apart = [&](__m128i pair) {
+    return _mm_or_si128(_mm_and_si128(pair, byte), _mm_slli_epi32(_mm_andnot_si128(byte, pair), 8));
+  };
+  return _mm_or_si128(apart(even), _mm_slli_epi32(apart(odd), 8));
+}
+
+// The codes of four rows from `row` on into lanes `lane` .. `lane` + 3; the bytes of a row are a multiple of 16.
+void pack_four_rows(const CanonicalMatrix& m, const TileLayout& t, int row, int lane, char* tile) {
+  const bool int4 = m.precision == Precision::int4;
+  const size_t bytes = size_t(t.padded_k) / (int4 ? 2 : 1);
+  const uint8_t* from = static_cast<const uint8_t*>(m.codes) + size_t(row) * bytes;
+  char* to = tile + t.codes + lane * 4;
+  for (size_t j = 0; j < bytes; j += 16, to += 4 * 64) {
+    __m128i a[4], b[4];
+    for (int r = 0; r < 4; ++r) {
+      a[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + size_t(r) * bytes + j));
+      if (int4) a[r] = tile_nibbles(a[r]);
+    }
+    for (int r = 0; r < 2; ++r) {
+      b[2 * r] = _mm_unpacklo_epi32(a[2 * r], a[2 * r + 1]);
+      b[2 * r + 1] = _mm_unpackhi_epi32(a[2 * r], a[2 * r + 1]);
+    }
+    const __m128i out[] = {_mm_unpacklo_epi64(b[0], b[2]), _mm_unpackhi_epi64(b[0], b[2]), _mm_unpacklo_epi64(b[1], b[3]),
+                           _mm_unpackhi_epi64(b[1], b[3])};
+    for (int i = 0; i < 4; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * 64), out[i]);
+  }
+}
+#endif
+
 void pack_codes(const CanonicalMatrix& m, const TileLayout& t, int row, int lane, char* tile) {
   size_t bytes = size_t(t.padded_k) / (m.precision == Precision::int4 ? 2 : 1);
   const uint8_t* from = static_cast<const uint8_t*>(m.codes) + size_t(row) * bytes;
@@ -73,7 +110,7 @@ void pack_codes(const CanonicalMatrix& m, const TileLayout& t, int row, int lane
   }
 }
 
-void pack_quantized_row(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, int row, int lane, char* tile) {
+void pack_parameters(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, int row, int lane, char* tile) {
   f16* scales = reinterpret_cast<f16*>(tile) + lane;
   f16* minimums = reinterpret_cast<f16*>(tile + t.minimums) + lane;
   for (int g = 0; g < t.groups; ++g) {
@@ -81,12 +118,32 @@ void pack_quantized_row(const CanonicalMatrix& m, const TileLayout& t, bool has_
     scales[g * kTileRows] = m.scales[from];
     if (has_minimums) minimums[g * kTileRows] = m.minimums ? m.minimums[from] : f16{};
   }
-  pack_codes(m, t, row, lane, tile);
 }
 
 void pack_row(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, int row, int lane, char* tile) {
   if (m.precision == Precision::fp16) pack_half_row(m, row, lane, tile);
-  else pack_quantized_row(m, t, has_minimums, row, lane, tile);
+  else {
+    pack_parameters(m, t, has_minimums, row, lane, tile);
+    pack_codes(m, t, row, lane, tile);
+  }
+}
+
+// As many rows from `row` on as go into the tile at once; their number.
+int pack_rows(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, int row, int lane, char* tile) {
+#ifdef __x86_64__
+  const int left = m.n - row;
+  if (m.precision == Precision::fp16 && lane % 8 == 0 && left >= 8) {
+    pack_half_rows(m, row, lane, tile);
+    return 8;
+  }
+  if (m.precision != Precision::fp16 && lane % 4 == 0 && left >= 4) {
+    pack_four_rows(m, t, row, lane, tile);
+    for (int r = 0; r < 4; ++r) pack_parameters(m, t, has_minimums, row + r, lane + r, tile);
+    return 4;
+  }
+#endif
+  pack_row(m, t, has_minimums, row, lane, tile);
+  return 1;
 }
 
 // Tiles that a worker converts at a time: enough columns for formats that store inputs first to read whole cache lines.
@@ -103,17 +160,10 @@ Status pack_part(const WeightReader& part, CanonicalForm form, const TileLayout&
   if (begin >= end) return {};
   ES_RETURN_IF_ERROR(part.read(int(begin), int(end), form, strip));
   CanonicalMatrix view = strip.view();
-  for (int64_t row = begin; row < end; ++row) {
-    int64_t place = row - first;
+  for (int64_t row = begin; row < end;) {
+    const int64_t place = row - first;
     char* tile = tiles + size_t(place / kTileRows) * t.bytes;
-#ifdef __x86_64__
-    if (form.precision == Precision::fp16 && place % 8 == 0 && row + 8 <= end) {
-      pack_half_rows(view, int(row - begin), int(place % kTileRows), tile);
-      row += 7;
-      continue;
-    }
-#endif
-    pack_row(view, t, form.has_minimums, int(row - begin), int(place % kTileRows), tile);
+    row += pack_rows(view, t, form.has_minimums, int(row - begin), int(place % kTileRows), tile);
   }
   return {};
 }
@@ -216,7 +266,8 @@ Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, Pac
   std::mutex mutex;
   Status failure;
   pool.for_ranges(tile_count(int(n)), kStripTiles, [&](int64_t begin, int64_t end, int) {
-    CanonicalStorage strip;
+    // Kept by its thread: memory from the system has to be cleared each time.
+    static thread_local CanonicalStorage strip;
     for (int64_t tile = begin; tile < end; tile += kStripTiles) {
       Status status = job.run(tile, int(std::min<int64_t>(kStripTiles, end - tile)), strip);
       if (status.ok()) continue;
@@ -248,7 +299,7 @@ Status pack(ThreadPool& pool, const CanonicalMatrix& m, void* memory, PackedMatr
       char* to = static_cast<char*>(memory) + size_t(tile) * t.bytes;
       std::memset(to, 0, t.bytes);
       int rows = std::min<int>(kTileRows, m.n - int(tile) * kTileRows);
-      for (int r = 0; r < rows; ++r) pack_row(m, t, form.has_minimums, int(tile) * kTileRows + r, r, to);
+      for (int r = 0; r < rows;) r += pack_rows(m, t, form.has_minimums, int(tile) * kTileRows + r, r, to);
     }
   });
   out = describe(form, m.n, m.k, memory);

@@ -10,13 +10,12 @@
 #include <cmath>
 
 #include "core/text.h"
+#include "quant/finite_half.h"
 #include "quant/half.h"
 
 namespace edgeshift {
 
 namespace {
-
-constexpr float kLargestHalf = 65504.0f;
 
 // Scratch of one thread.
 struct Scratch {

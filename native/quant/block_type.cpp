@@ -5,6 +5,7 @@
 
 #include "quant/block_decode.h"
 #include "quant/half.h"
+#include "quant/row_kernels.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -56,15 +57,7 @@ void halves_to_floats(const uint8_t* from, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = read_half(from + 2 * i);
 }
 
-// Weights i and i + 16 of a block share byte i: low nibble, high nibble.
-void decode_q4(const uint8_t* nibbles, float scale, float minimum, int offset, float* out) {
-  for (int i = 0; i < 16; ++i) {
-    out[i] = float((nibbles[i] & 15) - offset) * scale + minimum;
-    out[i + 16] = float((nibbles[i] >> 4) - offset) * scale + minimum;
-  }
-}
-
-// As decode_q4, bit i of `high` being the fifth bit of weight i.
+// Weights i and i + 16 of a block share byte i: low nibble, high nibble; bit i of `high` is the fifth bit of weight i.
 void decode_q5(const uint8_t* nibbles, uint32_t high, float scale, float minimum, int offset, float* out) {
   for (int i = 0; i < 16; ++i) {
     int low_code = (nibbles[i] & 15) | int(high >> i & 1u) << 4;
@@ -86,8 +79,6 @@ void decode_floats(BlockType type, const uint8_t* from, int64_t count, float* ou
 
 void decode_block(BlockType type, const uint8_t* b, float* out) {
   switch (type) {
-    case BlockType::q4_0: decode_q4(b + 2, read_half(b), 0, 8, out); break;
-    case BlockType::q4_1: decode_q4(b + 4, read_half(b), read_half(b + 2), 0, out); break;
     case BlockType::q5_0: decode_q5(b + 6, read<uint32_t>(b + 2), read_half(b), 0, 16, out); break;
     case BlockType::q5_1: decode_q5(b + 8, read<uint32_t>(b + 4), read_half(b), read_half(b + 2), 0, out); break;
     case BlockType::q8_0:
@@ -144,6 +135,10 @@ Status dequantize_rows(BlockType type, const void* data, int64_t rows, int64_t k
   const uint8_t* from = static_cast<const uint8_t*>(data);
   if (weights == 1) {
     decode_floats(type, from, rows * k, out);
+    return {};
+  }
+  if (type == BlockType::q4_0 || type == BlockType::q4_1) {
+    row_kernels().decode_q4(from, rows * k / weights, type == BlockType::q4_1, out);
     return {};
   }
   for (int64_t block = 0; block < rows * k / weights; ++block) {

@@ -7,16 +7,16 @@
 #include <string>
 
 #include "quant/block_decode.h"
+#include "quant/finite_half.h"
 #include "quant/half.h"
-#include "quant/round_to_nearest.h"
-
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
+#include "quant/row_kernels.h"
 
 namespace edgeshift {
 
 namespace {
+
+// Rows that are rounded at a time: enough groups for all lanes, few enough floats for the cache.
+constexpr int kRoundedRows = 16;
 
 // Codes times a scale, maybe plus a minimum, in blocks of 32.
 bool is_linear(BlockType type) {
@@ -45,6 +45,13 @@ f16 half_at(const uint8_t* from) {
   std::memcpy(&h.bits, from, 2);
   return h;
 }
+
+// One group on its way to the canonical arrays.
+struct CodedGroup {
+  f16 scale{};
+  f16 minimum{};
+  int codes[32];
+};
 
 // A block of q4_0 .. q8_0: its codes, scale and minimum, with the offset that the format subtracts from codes.
 int read_legacy_block(BlockType type, const uint8_t* b, CodedGroup& out) {
@@ -127,14 +134,13 @@ Status check_form(BlockType source, CanonicalForm form, int k) {
   return {};
 }
 
-// A group's codes to bytes. int4: two codes a byte; `count` is even unless it ends the row.
-void store_codes(const int* codes, int count, Precision precision, uint8_t* to) {
+// A group's codes to bytes; int4: two codes a byte.
+void store_codes(const int* codes, Precision precision, uint8_t* to) {
   if (precision == Precision::int8) {
-    for (int i = 0; i < count; ++i) to[i] = uint8_t(int8_t(codes[i]));
+    for (int i = 0; i < 32; ++i) to[i] = uint8_t(int8_t(codes[i]));
     return;
   }
-  for (int i = 0; i + 1 < count; i += 2) to[i / 2] = uint8_t(codes[i] | codes[i + 1] << 4);
-  if (count % 2) to[count / 2] = uint8_t(codes[count - 1]);
+  for (int i = 0; i < 32; i += 2) to[i / 2] = uint8_t(codes[i] | codes[i + 1] << 4);
 }
 
 // Eight bytes' low nibbles to four bytes of neighbours.
@@ -177,59 +183,42 @@ Status copy_row(BlockType source, const uint8_t* data, CanonicalForm form, int k
   return finite ? Status() : not_finite();
 }
 
-// Codes and parameters of one row.
-Status convert_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
-  int groups = (k + form.group - 1) / form.group;
-  int padded = groups * form.group;
-  bool keeps = fits_exactly(source, form.precision);
-  static thread_local std::vector<float> row_weights;
-  static thread_local std::vector<int> group_codes;
-  row_weights.assign(keeps ? 0 : size_t(padded), 0.0f);
-  group_codes.resize(size_t(form.group));
-  // Thread-local variables are slow to reach: once a row.
-  float* weights = row_weights.data();
-  int* codes = group_codes.data();
-  if (!keeps) {
-    ES_RETURN_IF_ERROR(dequantize_rows(source, data, 1, k, weights));
-    ES_RETURN_IF_ERROR(check_values(weights, k, form.precision));
-  }
-  int codes_per_byte = form.precision == Precision::int4 ? 2 : 1;
-  uint8_t* to = out.codes.data() + size_t(row) * size_t(padded / codes_per_byte);
+// Codes and parameters of one row whose blocks are kept.
+Status keep_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
+  const int groups = k / 32, codes_per_byte = form.precision == Precision::int4 ? 2 : 1;
+  uint8_t* to = out.codes.data() + size_t(row) * size_t(k / codes_per_byte);
+  CodedGroup group;
   for (int g = 0; g < groups; ++g) {
-    CodedGroup group{{}, {}, codes};
-    int count = std::min(form.group, k - g * form.group);
-    if (keeps) keep_group(source, form.precision, data, g, group);
-    else if (form.precision == Precision::int4) round_asymmetric(weights + g * form.group, count, group);
-    else round_symmetric(weights + g * form.group, count, group);
-    size_t place = size_t(row) * size_t(groups) + size_t(g);
+    const size_t place = size_t(row) * size_t(groups) + size_t(g);
+    keep_group(source, form.precision, data, g, group);
     if (!is_finite(group.scale) || !is_finite(group.minimum)) return not_finite();
     out.scales[place] = group.scale;
     if (form.has_minimums) out.minimums[place] = group.minimum;
-    store_codes(codes, count, form.precision, to + g * form.group / codes_per_byte);
+    store_codes(group.codes, form.precision, to + g * 32 / codes_per_byte);
   }
   return {};
 }
 
-#ifdef __x86_64__
-// The processor's conversion rounds as to_f16 does.
-__attribute__((target("avx,f16c"))) void halves_f16c(const float* from, int count, f16* to) {
-  const __m256 limit = _mm256_set1_ps(kLargestHalf);
-  int i = 0;
-  for (; i + 8 <= count; i += 8) {
-    // The weight as second operand: NaN stays.
-    __m256 v = _mm256_max_ps(_mm256_sub_ps(_mm256_setzero_ps(), limit), _mm256_min_ps(limit, _mm256_loadu_ps(from + i)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+// Rounds `count` rows to nearest, the first of which is row `row` of `out`.
+Status round_rows(BlockType source, const uint8_t* data, int count, CanonicalForm form, int k, int row, CanonicalStorage& out) {
+  const RowKernels& kernels = row_kernels();
+  static thread_local std::vector<float> weights;
+  FloatRows rows{nullptr, count, k, form.group};
+  const size_t padded = size_t(rows.padded()), groups = size_t(rows.groups()), first = size_t(row) * groups;
+  weights.resize(size_t(count) * padded);
+  rows.weights = weights.data();
+  for (int i = 0; i < count; ++i) {
+    float* to = weights.data() + size_t(i) * padded;
+    ES_RETURN_IF_ERROR(dequantize_rows(source, data + size_t(i) * row_bytes(source, k), 1, k, to));
+    ES_RETURN_IF_ERROR(check_values(to, k, form.precision));
+    std::fill(to + k, to + padded, 0.0f);
   }
-  for (; i < count; ++i) to[i] = to_finite_f16(from[i]);
-}
-#endif
-
-void to_halves(const float* from, int count, f16* to) {
-#ifdef __x86_64__
-  static const bool fast = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
-  if (fast) return halves_f16c(from, count, to);
-#endif
-  for (int i = 0; i < count; ++i) to[i] = to_finite_f16(from[i]);
+  if (form.precision == Precision::int8) {
+    kernels.round_int8(rows, out.codes.data() + size_t(row) * padded, out.scales.data() + first, out.rounding);
+  } else {
+    kernels.round_int4(rows, out.codes.data() + size_t(row) * padded / 2, out.scales.data() + first, out.minimums.data() + first, out.rounding);
+  }
+  return {};
 }
 
 // Whether no value is infinite or NaN.
@@ -254,18 +243,8 @@ Status convert_to_half(BlockType source, const uint8_t* data, int k, int row, Ca
   weights.resize(size_t(k));
   ES_RETURN_IF_ERROR(dequantize_rows(source, data, 1, k, weights.data()));
   ES_RETURN_IF_ERROR(check_values(weights.data(), k, Precision::fp16));
-  to_halves(weights.data(), k, to);
+  row_kernels().to_halves(weights.data(), k, to);
   return {};
-}
-
-// Largest magnitude as bits, which order like magnitudes; infinities and NaN are at and above 0x7f800000.
-uint32_t largest_bits(const float* values, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(values[i]) & 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
 }
 
 }  // namespace
@@ -301,6 +280,7 @@ CanonicalMatrix CanonicalStorage::view() const {
 }
 
 void prepare(CanonicalStorage& out, CanonicalForm form, int rows, int k) {
+  out.rounding = {};
   out.form = form;
   out.n = rows;
   out.k = k;
@@ -315,7 +295,7 @@ void prepare(CanonicalStorage& out, CanonicalForm form, int rows, int k) {
 }
 
 Status check_values(const float* values, int64_t count, Precision precision) {
-  const uint32_t largest = largest_bits(values, count);
+  const uint32_t largest = row_kernels().largest_bits(values, count);
   if (largest >= 0x7f800000u) return not_finite();
   // 65520 would round to infinity.
   if (precision != Precision::fp16 || largest < std::bit_cast<uint32_t>(65520.0f)) return {};
@@ -326,11 +306,14 @@ Status check_values(const float* values, int64_t count, Precision precision) {
 Status to_canonical(BlockType source, const void* data, int rows, int k, CanonicalForm form, CanonicalStorage& out) {
   ES_RETURN_IF_ERROR(check_form(source, form, k));
   prepare(out, form, rows, k);
+  const bool keeps = fits_exactly(source, form.precision);
+  const int at_once = keeps ? 1 : kRoundedRows;
   const uint8_t* from = static_cast<const uint8_t*>(data);
-  for (int row = 0; row < rows; ++row, from += row_bytes(source, k)) {
+  for (int row = 0; row < rows; row += at_once, from += size_t(at_once) * row_bytes(source, k)) {
     if (form.precision == Precision::fp16) ES_RETURN_IF_ERROR(convert_to_half(source, from, k, row, out));
     else if (is_copied(source, form.precision)) ES_RETURN_IF_ERROR(copy_row(source, from, form, k, row, out));
-    else ES_RETURN_IF_ERROR(convert_row(source, from, form, k, row, out));
+    else if (keeps) ES_RETURN_IF_ERROR(keep_row(source, from, form, k, row, out));
+    else ES_RETURN_IF_ERROR(round_rows(source, from, std::min(at_once, rows - row), form, k, row, out));
   }
   return {};
 }

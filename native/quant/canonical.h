@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "ops/packed_matrix.h"
 #include "quant/block_type.h"
+#include "quant/row_kernels.h"
 
 namespace edgeshift {
 
@@ -34,6 +35,7 @@ struct CanonicalStorage {
   std::vector<uint8_t> codes;
   std::vector<f16> scales;
   std::vector<f16> minimums;
+  RoundingSums rounding;  // of the rows that were rounded to nearest; nothing where codes were kept
 
   CanonicalMatrix view() const;
 };

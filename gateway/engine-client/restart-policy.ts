@@ -33,7 +33,7 @@ export const DEFAULT_RESTART_POLICY: RestartPolicy = {
   maxDelayMs: 30_000,
   stableAfterMs: 30_000,
   stableAfterSteps: 16,
-  crashLoopAfter: 5,
+  crashLoopAfter: 6,
 }
 
 /** Decides the next restart from the number of rapid crashes before and what this process did. Pure. */

@@ -77,8 +77,8 @@ export class Choice implements SequenceListener {
   lastTokensAt = -1
   /** Every token that came from the engine, also those whose text is held back. */
   readonly generated: number[] = []
-  /** Tokens that were generated before the sequence it has now. */
-  replayed = 0
+  /** Tokens it had at the crash that counts (trial.ts); kept by the owner. */
+  mark = 0
   readonly #owner: ChoiceOwner
   readonly #text: TextModel
   readonly #output: OutputText

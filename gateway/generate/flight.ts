@@ -52,7 +52,6 @@ export class Flight {
     const left = remainingBudget(length, maxTokens, request.maxTokens !== undefined, contextLimit, variant)
     const resolved = { variant, maxTokens: left, deadlineMs, text }
     this.#session = session
-    choice.replayed = choice.generated.length
     const id = session.submit(toSubmission(request, choice, prompt, seed, resolved), choice)
     this.#ids[choice.index] = id
     if (paused) session.setPaused(id, true)

@@ -14,6 +14,7 @@ export class Losses {
   error: GatewayError | undefined
   readonly #choices: Choice[] = []
   readonly #failures = new Map<string, number>()
+  #tokens = 0
 
   /** Choices that wait to be submitted again. */
   get size(): number {
@@ -34,9 +35,10 @@ export class Losses {
     return this.#choices.splice(0)
   }
 
-  /** Counts a failure of a rung; `moved`: the request got on since the last one. False when it should give up. */
-  countRung(variant: string, moved: boolean): boolean {
-    if (moved) this.#failures.clear()
+  /** Counts a failure of a rung at so many `tokens` of the answer. False when the request should give up. */
+  countRung(variant: string, tokens: number): boolean {
+    if (tokens > this.#tokens) this.#failures.clear()
+    this.#tokens = tokens
     this.#failures.set(variant, (this.#failures.get(variant) ?? 0) + 1)
     return [...this.#failures.values()].reduce((sum, count) => sum + count, 0) < ALL_FAILURES
   }

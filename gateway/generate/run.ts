@@ -252,7 +252,9 @@ export class Run implements GenerateHandle, ChoiceOwner {
   /** The session ended with sequences of this run. */
   #blame(): void {
     const session = this.#flight?.session
-    if (session) this.#env.gate.lost(this.#standing, session)
+    if (session === undefined) return
+    if (this.#standing.clear) for (const choice of this.#choices) choice.mark = choice.generated.length
+    this.#env.gate.lost(this.#standing, session)
   }
 
   /** Goes on where the run was lost, or fails it. */
@@ -283,7 +285,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     if (this.#flight?.session?.open === false) {
       this.#losses.cause = 'engine_failed'
       this.#blame()
-    } else if (route && !this.#losses.countRung(route.variant, this.#standing.clear)) {
+    } else if (route && !this.#losses.countRung(route.variant, this.record.usage.completionTokens)) {
       throw this.#losses.error
     }
   }
@@ -307,7 +309,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
 
   #progressed(): void {
     let clear = true
-    for (const { generated, replayed } of this.#choices) clear &&= generated.length - replayed >= CLEAR_TOKENS
+    for (const { generated, mark } of this.#choices) clear &&= generated.length - mark >= CLEAR_TOKENS
     this.#env.gate.progressed(this.#standing, clear)
   }
 
@@ -347,7 +349,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     this.#ended = true
     this.#abort?.abort()
     this.#flight?.cancelAll()
-    this.#env.gate.excuse(this.#standing)
+    this.#env.gate.end(this.#standing)
     this.record.endedAt = this.#env.now()
     this.#env.observer.onEnd(this.record, error)
   }

@@ -14,7 +14,8 @@ describe('decideRestart', () => {
     [4, 60_000, 0, { crashes: 1, delayMs: 100, crashLoop: false }],
     [4, 10, 16, { crashes: 1, delayMs: 100, crashLoop: false }],
     [1, 10, 15, { crashes: 2, delayMs: 200, crashLoop: false }],
-    [4, 10, 0, { crashes: 5, delayMs: 1600, crashLoop: true }],
+    [4, 10, 0, { crashes: 5, delayMs: 1600, crashLoop: false }],
+    [5, 10, 0, { crashes: 6, delayMs: 3200, crashLoop: true }],
     [40, 10, 0, { crashes: 41, delayMs: 30_000, crashLoop: true }],
   ])('after %d rapid crashes, %d ms of service and %d steps', (before, servedMs, steps, decision) => {
     expect(decideRestart(DEFAULT_RESTART_POLICY, before, { servedMs, steps })).toEqual(decision)

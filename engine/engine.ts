@@ -69,7 +69,7 @@ export interface VariantLoader {
 /** Bounds and dependencies of an engine. */
 export interface EngineOptions {
   version: string
-  /** Sequences that may wait, all variants together. */
+  /** Sequences that may wait, all variants together; may be changed. */
   maxWaiting: number
   /** Milliseconds, monotonic. */
   clock: () => number
@@ -85,6 +85,10 @@ export class Engine {
   /** Absent where every variant is resident from the start. */
   loader: VariantLoader | undefined
   readonly lobby: Lobby
+  /** Why the last edit of the configuration was refused; empty when it was not. */
+  configError = ''
+  /** Edits of the configuration that were applied. */
+  configReloads = 0
   private arrivals = 0
   private draining = false
   private sweeper: NodeJS.Timeout | undefined
@@ -112,6 +116,7 @@ export class Engine {
     if (sequence.firstScheduledAt !== undefined) this.completions.record(now)
     const variant = this.variants.get(sequence.submit.variant)
     if (variant) this.loader?.touch(variant)
+    this.loader?.review()
     this.changed()
   }
 

@@ -3,11 +3,12 @@ import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
 import { loadAddon } from './addon.js'
-import { type Config, defaultDevices, loadConfig } from './config/index.js'
+import { type Config, type ConfigError, ConfigWatcher, defaultDevices, loadConfig } from './config/index.js'
 import { Engine } from './engine.js'
 import type { NativeAddon } from './native.js'
 import { modelAssets } from './registry/index.js'
 import { readCatalog } from './residency/catalog.js'
+import { Reloader } from './residency/reload.js'
 import { startResidency } from './residency/setup.js'
 import { watchParent } from './server/lifecycle.js'
 import { listen } from './server/listen.js'
@@ -44,10 +45,13 @@ main(args, log).catch((error: unknown) => {
 
 /** Wires the engine and serves until told to stop. */
 async function main({ config: file, socket, device }: Arguments, logger: Logger): Promise<void> {
-  const config = loadConfig(file)
   const addon = loadAddon()
-  chooseDevices(config, addon, logger)
-  if (device !== undefined) config.devices = config.devices.filter(({ id }) => id === device)
+  const complete = (read: Config): Config => {
+    chooseDevices(read, addon, logger)
+    if (device !== undefined) read.devices = read.devices.filter(({ id }) => id === device)
+    return read
+  }
+  const config = complete(loadConfig(file))
   const engine = new Engine({ version: addon.version(), maxWaiting: config.scheduler.max_waiting, clock, log: logger })
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
   // Built when asked for: by then the weights are loading on other threads.
@@ -87,7 +91,30 @@ async function main({ config: file, socket, device }: Arguments, logger: Logger)
   })
 
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
-  startResidency(engine, config, catalog, addon, { clock, log: logger, events, depth: STEPS_IN_FLIGHT })
+  const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT }
+  const residency = startResidency(engine, config, catalog, addon, options)
+  const reloader = new Reloader(engine, residency, addon, options, config, catalog)
+  const watcher = new ConfigWatcher(file, {
+    accepted: (next) => reload(engine, reloader, complete(next)),
+    refused: (error) => refuseEdit(engine, error),
+  })
+  process.on('SIGHUP', () => watcher.check())
+}
+
+function reload(engine: Engine, reloader: Reloader, next: Config): void {
+  const { kept, fresh, retired, budgets, later } = reloader.apply(next)
+  engine.configError = ''
+  engine.configReloads++
+  const memory = budgets.map(({ id }) => id)
+  engine.options.log.info({ kept, fresh, retired, memory }, 'configuration reloaded')
+  if (later.length > 0) engine.options.log.warn({ later }, 'these edits take effect at the next start')
+}
+
+/** The configuration in use stays. */
+function refuseEdit(engine: Engine, error: ConfigError): void {
+  engine.configError = error.message
+  engine.options.log.error({ reason: error.message }, 'edit of the configuration refused')
+  engine.changed()
 }
 
 /** Completes a configuration that names no devices; says why a GPU that is there is not among them. */

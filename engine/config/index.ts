@@ -13,3 +13,4 @@ export {
 } from './schema.js'
 export { parseStrict, readText } from './strict.js'
 export { type Address, gigabytesToBytes, isLoopback } from './values.js'
+export { ConfigWatcher } from './watch.js'

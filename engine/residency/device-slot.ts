@@ -84,9 +84,11 @@ export class DeviceSlot {
     return this.open.device.ledger.freeBytes < 0
   }
 
+  /** Takes effect at once for KV memory; variants that are too much now go at the next review. */
   setBudget(budgetBytes: number): void {
     this.open.budget = { ...this.open.budget, budgetBytes }
     this.open.device.ledger.budgetBytes = budgetBytes
+    this.fitKv()
   }
 }
 

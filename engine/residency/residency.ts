@@ -31,6 +31,7 @@ export class Residency implements VariantLoader {
   private readonly turns: TurnKeeper
   private timer: NodeJS.Timeout | undefined
   private reviewing = false
+  private retired = 0
   private stopped = false
 
   constructor(
@@ -68,6 +69,13 @@ export class Residency implements VariantLoader {
     await this.settled()
   }
 
+  /** Stops and unloads everything; no sequence may be left. */
+  async unloadAll(): Promise<void> {
+    await this.stop()
+    for (const slot of this.slots.values()) this.clear(slot, slot.order.oldestFirst())
+    await this.settled()
+  }
+
   review(): void {
     if (this.reviewing || this.stopped) return
     this.reviewing = true
@@ -83,7 +91,6 @@ export class Residency implements VariantLoader {
     if (!managed || managed.variant !== variant) return
     managed.usedAt = this.engine.options.clock()
     managed.place?.slot.order.touch(managed.place.key)
-    this.review()
   }
 
   isDraining(variant: Variant): boolean {
@@ -142,6 +149,19 @@ export class Residency implements VariantLoader {
   async pin(name: string, pinned: boolean): Promise<void> {
     this.find(name).variant.pinned = pinned
     this.engine.changed()
+    this.review()
+  }
+
+  /** Forgets a variant: what runs of it ends by itself, what waits is told to come again. */
+  retire(name: string): void {
+    const managed = this.managed.get(name)
+    this.managed.delete(name)
+    this.disappoint(name, 'it was replaced', 'loading')
+    if (!managed?.place) return
+    const { place } = managed
+    place.slot.order.delete(place.key)
+    place.key = `${name} (replaced ${++this.retired})`
+    place.slot.order.set(place.key, place)
     this.review()
   }
 
@@ -220,9 +240,9 @@ export class Residency implements VariantLoader {
   }
 
   /** Ends what waits for a variant that cannot be loaded. */
-  private disappoint(name: string, reason: string): void {
+  private disappoint(name: string, reason: string, code = 'engine_unavailable'): void {
     const now = this.engine.options.clock()
-    const error = { code: 'engine_unavailable', message: `${name} is not loaded: ${reason}`, retryAfterMs: 0 }
+    const error = { code, message: `${name} is not loaded: ${reason}`, retryAfterMs: 0 }
     for (const sequence of this.engine.lobby) {
       if (sequence.submit.variant !== name) continue
       const started = sequence.firstScheduledAt !== undefined
@@ -294,9 +314,11 @@ export class Residency implements VariantLoader {
     const { weightBytes, workspaceBytes } = model
     place.bytes = weightBytes + workspaceBytes
     slot.order.set(place.key, place)
-    // What it really took counts from now on, also where the estimate was too low.
-    known.demand.weightBytes = Math.max(known.demand.weightBytes, weightBytes)
-    known.demand.workspaceBytes = Math.max(known.demand.workspaceBytes, workspaceBytes)
+    // What it really took counts from now on; on another device it may be more, so there the estimate stays a bound.
+    const { demand } = known
+    const alone = demand.devices.length === 1
+    demand.weightBytes = alone ? weightBytes : Math.max(demand.weightBytes, weightBytes)
+    demand.workspaceBytes = alone ? workspaceBytes : Math.max(demand.workspaceBytes, workspaceBytes)
     managed.failures = 0
     managed.lastDevice = slot.id
     managed.usedAt = place.loadedAt
@@ -314,7 +336,7 @@ export class Residency implements VariantLoader {
     managed.retryAt = managed.failures < 2 ? 0 : clock() + cooldown
     this.setState(managed, VariantState.FAILED, error instanceof Error ? error.message : String(error))
     log.error({ variant: variant.name, reason: variant.error, failures: managed.failures }, 'not loaded')
-    this.disappoint(variant.name, variant.error)
+    if (this.managed.get(variant.name) === managed) this.disappoint(variant.name, variant.error)
   }
 
   /** Stops scheduling an idle variant; what is returned frees its memory. */

@@ -54,8 +54,8 @@ export function openDevices(
   }
 }
 
-/** In the order of the file, as clients list them. */
-function declare(residency: Residency, engine: Engine, catalog: Catalog): void {
+/** Tells the engine of every rung, in the order of the file, as clients list them. */
+export function declare(residency: Residency, engine: Engine, catalog: Catalog): void {
   const known = new Map(catalog.known.map((variant) => [variant.name, variant]))
   const broken = new Map(catalog.broken.map((variant) => [variant.name, variant]))
   for (const { name } of catalog.rungs) {

@@ -1,3 +1,4 @@
+import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
 import type { ManagedVariant, Place } from './device-slot.js'
 
@@ -7,6 +8,8 @@ const TURN_MS = 2000
 const TURN_LOADS = 3
 /** Then its running sequences may go on for so many turns; after that they are preempted and wait for the next load. */
 const GRACE_TURNS = 5
+
+const REPLACED = { code: 'engine_failed', message: 'the model was replaced', retryAfterMs: 0 }
 
 /**
  * Brings busy variants to rest for those that wait for their memory: new requests stay in the lobby, those that have
@@ -40,6 +43,11 @@ export class TurnKeeper {
     this.draining.add(managed)
     const preemptAt = managed.drainingSince + GRACE_TURNS * this.turnOf(place)
     const { scheduler } = loaded.resident
+    if (place.key !== managed.variant.name) {
+      // Its successor may understand other tokens: what still runs cannot go on there.
+      if (now >= preemptAt) scheduler.endAll(FinishReason.ERROR, now, REPLACED)
+      return now >= preemptAt ? Infinity : preemptAt
+    }
     for (const sequence of scheduler.withdraw(now >= preemptAt)) this.engine.lobby.add(sequence)
     // Nothing ends here that would tell: it is at rest now.
     if (scheduler.size === 0) this.engine.loader?.review()
@@ -49,7 +57,7 @@ export class TurnKeeper {
   private release(managed: ManagedVariant): void {
     this.draining.delete(managed)
     managed.drainingSince = undefined
-    if (!managed.place) return
+    if (!managed.place || this.engine.variants.get(managed.variant.name) !== managed.variant) return
     for (const sequence of this.engine.lobby.take(managed.variant.name)) this.engine.place(sequence, managed.variant)
   }
 

@@ -13,6 +13,8 @@ export function engineStatus(engine: Engine): EngineStatus {
     waiting: engine.waiting,
     maxWaiting: engine.options.maxWaiting,
     devices: engine.devices.map(deviceStatus),
+    configError: engine.configError,
+    configReloads: engine.configReloads,
   }
 }
 

@@ -36,6 +36,8 @@ const status: EngineStatus = {
   waiting: 0,
   maxWaiting: 256,
   devices: [],
+  configError: '',
+  configReloads: 0,
   variants: config.models.flatMap(({ id, variants }) =>
     variants.map(({ precision = 'int4' }) => ({
       name: `${id}:${precision}`,

@@ -206,6 +206,10 @@ export interface EngineStatus {
   waiting: number;
   maxWaiting: number;
   devices: DeviceStatus[];
+  /** Why the last edit of models.yaml was refused, one fault a line; empty while the file is in use as it stands. */
+  configError: string;
+  /** Edits of models.yaml that were applied. */
+  configReloads: number;
 }
 
 export interface VariantStatus {
@@ -1914,7 +1918,16 @@ export const DescribeResponse: MessageFns<DescribeResponse> = {
 };
 
 function createBaseEngineStatus(): EngineStatus {
-  return { engineVersion: "", variants: [], running: 0, waiting: 0, maxWaiting: 0, devices: [] };
+  return {
+    engineVersion: "",
+    variants: [],
+    running: 0,
+    waiting: 0,
+    maxWaiting: 0,
+    devices: [],
+    configError: "",
+    configReloads: 0,
+  };
 }
 
 export const EngineStatus: MessageFns<EngineStatus> = {
@@ -1936,6 +1949,12 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     }
     for (const v of message.devices) {
       DeviceStatus.encode(v!, writer.uint32(50).fork()).join();
+    }
+    if (message.configError !== "") {
+      writer.uint32(58).string(message.configError);
+    }
+    if (message.configReloads !== 0) {
+      writer.uint32(64).uint32(message.configReloads);
     }
     return writer;
   },
@@ -2001,6 +2020,22 @@ export const EngineStatus: MessageFns<EngineStatus> = {
             message.devices.push(DeviceStatus.decode(reader, reader.uint32()));
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.configError = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.configReloads = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2024,6 +2059,8 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     message.waiting = object.waiting ?? 0;
     message.maxWaiting = object.maxWaiting ?? 0;
     message.devices = object.devices?.map((e) => DeviceStatus.fromPartial(e)) || [];
+    message.configError = object.configError ?? "";
+    message.configReloads = object.configReloads ?? 0;
     return message;
   },
 };

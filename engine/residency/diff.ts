@@ -1,0 +1,75 @@
+/** What an edit of models.yaml means for a running engine. Pure. */
+import { isDeepStrictEqual } from 'node:util'
+import type { Config, DeviceConfig, ModelConfig } from '../config/index.js'
+
+/** Model ids by what has to be done with them, and what only a new start changes. */
+export interface ConfigDiff {
+  /** The same files and sizes: these go on, whatever else of them was edited. */
+  kept: string[]
+  /** To be read and declared: new ones, and changed ones in the place of the old. */
+  fresh: string[]
+  /** To be forgotten when they are at rest: dropped ones and the old form of changed ones. */
+  retired: string[]
+  /** Devices whose memory was edited. */
+  budgets: DeviceConfig[]
+  /** Devices that were not there before. */
+  added: DeviceConfig[]
+  /** Edits without effect before the next start, as paths of the file. */
+  later: string[]
+}
+
+/** `stale`: models to read again although their entry is the same, because their files could not be used. */
+export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>): ConfigDiff {
+  const before = new Map(old.models.map((model) => [model.id, model]))
+  const sameSizes = isDeepStrictEqual(sizesOf(old), sizesOf(next))
+  const isKept = (model: ModelConfig): boolean => {
+    const known = before.get(model.id)
+    return known !== undefined && sameSizes && !stale.has(model.id) && isDeepStrictEqual(filesOf(known), filesOf(model))
+  }
+  const kept = next.models.filter(isKept).map(({ id }) => id)
+  const keeps = new Set(kept)
+  return {
+    kept,
+    fresh: next.models.flatMap(({ id }) => (keeps.has(id) ? [] : [id])),
+    retired: old.models.flatMap(({ id }) => (keeps.has(id) ? [] : [id])),
+    ...diffDevices(old, next),
+  }
+}
+
+/** What a variant's load depends on beside its model. */
+function sizesOf({ scheduler }: Config): object {
+  const { block_size, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, kv_cache_dtype } = scheduler
+  return { block_size, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, kv_cache_dtype }
+}
+
+function filesOf({ variants, max_model_len }: ModelConfig): object {
+  return { variants, max_model_len }
+}
+
+function diffDevices(old: Config, next: Config): Pick<ConfigDiff, 'budgets' | 'added' | 'later'> {
+  const before = new Map(old.devices.map((device) => [device.id, device]))
+  const after = new Set(next.devices.map(({ id }) => id))
+  const known = next.devices.flatMap((device) => {
+    const was = before.get(device.id)
+    return was ? [{ was, device }] : []
+  })
+  return {
+    added: next.devices.filter(({ id }) => !before.has(id)),
+    budgets: known.flatMap(({ was, device }) => (isDeepStrictEqual(memoryOf(was), memoryOf(device)) ? [] : [device])),
+    later: [
+      ...known.flatMap(({ was, device }) =>
+        isDeepStrictEqual(withoutMemory(was), withoutMemory(device)) ? [] : [`devices ${device.id}`],
+      ),
+      ...old.devices.flatMap(({ id }) => (after.has(id) ? [] : [`devices ${id}`])),
+    ],
+  }
+}
+
+function memoryOf(device: DeviceConfig): object {
+  const { memory_gb } = device
+  return device.kind === 'cuda' ? { memory_gb, memory_utilization: device.memory_utilization } : { memory_gb }
+}
+
+function withoutMemory(device: DeviceConfig): object {
+  return { ...device, memory_gb: 0, ...(device.kind === 'cuda' && { memory_utilization: 1 }) }
+}

@@ -1,0 +1,90 @@
+import type { Config, ModelConfig } from '../config/index.js'
+import type { DeviceOptions } from '../device.js'
+import type { Engine } from '../engine.js'
+import type { NativeAddon } from '../native.js'
+import { type Catalog, readCatalog } from './catalog.js'
+import { type ConfigDiff, diffConfig } from './diff.js'
+import { findDevices } from './open.js'
+import type { Residency } from './residency.js'
+import { declare, openDevices, preloadOrder } from './setup.js'
+
+/** Applies edits of models.yaml to a running engine: models that did not change are not touched. */
+export class Reloader {
+  constructor(
+    private readonly engine: Engine,
+    private readonly residency: Residency,
+    private readonly addon: NativeAddon,
+    private readonly options: DeviceOptions,
+    private config: Config,
+    /** Kept up to date: the text assets are made from its cards. */
+    private readonly catalog: Catalog,
+  ) {}
+
+  /** Returns what was done. New and changed models are loaded if there is room; what was dropped ends at rest. */
+  apply(next: Config): ConfigDiff {
+    const { engine, residency } = this
+    const unusable = [...engine.variants.values()].flatMap(({ name, model }) =>
+      residency.managed.has(name) ? [] : [model],
+    )
+    const diff = diffConfig(this.config, next, new Set(unusable))
+    this.config = next
+    engine.options.maxWaiting = next.scheduler.max_waiting
+    this.setBudgets(diff)
+    for (const id of diff.retired) this.retire(id)
+    const fresh = new Set(diff.fresh)
+    const read = readCatalog({ ...next, models: next.models.filter(({ id }) => fresh.has(id)) }, (path) =>
+      this.addon.readGguf(path),
+    )
+    for (const [id, card] of read.cards) this.catalog.cards.set(id, card)
+    openDevices(residency, engine, next.devices, [...read.known, ...this.keptKnown()], this.addon, this.options)
+    declare(residency, engine, read)
+    for (const model of next.models) this.update(model, next)
+    this.sort(next)
+    residency.start(preloadOrder(read.known))
+    engine.changed()
+    return diff
+  }
+
+  private setBudgets({ budgets }: ConfigDiff): void {
+    for (const { budget } of findDevices(budgets, this.addon, this.engine.options.log)) {
+      this.residency.slots.get(budget.id)?.setBudget(budget.budgetBytes)
+    }
+  }
+
+  private retire(model: string): void {
+    for (const { name } of this.variantsOf(model)) {
+      this.residency.retire(name)
+      this.engine.variants.delete(name)
+    }
+    this.catalog.cards.delete(model)
+  }
+
+  /** What may be edited of a model without reading it again. */
+  private update({ id, placement }: ModelConfig, { devices }: Config): void {
+    for (const { name } of this.variantsOf(id)) {
+      const managed = this.residency.managed.get(name)
+      if (!managed) continue
+      managed.known.demand.devices = placement.devices ?? devices.map((device) => device.id)
+      managed.known.demand.ordered = placement.devices !== undefined
+      managed.known.keepAliveMs = placement.keep_alive
+      // An operator's pin stays until the file says something new.
+      if (managed.known.pinned !== placement.pin) managed.variant.pinned = placement.pin
+      managed.known.pinned = placement.pin
+    }
+  }
+
+  /** Clients list the models in the order of the file. */
+  private sort({ models }: Config): void {
+    const sorted = models.flatMap(({ id }) => this.variantsOf(id))
+    this.engine.variants.clear()
+    for (const variant of sorted) this.engine.variants.set(variant.name, variant)
+  }
+
+  private variantsOf(model: string) {
+    return [...this.engine.variants.values()].filter((variant) => variant.model === model)
+  }
+
+  private keptKnown() {
+    return Array.from(this.residency.managed.values(), ({ known }) => known)
+  }
+}

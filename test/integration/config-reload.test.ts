@@ -1,0 +1,168 @@
+/** Edits of models.yaml while the engine serves: what changes, what is left alone, what is refused. */
+import { mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, describe, expect, it } from 'vitest'
+import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { ConfigWatcher, parseConfig } from '../../engine/config/index.js'
+import { diffConfig } from '../../engine/residency/diff.js'
+import { type CpuEngine, engineOnCpu, tinyModel } from '../support/engine-on-cpu.js'
+
+const cleanups: (() => unknown)[] = []
+afterEach(async () => {
+  for (const cleanup of cleanups.splice(0).toReversed()) await cleanup()
+})
+
+interface Edit {
+  memory?: number
+  extra?: string
+  models?: string[]
+}
+
+const model = (id: string, type: string, more = ''): string =>
+  `  - { id: ${id}, variants: [{ path: ${JSON.stringify(tinyModel(type))} }], max_model_len: 128${more} }`
+
+function yaml({ memory = 0.5, extra = '', models = [model('a', 'f16'), model('b', 'q8_0')] }: Edit = {}): string {
+  return `devices: [{ id: cpu0, kind: cpu, threads: 1, memory_gb: ${memory} }]\n${extra}\nmodels:\n${models.join('\n')}\n`
+}
+
+const parsed = (edit: Edit) => parseConfig(yaml(edit), 'models.yaml')
+
+describe('diffConfig', () => {
+  it.each<[string, Edit, Partial<ReturnType<typeof diffConfig>>]>([
+    ['nothing', {}, { kept: ['a', 'b'], fresh: [], retired: [], budgets: [], later: [] }],
+    ['a pin', { models: [model('a', 'f16', ', placement: { pin: true }'), model('b', 'q8_0')] }, { kept: ['a', 'b'] }],
+    [
+      'another file',
+      { models: [model('a', 'f32'), model('b', 'q8_0')] },
+      { kept: ['b'], fresh: ['a'], retired: ['a'] },
+    ],
+    [
+      'a model more',
+      { models: [model('a', 'f16'), model('b', 'q8_0'), model('c', 'f32')] },
+      { kept: ['a', 'b'], fresh: ['c'], retired: [] },
+    ],
+    ['a model less', { models: [model('b', 'q8_0')] }, { kept: ['b'], fresh: [], retired: ['a'] }],
+    [
+      'the batch size',
+      { extra: 'scheduler: { max_num_seqs: 3 }' },
+      { kept: [], fresh: ['a', 'b'], retired: ['a', 'b'] },
+    ],
+    ['the queue', { extra: 'scheduler: { max_waiting: 3 }' }, { kept: ['a', 'b'], fresh: [] }],
+  ])('%s', (_, edit, expected) => {
+    expect(diffConfig(parsed({}), parsed(edit), new Set())).toMatchObject(expected)
+  })
+
+  it('tells memory, which changes at once, from what needs a new start', () => {
+    const next = parsed({ memory: 0.7 })
+    expect(diffConfig(parsed({}), next, new Set()).budgets.map(({ id }) => id)).toEqual(['cpu0'])
+    next.devices = next.devices.map((device) => Object.assign(device, { threads: 2 }))
+    expect(diffConfig(parsed({}), next, new Set())).toMatchObject({ later: ['devices cpu0'] })
+    expect(diffConfig(parsed({}), { ...next, devices: [] }, new Set())).toMatchObject({ later: ['devices cpu0'] })
+  })
+
+  it('reads models again whose files could not be used', () => {
+    expect(diffConfig(parsed({}), parsed({}), new Set(['b']))).toMatchObject({
+      kept: ['a'],
+      fresh: ['b'],
+      retired: ['b'],
+    })
+  })
+})
+
+describe('ConfigWatcher', () => {
+  /** Writes with the given hands, and returns what the watcher said. */
+  async function watched(edit: (file: string, folder: string) => void): Promise<string[]> {
+    const folder = mkdtempSync(join(tmpdir(), 'es-watch-'))
+    cleanups.push(() => rmSync(folder, { recursive: true }))
+    const file = join(folder, 'models.yaml')
+    writeFileSync(file, yaml())
+    const heard: string[] = []
+    await new Promise<void>((resolve) => {
+      const watcher = new ConfigWatcher(file, {
+        accepted: ({ models }) => {
+          heard.push(models.map(({ id }) => id).join())
+          resolve()
+        },
+        refused: ({ message }) => {
+          heard.push(message.replace(file, 'FILE'))
+          resolve()
+        },
+      })
+      cleanups.push(() => watcher.close())
+      const alive = setInterval(() => {}, 1000)
+      cleanups.push(() => clearInterval(alive))
+      edit(file, folder)
+    })
+    return heard
+  }
+  const next = yaml({ models: [model('c', 'f16')] })
+
+  it('hears of a file written in place, replaced by renaming, and of a link turned', async () => {
+    expect(await watched((file) => writeFileSync(file, next))).toEqual(['c'])
+    const renamed = watched((file, folder) => {
+      writeFileSync(join(folder, '.models.yaml.swp'), next)
+      renameSync(join(folder, '.models.yaml.swp'), file)
+    })
+    expect(await renamed).toEqual(['c'])
+    const linked = watched((file, folder) => {
+      writeFileSync(join(folder, 'new'), next)
+      symlinkSync('new', join(folder, 'link'))
+      renameSync(join(folder, 'link'), file)
+    })
+    expect(await linked).toEqual(['c'])
+  })
+
+  it('refuses a bad edit with line and reason', async () => {
+    const [message] = await watched((file) => writeFileSync(file, yaml({ extra: 'modles: []' })))
+    expect(message).toMatch(/^FILE:2:1: modles: .*did you mean "models"/)
+  })
+})
+
+describe('a running engine', () => {
+  async function start(edit: Edit = {}): Promise<CpuEngine> {
+    const box = engineOnCpu(yaml(edit))
+    cleanups.push(() => box.close())
+    await box.settled()
+    return box
+  }
+  const states = ({ engine }: CpuEngine): string[] =>
+    Array.from(engine.variants.values(), ({ name, state }) => `${name} ${VariantState[state]}`)
+
+  it('adds, drops and replaces models while the others go on, to the end of what runs', async () => {
+    const box = await start()
+    const alone = await box.ask('b:int8', [1, 2, 3], { maxTokens: 100 })
+    const kept = box.ask('b:int8', [1, 2, 3], { maxTokens: 100 })
+    const old = box.ask('a:fp16', [1, 2, 3], { maxTokens: 100 })
+    await new Promise((resolve) => setImmediate(resolve))
+    const before = box.variant('b:int8').resident
+    box.reloader.apply(parsed({ models: [model('a', 'q4_1'), model('b', 'q8_0'), model('c', 'f32')] }))
+    expect(states(box)).toEqual(['a:int4 LOADING', 'b:int8 READY', 'c:fp16 LOADING'])
+    expect((await old).end.finishReason).toBe(FinishReason.LENGTH)
+    expect((await kept).tokens).toEqual(alone.tokens)
+    expect(box.variant('b:int8').resident).toBe(before)
+    await box.settled()
+    expect(states(box)).toEqual(['a:int4 READY', 'b:int8 READY', 'c:fp16 READY'])
+    expect(box.ledger().filter((entry) => entry.includes('a:fp16'))).toEqual([])
+    expect((await box.ask('a:fp16', [1])).end.error?.code).toBe('invalid_request')
+    expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+  })
+
+  it('a smaller budget sends idle models away and keeps the one at work; a larger one lets them come back', async () => {
+    const box = await start()
+    const { budgetBytes } = box.engine.devices[0]?.ledger ?? { budgetBytes: 0 }
+    const running = box.ask('b:int8', [1, 2, 3], { maxTokens: 120 })
+    await new Promise((resolve) => setImmediate(resolve))
+    // Overhead, one sequence and the one at work.
+    const small = (budgetBytes - 1) / 1e9 / 6.5
+    box.reloader.apply(parsed({ memory: small }))
+    await box.settled()
+    expect(states(box)).toEqual(['a:fp16 UNLOADED', 'b:int8 READY'])
+    expect((await running).end.finishReason).toBe(FinishReason.LENGTH)
+    const [device] = box.engine.devices
+    expect(device?.ledger.freeBytes).toBeGreaterThanOrEqual(0)
+    box.reloader.apply(parsed({}))
+    expect(box.residency.outlook(box.variant('a:fp16'))).toMatchObject({ loadable: true })
+    expect((await box.ask('a:fp16', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+  })
+})

@@ -1,9 +1,9 @@
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
 import { loadAddon } from './addon.js'
-import { type Config, type ConfigError, ConfigWatcher, defaultDevices, loadConfig } from './config/index.js'
+import { type Config, ConfigError, ConfigWatcher, defaultDevices, loadConfig, parseConfig } from './config/index.js'
 import { Engine } from './engine.js'
 import type { NativeAddon } from './native.js'
 import { modelAssets } from './registry/index.js'
@@ -29,11 +29,13 @@ interface Arguments {
   config: string
   socket: string
   device?: string
+  lastGood?: string
 }
 
 const args = new Command('edgeshift-engine')
   .requiredOption('--config <file>', 'models.yaml')
   .requiredOption('--socket <path>', 'unix socket to serve on')
+  .option('--last-good <file>', 'configuration to start from while the file is not valid')
   .option('--device <id>', 'serve this device of the configuration only')
   .parse()
   .opts<Arguments>()
@@ -44,15 +46,17 @@ main(args, log).catch((error: unknown) => {
 })
 
 /** Wires the engine and serves until told to stop. */
-async function main({ config: file, socket, device }: Arguments, logger: Logger): Promise<void> {
+async function main({ config: file, socket, device, lastGood }: Arguments, logger: Logger): Promise<void> {
   const addon = loadAddon()
   const complete = (read: Config): Config => {
     chooseDevices(read, addon, logger)
     if (device !== undefined) read.devices = read.devices.filter(({ id }) => id === device)
     return read
   }
-  const config = complete(loadConfig(file))
+  const { read, problem } = readConfig(file, lastGood)
+  const config = complete(read)
   const engine = new Engine({ version: addon.version(), maxWaiting: config.scheduler.max_waiting, clock, log: logger })
+  if (problem) refuseEdit(engine, problem)
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
   // Built when asked for: by then the weights are loading on other threads.
   const assets: AssetSource = async (model) => {
@@ -99,6 +103,16 @@ async function main({ config: file, socket, device }: Arguments, logger: Logger)
     refused: (error) => refuseEdit(engine, error),
   })
   process.on('SIGHUP', () => watcher.check())
+}
+
+/** The file, or the configuration that was in use before it was edited badly. Throws ConfigError when there is none. */
+function readConfig(file: string, lastGood: string | undefined): { read: Config; problem?: ConfigError } {
+  try {
+    return { read: loadConfig(file) }
+  } catch (error) {
+    if (!(error instanceof ConfigError) || lastGood === undefined) throw error
+    return { read: parseConfig(readFileSync(lastGood, 'utf8'), file), problem: error }
+  }
 }
 
 function reload(engine: Engine, reloader: Reloader, next: Config): void {

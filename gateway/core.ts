@@ -1,4 +1,6 @@
-import type { Config } from '../engine/config/index.js'
+import { copyFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { type Config, ConfigWatcher } from '../engine/config/index.js'
 import type { EngineCommand } from './engine-client/process.js'
 import { DEFAULT_RESTART_POLICY, type RestartPolicy } from './engine-client/restart-policy.js'
 import { createSocketDir, removeSocketDir, removeStaleSocketDirs } from './engine-client/socket-dir.js'
@@ -28,6 +30,8 @@ export interface CoreOptions {
 
 const MAX_ENGINE_WAITING = 1024
 const START_TIMEOUT_MS = 60_000
+/** How long the engine may take to read new models. */
+const RELOAD_WAIT_MS = 30_000
 const HEARTBEAT_MS = 2000
 const HANG_AFTER_MS = 30_000
 const STOP_GRACE_MS = 5000
@@ -51,6 +55,7 @@ export class Core {
   readonly #models: Models
   readonly #socketDir: string
   readonly #removeDir: () => void
+  readonly #watcher: ConfigWatcher
   #unfollowKeys = (): void => undefined
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
@@ -60,6 +65,7 @@ export class Core {
     this.#removeDir = () => removeSocketDir(this.#socketDir)
     process.once('exit', this.#removeDir)
     const { config, log } = options
+    copyFileSync(options.configFile, this.#lastGoodFile)
     const metrics = new Metrics(options.version)
     this.engine = this.#newSupervisor(options, metrics)
     this.#models = new Models(config.models, options.loadText, () => ({
@@ -77,6 +83,15 @@ export class Core {
     metrics.watchActive(() => this.#pipeline.active)
     metrics.watchEngine({ refresh: () => this.engine.refresh(), status: () => this.engine.status })
     const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
+    this.#watcher = new ConfigWatcher(options.configFile, {
+      accepted: (next, text) => {
+        this.#reload(next, text).then(
+          () => log.info('configuration reloaded'),
+          (error: unknown) => log.error({ err: error }, 'the texts of edited models did not come'),
+        )
+      },
+      refused: ({ message }) => log.error({ reason: message }, 'edit of the configuration refused'),
+    })
     this.services = {
       ...granted,
       access: this.#access(config, granted, log),
@@ -84,6 +99,24 @@ export class Core {
       log,
       metrics: metrics.registry,
     }
+  }
+
+  get #lastGoodFile(): string {
+    return join(this.#socketDir, 'last-good.yaml')
+  }
+
+  /** Names, tags, policies and text sides follow the file; addresses and limits of `server` do not. */
+  async #reload({ models }: Config, text: string): Promise<void> {
+    writeFileSync(this.#lastGoodFile, text, { mode: 0o600 })
+    await this.#models.update(models)
+    // The engine reads the file, too: it has to know the new models before it has their text files.
+    const known = (): true | undefined => {
+      const names = new Set(this.engine.status?.variants.map(({ model }) => model))
+      return models.every(({ id }) => names.has(id)) || undefined
+    }
+    await this.engine.waitFor(known, RELOAD_WAIT_MS)
+    const { client } = this.engine
+    if (client) await this.#models.loadTexts(client)
   }
 
   /** Starts the engine; returns at once. */
@@ -104,6 +137,7 @@ export class Core {
   /** Stops the engine and frees everything. Requests still in flight fail. */
   async stop(): Promise<void> {
     this.#unfollowKeys()
+    this.#watcher.close()
     await this.engine.stop()
     await this.#models.close()
     this.#removeDir()
@@ -123,6 +157,7 @@ export class Core {
     const settings = {
       command: options.engine,
       configFile: options.configFile,
+      lastGoodFile: this.#lastGoodFile,
       socketDir: this.#socketDir,
       restart: options.restart ?? DEFAULT_RESTART_POLICY,
       startTimeoutMs: START_TIMEOUT_MS,

@@ -8,7 +8,7 @@ export interface HealthInputs {
   draining: boolean
 }
 
-/** Loading until the engine is there and every model has a ready rung; degraded when a rung has failed. Pure. */
+/** Loading until the engine is there and every model has a rung that is ready or would be loaded for a request; degraded when a rung has failed. Pure. */
 export function reportHealth({ models, engineUp, draining }: HealthInputs): HealthReport {
   const states = Object.fromEntries(
     models.map(({ id, variants }) => [
@@ -21,7 +21,7 @@ export function reportHealth({ models, engineUp, draining }: HealthInputs): Heal
 
 function statusOf(models: readonly ModelEntry[], engineUp: boolean, draining: boolean): HealthReport['status'] {
   if (draining) return 'draining'
-  const served = models.every(({ variants }) => variants.some(({ state }) => state === 'ready'))
+  const served = models.every(({ variants }) => variants.some(({ state, loadable }) => state === 'ready' || loadable))
   if (!engineUp || !served) return 'loading'
   return models.some(({ variants }) => variants.some(({ state }) => state === 'failed')) ? 'degraded' : 'ok'
 }

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import { status as grpcStatus } from '@grpc/grpc-js'
 import type { EngineClient } from '../proto/gen/edgeshift/v1/engine.js'
 import type { ModelConfig } from '../engine/config/index.js'
@@ -18,7 +19,7 @@ const ASSETS_TIMEOUT_MS = 30_000
 
 /** The configured models with what the engine says of their rungs. Owns their text sides: close it. */
 export class Models implements ModelDirectory {
-  readonly #configs: readonly ModelConfig[]
+  #configs: readonly ModelConfig[]
   readonly #loadText: TextLoader
   readonly #engine: () => EngineSnapshot
   readonly #created = Math.floor(Date.now() / 1000)
@@ -93,6 +94,20 @@ export class Models implements ModelDirectory {
     await Promise.all(missing.map((config) => this.#loadOne(client, config)))
   }
 
+  /** Takes an edited configuration. Models whose files changed get their text sides anew, by `loadTexts`. */
+  async update(configs: readonly ModelConfig[]): Promise<void> {
+    const before = new Map(this.#configs.map((config) => [config.id, filesOf(config)]))
+    const same = new Set(
+      configs.filter((config) => isDeepStrictEqual(before.get(config.id), filesOf(config))).map(({ id }) => id),
+    )
+    this.#configs = configs
+    this.#cache = undefined
+    const gone = [...this.#texts].filter(([id]) => !same.has(id))
+    for (const [id] of gone) this.#texts.delete(id)
+    this.#textErrors.clear()
+    await Promise.all(gone.map(([, text]) => text.close()))
+  }
+
   async close(): Promise<void> {
     await Promise.all([...this.#texts.values()].map((text) => text.close()))
     this.#texts.clear()
@@ -115,6 +130,11 @@ export class Models implements ModelDirectory {
     if (text) return text
     throw new GatewayError('loading', 'the model is being loaded', { retryAfterMs: 1000 })
   }
+}
+
+/** What a model's text side is made from. */
+function filesOf({ variants, max_model_len }: ModelConfig): object {
+  return { variants, max_model_len }
 }
 
 const MODEL_FAULTS: ReadonlySet<number> = new Set([grpcStatus.NOT_FOUND, grpcStatus.FAILED_PRECONDITION])

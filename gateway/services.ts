@@ -11,6 +11,8 @@ export interface VariantEntry {
   state: 'unloaded' | 'loading' | 'ready' | 'failed'
   weightBytes: number
   device: string
+  /** Not resident, but a request would load it. */
+  loadable?: boolean
   /** Why it failed. */
   error?: string
 }

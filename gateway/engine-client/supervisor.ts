@@ -12,6 +12,8 @@ import { EngineSession } from './session.js'
 export interface SupervisorOptions {
   command: EngineCommand
   configFile: string
+  /** A copy of the configuration in use: what an engine starts from while the file holds a refused edit. */
+  lastGoodFile: string
   /** A private folder for the engine's sockets. */
   socketDir: string
   restart: RestartPolicy
@@ -85,6 +87,11 @@ export class EngineSupervisor {
   /** The open session, or undefined while there is none. */
   get session(): EngineSession | undefined {
     return this.#session
+  }
+
+  /** For calls beside the session, undefined while there is none. */
+  get client(): EngineClient | undefined {
+    return this.#client
   }
 
   /** Last known status of the running engine, undefined while there is none. */
@@ -168,7 +175,8 @@ export class EngineSupervisor {
   async #runOnce(): Promise<EngineLife & { exit: ExitInfo }> {
     this.#steps = 0
     const socket = join(this.#options.socketDir, `engine-${++this.#starts}.sock`)
-    const args = ['--config', this.#options.configFile, '--socket', socket]
+    const { configFile, lastGoodFile } = this.#options
+    const args = ['--config', configFile, '--last-good', lastGoodFile, '--socket', socket]
     const child = new EngineProcess(this.#options.command, args, this.#log)
     const client = openClient(socket)
     this.#log.info({ enginePid: child.pid, socket }, 'engine started')

@@ -6,6 +6,7 @@ import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import { ConfigWatcher, parseConfig } from '../../engine/config/index.js'
 import { diffConfig } from '../../engine/residency/diff.js'
+import { GatewayProcess } from '../support/gateway-process.js'
 import { type CpuEngine, engineOnCpu, tinyModel } from '../support/engine-on-cpu.js'
 
 const cleanups: (() => unknown)[] = []
@@ -164,5 +165,37 @@ describe('a running engine', () => {
     box.reloader.apply(parsed({}))
     expect(box.residency.outlook(box.variant('a:fp16'))).toMatchObject({ loadable: true })
     expect((await box.ask('a:fp16', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+  })
+})
+
+describe('the whole program', { timeout: 60_000 }, () => {
+  it('serves a model that is added, keeps the old configuration after a bad edit, also through a crash', async () => {
+    const head = 'server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }\n'
+    const box = GatewayProcess.startShipped(() => head + yaml())
+    cleanups.push(() => box.close())
+    await box.ready()
+    const file = join(box.tmp, 'models.yaml')
+    const ask = async (name: string): Promise<number> => {
+      const body = JSON.stringify({ model: name, prompt: [1, 2], max_tokens: 2 })
+      const response = await fetch(`${box.url}/v1/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body,
+      })
+      await response.text()
+      return response.status
+    }
+    expect([await ask('a'), await ask('c')]).toEqual([200, 404])
+    writeFileSync(file, head + yaml({ models: [model('a', 'f16'), model('c', 'f32')] }))
+    const logged = (msg: string) => box.log.find((line) => line['msg'] === msg && line['name'] !== 'engine')
+    await box.until(() => logged('configuration reloaded') !== undefined, 'the new model is read')
+    expect([await ask('a'), await ask('b'), await ask('c')]).toEqual([200, 404, 200])
+    writeFileSync(file, 'models: 7')
+    const refusal = 'edit of the configuration refused'
+    await box.until(() => logged(refusal) !== undefined, refusal)
+    expect(logged(refusal)?.['reason']).toMatch(/models\.yaml:1:9: models: /)
+    process.kill(box.enginePids[0] ?? 0, 'SIGKILL')
+    await box.until(() => box.enginePids.length === 2, 'another engine')
+    expect([await ask('a'), await ask('c')]).toEqual([200, 200])
   })
 })

@@ -20,7 +20,9 @@ import {
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { TINY_VOCAB_SIZE, tinyTokenizerAssets, tinyTokens } from './tiny-tokenizer.js'
 
-const { values } = parseArgs({ options: { config: { type: 'string' }, socket: { type: 'string' } } })
+const { values } = parseArgs({
+  options: { config: { type: 'string' }, socket: { type: 'string' }, 'last-good': { type: 'string' } },
+})
 if (process.env.FAIL) throw new Error(process.env.FAIL)
 const MAX_MODEL_LEN = 8192
 const UNSUPPORTED = { code: grpcStatus.UNIMPLEMENTED, details: 'scripted' }

@@ -26,6 +26,7 @@ const MAX_MODEL_LEN = 8192
 const args = new Command('synthetic-engine')
   .requiredOption('--config <file>')
   .requiredOption('--socket <path>')
+  .option('--last-good <file>')
   .option('--rate <tokens>', 'tokens per second of every stream, 0 = unlimited', '0')
   .option('--length <tokens>', 'tokens after which an answer stops by itself, 0 = never', '0')
   .parse()

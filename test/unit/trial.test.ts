@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { CLEAR_TOKENS, Standing, TrialGate } from '../../gateway/generate/trial.js'
+import { randoms } from '../support/randoms.js'
 
 const settle = (): Promise<void> => new Promise((resolve) => setImmediate(() => setImmediate(resolve)))
 
@@ -83,15 +84,6 @@ class Box {
 
 const many = (count: number, length: number): Request[] =>
   Array.from({ length: count }, (_, index) => new Request(`r${index}`, length))
-
-/** A small deterministic generator of numbers in 0..1 (a linear congruential one, its upper bits). */
-function randoms(seed: number): () => number {
-  let state = BigInt(seed)
-  return () => {
-    state = (state * 6_364_136_223_846_793_005n + 1_442_695_040_888_963_407n) % 2n ** 64n
-    return Number(state >> 40n) / 2 ** 24
-  }
-}
 
 describe('TrialGate', () => {
   it('lets everyone through while nothing happens, and together after a first crash', async () => {

@@ -1,0 +1,102 @@
+/**
+ * kill -9 of the engine under 100 concurrent requests over every protocol, with the embedded model: each ends with the
+ * text that its seed gives undisturbed, and none is lost. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
+ */
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
+import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
+import { randoms } from '../support/randoms.js'
+
+const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
+const KILLS_A_ROUND = 2
+const SEED = Number(process.env.FAULT_SEED ?? 1)
+
+const PROMPTS = ['Tell me a story about a fox.', 'List five rivers.', 'What is 17 times 23?', 'Écris un poème 🦊.']
+
+/** Greedy and sampled: every request is one of these. */
+const JOBS: readonly Job[] = [0, 1, 2, 3, 4].flatMap((group) =>
+  PROMPTS.map((content, index) => ({
+    content,
+    seed: group * PROMPTS.length + index,
+    temperature: group === 0 ? 0 : 0.9,
+    maxTokens: 10 + (index % 3) * 2,
+  })),
+)
+
+let box: GatewayProcess
+let clients: AnyProtocol
+
+beforeAll(async () => {
+  box = await GatewayProcess.startShipped(onlyRung('int4')).ready()
+  clients = new AnyProtocol(box)
+})
+
+afterAll(async () => {
+  clients.close()
+  await box.close()
+})
+
+/** Kills the engine as soon as the clients have heard so much since the last kill. */
+class Killer {
+  kills = 0
+  private news = 0
+
+  constructor(private readonly after: readonly number[]) {}
+
+  readonly onNews = (): void => {
+    const limit = this.after[this.kills]
+    if (limit === undefined || ++this.news < limit) return
+    this.news = 0
+    this.kills++
+    const engine = box.enginePids.at(-1)
+    if (engine !== undefined) process.kill(engine, 'SIGKILL')
+  }
+}
+
+/** One answer of every job, the protocols by turns. */
+async function undisturbed(): Promise<string[]> {
+  const answers = await Promise.all(JOBS.map((job, index) => clients.ask(index, job, () => undefined)))
+  return answers.map(({ text }) => text)
+}
+
+/** Asks every job in every way at the same time; all must succeed. */
+function askAll(killer: Killer): Promise<{ job: number; answer: Answer }[]> {
+  return Promise.all(
+    JOBS.flatMap((asked, job) =>
+      Array.from({ length: WAYS }, async (_, way) => ({
+        job,
+        answer: await clients.ask(way, asked, killer.onNews),
+      })),
+    ),
+  )
+}
+
+describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
+  it(`${ROUNDS * KILLS_A_ROUND} times under ${JOBS.length * WAYS} requests loses none and changes no text`, async () => {
+    const random = randoms(SEED)
+    const expected = await undisturbed()
+    for (const text of expected) expect(text.length).toBeGreaterThan(5)
+    let degraded = 0
+    for (let round = 0; round < ROUNDS; round++) {
+      // All that streams is about 800 events.
+      const killer = new Killer(Array.from({ length: KILLS_A_ROUND }, () => 1 + Math.floor(random() * 350)))
+      const answers = await askAll(killer)
+      expect(killer.kills).toBe(KILLS_A_ROUND)
+      for (const [index, { job, answer }] of answers.entries()) {
+        expect({ round, index, text: answer.text }).toEqual({ round, index, text: expected[job] })
+        expect(answer.completionTokens).toBe(JOBS[job]?.maxTokens)
+        degraded += answer.degraded
+      }
+    }
+    expect(degraded).toBeGreaterThan(0)
+    expect(box.enginePids).toHaveLength(1 + ROUNDS * KILLS_A_ROUND)
+  })
+
+  it('is counted', async () => {
+    const metrics = await (await fetch(`${box.url}/metrics`)).text()
+    expect(metrics).toMatch(/^edgeshift_failovers_total\{cause="engine_failed"\} [1-9]/m)
+    expect(metrics).toMatch(/^edgeshift_replayed_tokens_total [1-9]/m)
+    expect(metrics).not.toMatch(/outcome="(?!ok")/)
+    expect(metrics).toMatch(/^edgeshift_num_requests_in_flight 0$/m)
+  })
+})

@@ -1,0 +1,150 @@
+/** One chat over any protocol, streamed or whole, with the same answer to compare. */
+import type OpenAI from 'openai'
+import { status as Status } from '@grpc/grpc-js'
+import { WebSocket } from 'ws'
+import { GenerateOptions } from '../../proto/gen/edgeshift/v1/gateway.js'
+import type { GatewayProcess } from './gateway-process.js'
+import { collect, GrpcPeer } from './grpc-clients.js'
+import { openAiClient } from './openai-scenarios.js'
+import { ChatPeer, textOf } from './websocket-clients.js'
+
+/** What is asked; two of the same give the same text. */
+export interface Job {
+  content: string
+  seed: number
+  temperature: number
+  maxTokens: number
+}
+
+/** What came of it. */
+export interface Answer {
+  text: string
+  completionTokens: number
+  /** `degraded` events; for a whole answer 1 when it says that there was one. */
+  degraded: number
+}
+
+/** Ways to ask: `AnyProtocol.ask` takes them by turns. */
+export const WAYS = 5
+/** Requests that one socket may have running. */
+const PER_SOCKET = 32
+
+/** Clients of one gateway process. Owns their connections: `close` it. */
+export class AnyProtocol {
+  private readonly grpc: GrpcPeer
+  private readonly http: OpenAI
+  private readonly peers: ChatPeer[] = []
+  private chats = 0
+
+  constructor(private readonly box: GatewayProcess) {
+    this.grpc = new GrpcPeer(box.grpcAddress)
+    this.http = openAiClient({ url: box.url, model: 'chat' })
+  }
+
+  /**
+   * Asks one job, by turns over every protocol as a stream and over those that have them as a whole answer. `onNews` is
+   * called at every event of a stream. Rejects with the error's code in its message.
+   */
+  ask(turn: number, job: Job, onNews: () => void): Promise<Answer> {
+    switch (turn % WAYS) {
+      case 0:
+        return this.overHttp(job, onNews)
+      case 1:
+        return this.overGrpc(job, onNews)
+      case 2:
+        return this.overWebSocket(job, onNews)
+      case 3:
+        return this.wholeOverHttp(job)
+      default:
+        return this.wholeOverGrpc(job)
+    }
+  }
+
+  close(): void {
+    this.grpc.close()
+    for (const { socket } of this.peers) socket.close()
+  }
+
+  private async overHttp(job: Job, onNews: () => void): Promise<Answer> {
+    const stream = await this.http.chat.completions.create({
+      ...httpBody(job),
+      stream: true,
+      stream_options: { include_usage: true },
+    })
+    const answer = { text: '', completionTokens: 0, degraded: 0 }
+    for await (const chunk of stream) {
+      answer.text += chunk.choices[0]?.delta.content ?? ''
+      answer.completionTokens += chunk.usage?.completion_tokens ?? 0
+      if ('edgeshift' in chunk) answer.degraded++
+      onNews()
+    }
+    return answer
+  }
+
+  private async wholeOverHttp(job: Job): Promise<Answer> {
+    const { data, response } = await this.http.chat.completions.create(httpBody(job)).withResponse()
+    return {
+      text: data.choices[0]?.message.content ?? '',
+      completionTokens: data.usage?.completion_tokens ?? 0,
+      degraded: response.headers.has('x-edgeshift-degraded') ? 1 : 0,
+    }
+  }
+
+  private async overGrpc(job: Job, onNews: () => void): Promise<Answer> {
+    const call = this.grpc.client.chatStream(grpcRequest(job))
+    call.on('data', onNews)
+    const { events, texts, status } = await collect(call)
+    if (status.code !== Status.OK) {
+      throw new Error(`${status.metadata.get('edgeshift-error-code').join()}: ${status.details}`)
+    }
+    const last = events.at(-1)?.kind
+    return {
+      text: texts[0] ?? '',
+      completionTokens: last?.$case === 'usage' ? last.usage.completionTokens : 0,
+      degraded: events.filter(({ kind }) => kind?.$case === 'degraded').length,
+    }
+  }
+
+  private async wholeOverGrpc(job: Job): Promise<Answer> {
+    const { response } = await this.grpc.chat(grpcRequest(job))
+    return {
+      text: response.choices[0]?.text ?? '',
+      completionTokens: response.usage?.completionTokens ?? 0,
+      degraded: response.degraded === '' ? 0 : 1,
+    }
+  }
+
+  private async overWebSocket({ content, maxTokens, ...job }: Job, onNews: () => void): Promise<Answer> {
+    const peer = this.peer(onNews)
+    await peer.opened
+    const id = `chat-${this.chats++}`
+    const messages = [{ role: 'user', content }]
+    peer.send({ type: 'chat', id, model: 'chat', messages, max_tokens: maxTokens, ignore_eos: true, ...job })
+    const received = await peer.whole(id)
+    const last = received.at(-1)
+    if (last?.type === 'error') throw new Error(`${last.error.code}: ${last.error.message}`)
+    return {
+      text: textOf(received),
+      completionTokens: last?.type === 'usage' ? last.usage.completion_tokens : 0,
+      degraded: received.filter(({ type }) => type === 'degraded').length,
+    }
+  }
+
+  /** A socket with room: they are filled in order. */
+  private peer(onNews: () => void): ChatPeer {
+    const place = Math.floor(this.chats / PER_SOCKET)
+    const peer = (this.peers[place] ??= new ChatPeer(new WebSocket(`${this.box.url.replace('http', 'ws')}/v1/chat/ws`)))
+    peer.socket.addEventListener('message', onNews)
+    return peer
+  }
+}
+
+function httpBody({ content, maxTokens, ...job }: Job) {
+  const messages: OpenAI.Chat.ChatCompletionMessageParam[] = [{ role: 'user', content }]
+  return { model: 'chat', messages, max_tokens: maxTokens, ignore_eos: true, ...job }
+}
+
+function grpcRequest({ content, maxTokens, seed, temperature }: Job) {
+  const options = GenerateOptions.create({ maxTokens, seed, temperature, ignoreEos: true })
+  return { model: 'chat', messages: [{ role: 'user', content, name: '' }], options }
+}

@@ -19,7 +19,9 @@ QuantizedRows carve(void* memory, int64_t t, int64_t padded_k) {
   int64_t blocks = padded_k / 32;
   char* p = static_cast<char*>(memory);
   QuantizedRows rows;
-  rows.codes = reinterpret_cast<int8_t*>(p);
+  rows.high = reinterpret_cast<int8_t*>(p);
+  p += t * padded_k;
+  rows.low = reinterpret_cast<int8_t*>(p);
   p += t * padded_k;
   rows.scales = reinterpret_cast<float*>(p);
   p += t * blocks * 4;
@@ -34,7 +36,7 @@ void gather(const float* x, const int32_t* permutation, int k, float* out) {
   for (int i = 0; i < k; ++i) out[i] = x[permutation[i]];
 }
 
-size_t quantized_bytes(int64_t t, int64_t padded_k) { return size_t(bundled(t) * (padded_k + padded_k / 32 * 12)); }
+size_t quantized_bytes(int64_t t, int64_t padded_k) { return size_t(bundled(t) * (2 * padded_k + padded_k / 32 * 12)); }
 
 Status quantize_rows(ThreadPool& pool, const MatmulArgs<float>& args, int padded_k, QuantizedRows& rows) {
   const PackedMatrix& w = *args.weight;
@@ -76,7 +78,7 @@ Status matmul(ThreadPool& pool, const MatmulArgs<float>& args) {
   job.y = args.y;
   job.y_stride = args.y_stride ? args.y_stride : w.n;
   MatmulKernel kernel = w.precision == Precision::fp16 ? kernels.fp16 : w.precision == Precision::int8 ? kernels.int8 : kernels.int4;
-  int64_t row_bytes = w.precision == Precision::fp16 ? int64_t(w.k) * 4 : job.tile.padded_k;
+  int64_t row_bytes = w.precision == Precision::fp16 ? int64_t(w.k) * 4 : int64_t(job.tile.padded_k) * 2;
   if (w.precision != Precision::fp16) ES_RETURN_IF_ERROR(quantize_rows(pool, args, job.tile.padded_k, job.xq));
   else if (w.permutation) return {Code::unsupported, "act-order has no meaning for fp16 weights"};
   int rows = int(std::clamp<int64_t>(kRowBlockBytes / row_bytes / kRowBundle * kRowBundle, 16, 512));

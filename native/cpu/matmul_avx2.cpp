@@ -87,10 +87,10 @@ void fp16(const MatmulKernelArgs& a, int64_t tile_begin, int64_t tile_end) {
   }
 }
 
-// Sums of 32 products per output row for R rows of x and 8 outputs.
+// Sums of 32 products per output row for R rows of x and 8 outputs, of one plane of x.
 // int4: the pair sums of 8 steps fit 16 bits (8 * 2 * 15 * 127 = 30480), so they are widened once.
 template <int R>
-inline void dot_block(const char* codes, const int8_t* x, __m256i out[R], std::integral_constant<Precision, Precision::int4>) {
+inline void plane_dot(const char* codes, const int8_t* x, __m256i out[R], std::integral_constant<Precision, Precision::int4>) {
   const __m256i low = _mm256_set1_epi8(15);
   for (int r = 0; r < R; ++r) out[r] = _mm256_setzero_si256();
   for (int j = 0; j < 4; ++j) {
@@ -108,7 +108,7 @@ inline void dot_block(const char* codes, const int8_t* x, __m256i out[R], std::i
 
 // int8: |w| * (x with the sign of w) fits the unsigned-by-signed product, and a pair sum (2 * 128 * 127) 16 bits.
 template <int R>
-inline void dot_block(const char* codes, const int8_t* x, __m256i out[R], std::integral_constant<Precision, Precision::int8>) {
+inline void plane_dot(const char* codes, const int8_t* x, __m256i out[R], std::integral_constant<Precision, Precision::int8>) {
   for (int r = 0; r < R; ++r) out[r] = _mm256_setzero_si256();
   for (int j = 0; j < 8; ++j) {
     __m256i w = load_bytes(codes + j * 64);
@@ -118,6 +118,15 @@ inline void dot_block(const char* codes, const int8_t* x, __m256i out[R], std::i
       out[r] = _mm256_add_epi32(out[r], _mm256_madd_epi16(_mm256_maddubs_epi16(size, value), _mm256_set1_epi16(1)));
     }
   }
+}
+
+// Both planes together: 128 * high + low.
+template <Precision P, int R>
+inline void dot_block(const char* codes, const QuantizedRows& x, int64_t place, __m256i out[R]) {
+  __m256i low[R];
+  plane_dot<R>(codes, x.high + place * 32, out, std::integral_constant<Precision, P>());
+  plane_dot<R>(codes, x.low + place * 32, low, std::integral_constant<Precision, P>());
+  for (int r = 0; r < R; ++r) out[r] = _mm256_add_epi32(_mm256_slli_epi32(out[r], 7), low[r]);
 }
 
 template <Precision P>
@@ -139,7 +148,7 @@ inline void quantized_half(const MatmulKernelArgs& a, int row, int64_t tile, int
     for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>, place += kRowBundle) {
       for (int line = half * 64; line < kBlockBytes<P>; line += 128) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
       __m256i dot[R];
-      dot_block<R>(codes, a.xq.codes + place * 32, dot, std::integral_constant<Precision, P>());
+      dot_block<P, R>(codes, a.xq, place, dot);
       for (int r = 0; r < R; ++r) {
         __m256 factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(a.xq.scales + place + r));
         acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), factor, acc[r]);
@@ -164,7 +173,7 @@ inline void quantized_single(const MatmulKernelArgs& a, int row, int64_t tile) {
       for (int line = 0; line < kBlockBytes<P>; line += 64) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
       for (int half = 0; half < 2; ++half) {
         __m256i dot[1];
-        dot_block<1>(codes + half * 32, a.xq.codes + place * 32, dot, std::integral_constant<Precision, P>());
+        dot_block<P, 1>(codes + half * 32, a.xq, place, dot);
         __m256 scale = load_half(base + g * 32 + half * 16);
         __m256 factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(a.xq.scales + place));
         acc[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[0]), factor, acc[half]);
@@ -213,6 +222,9 @@ inline int reduce_add(__m256i v) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
+// 16-bit codes to their part in units of 128, rounded.
+inline __m256i high_plane(__m256i codes) { return _mm256_srai_epi16(_mm256_add_epi16(codes, _mm256_set1_epi16(64)), 7); }
+
 void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within 128-bit halves
@@ -225,14 +237,19 @@ void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
       top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[i]));
     }
     float largest = reduce_max(top);
-    __m256 inverse = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    __m256 inverse = _mm256_set1_ps(largest > 0 ? float(kLargestCode) / largest : 0.0f);
     __m256i q[4];
     for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.codes + place * 32), _mm256_permutevar8x32_epi32(packed, order));
+    __m256i first = _mm256_packs_epi32(q[0], q[1]), second = _mm256_packs_epi32(q[2], q[3]);
+    __m256i first_high = high_plane(first), second_high = high_plane(second);
+    __m256i high = _mm256_packs_epi16(first_high, second_high);
+    __m256i low = _mm256_packs_epi16(_mm256_sub_epi16(first, _mm256_slli_epi16(first_high, 7)),
+                                     _mm256_sub_epi16(second, _mm256_slli_epi16(second_high, 7)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.high + place * 32), _mm256_permutevar8x32_epi32(high, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.low + place * 32), _mm256_permutevar8x32_epi32(low, order));
     int sum = reduce_add(_mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3])));
-    to.scales[place] = largest / 127.0f;
-    to.sums[place] = largest / 127.0f * float(sum);
+    to.scales[place] = largest / float(kLargestCode);
+    to.sums[place] = largest / float(kLargestCode) * float(sum);
     to.offsets[place] = -128 * sum;
   }
 }

@@ -12,6 +12,8 @@ namespace {
 
 inline __m512 load_half(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 
+inline __m512i broadcast4(const int8_t* p) { return _mm512_set1_epi32(*reinterpret_cast<const int*>(p)); }
+
 inline const char* tile_at(const MatmulKernelArgs& a, int64_t tile) {
   return static_cast<const char*>(a.weight->data) + size_t(tile) * a.tile.bytes;
 }
@@ -93,7 +95,7 @@ inline void load_codes(const char* p, __m512i out[8]) {
 template <Precision P>
 inline constexpr int kBlockBytes = P == Precision::int4 ? 256 : 512;
 
-// R rows of x against one tile. Per 32 inputs: 8 dot products a row, then one conversion and one or two FMAs.
+// R rows of x against one tile. Per 32 inputs: 8 dot products a row and plane, then one conversion and one or two FMAs.
 template <Precision P, bool Minimums, int R>
 inline void quantized_block(const MatmulKernelArgs& a, int row, int64_t tile) {
   const int blocks = a.tile.padded_k / 32;
@@ -110,18 +112,18 @@ inline void quantized_block(const MatmulKernelArgs& a, int row, int64_t tile) {
     __m512 minimum = Minimums ? load_half(minimums + g * 32) : _mm512_setzero_ps();
     for (int end = b + per_group; b < end; ++b, codes += kBlockBytes<P>, place += kRowBundle) {
       for (int line = 0; line < kBlockBytes<P>; line += 64) _mm_prefetch(codes + 2048 + line, _MM_HINT_T0);
-      const int8_t* x = a.xq.codes + place * 32;
+      const int8_t* high_codes = a.xq.high + place * 32;
+      const int8_t* low_codes = a.xq.low + place * 32;
       __m512i w[8];
       load_codes<P>(codes, w);
       for (int r = 0; r < R; ++r) {
-        const int8_t* xr = x + r * 32;
-        __m512i sum = P == Precision::int8 ? _mm512_set1_epi32(a.xq.offsets[place + r]) : _mm512_setzero_si512();
-        __m512i odd = _mm512_setzero_si512();
-        for (int j = 0; j < 8; j += 2) {
-          sum = _mm512_dpbusd_epi32(sum, w[j], _mm512_set1_epi32(*reinterpret_cast<const int*>(xr + j * 4)));
-          odd = _mm512_dpbusd_epi32(odd, w[j + 1], _mm512_set1_epi32(*reinterpret_cast<const int*>(xr + j * 4 + 4)));
+        __m512i high = _mm512_setzero_si512();
+        __m512i low = P == Precision::int8 ? _mm512_set1_epi32(a.xq.offsets[place + r]) : _mm512_setzero_si512();
+        for (int j = 0; j < 8; ++j) {
+          high = _mm512_dpbusd_epi32(high, w[j], broadcast4(high_codes + r * 32 + j * 4));
+          low = _mm512_dpbusd_epi32(low, w[j], broadcast4(low_codes + r * 32 + j * 4));
         }
-        __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, odd));
+        __m512 dot = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low));
         acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, _mm512_set1_ps(a.xq.scales[place + r])), acc[r]);
         if (Minimums) acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(a.xq.sums[place + r]), acc[r]);
       }
@@ -150,23 +152,30 @@ void int4(const MatmulKernelArgs& a, int64_t tile_begin, int64_t tile_end) {
   quantized<Precision::int4, true>(a, tile_begin, tile_end);
 }
 
+// 16 codes, split into their planes, to place `at`.
+inline void store_planes(__m512i codes, const QuantizedRows& to, int64_t at) {
+  __m512i high = _mm512_srai_epi32(_mm512_add_epi32(codes, _mm512_set1_epi32(64)), 7);
+  __m512i low = _mm512_sub_epi32(codes, _mm512_slli_epi32(high, 7));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to.high + at), _mm512_cvtsepi32_epi8(high));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to.low + at), _mm512_cvtsepi32_epi8(low));
+}
+
 void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
   int64_t place = QuantizedRows::place(row, padded_k / 32);
   for (int begin = 0; begin < padded_k; begin += 32, place += kRowBundle) {
-    int8_t* codes = to.codes + place * 32;
     int left = k - begin;
     uint32_t bits = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0u;
-    __m512 low = _mm512_maskz_loadu_ps(__mmask16(bits), x + begin);
-    __m512 high = _mm512_maskz_loadu_ps(__mmask16(bits >> 16), x + begin + 16);
-    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-    __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
-    __m512i low_codes = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
-    __m512i high_codes = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtsepi32_epi8(low_codes));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 16), _mm512_cvtsepi32_epi8(high_codes));
-    int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low_codes, high_codes));
-    to.scales[place] = largest / 127.0f;
-    to.sums[place] = largest / 127.0f * float(sum);
+    __m512 first = _mm512_maskz_loadu_ps(__mmask16(bits), x + begin);
+    __m512 second = _mm512_maskz_loadu_ps(__mmask16(bits >> 16), x + begin + 16);
+    float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second)));
+    __m512 inverse = _mm512_set1_ps(largest > 0 ? float(kLargestCode) / largest : 0.0f);
+    __m512i first_codes = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+    __m512i second_codes = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+    store_planes(first_codes, to, place * 32);
+    store_planes(second_codes, to, place * 32 + 16);
+    int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first_codes, second_codes));
+    to.scales[place] = largest / float(kLargestCode);
+    to.sums[place] = largest / float(kLargestCode) * float(sum);
     to.offsets[place] = -128 * sum;
   }
 }

@@ -49,7 +49,8 @@ void quantized(const MatmulKernelArgs& a, int64_t tile, int row) {
   for (int b = 0; b < blocks; ++b) {
     int g = b * 32 / a.weight->group;
     int64_t place = QuantizedRows::place(row, blocks) + b * kRowBundle;
-    const int8_t* x = a.xq.codes + place * 32;
+    int x[32];
+    for (int i = 0; i < 32; ++i) x[i] = 128 * a.xq.high[place * 32 + i] + a.xq.low[place * 32 + i];
     for (int c = 0; c < kTileRows; ++c) {
       int sum = 0;
       for (int i = 0; i < 32; ++i) sum += code_at(a.weight->precision, base + a.tile.codes, b * 32 + i, c) * x[i];
@@ -72,15 +73,17 @@ void quantize(const float* x, int k, int padded_k, QuantizedRows to, int row) {
     int count = k - b * 32 < 32 ? (k > b * 32 ? k - b * 32 : 0) : 32;
     float largest = 0;
     for (int i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(x[b * 32 + i]));
-    float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    float inverse = largest > 0 ? float(kLargestCode) / largest : 0.0f;
     int sum = 0;
     for (int i = 0; i < 32; ++i) {
       int code = i < count ? int(std::nearbyint(x[b * 32 + i] * inverse)) : 0;
-      to.codes[place * 32 + i] = int8_t(code);
+      int high = (code + 64) >> 7;
+      to.high[place * 32 + i] = int8_t(high);
+      to.low[place * 32 + i] = int8_t(code - 128 * high);
       sum += code;
     }
-    to.scales[place] = largest / 127.0f;
-    to.sums[place] = largest / 127.0f * float(sum);
+    to.scales[place] = largest / float(kLargestCode);
+    to.sums[place] = largest / float(kLargestCode) * float(sum);
     to.offsets[place] = -128 * sum;
   }
 }

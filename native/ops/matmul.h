@@ -6,7 +6,7 @@
 namespace edgeshift {
 
 // y[t, n] = x[t, k] * W^T + bias. A row of y depends on its own row of x alone, bit for bit, whatever t is
-// (CPU; CUDA within tolerance). Backends may quantize x to int8 per group of 32 inputs for int8 and int4 weights.
+// (CPU; CUDA within tolerance). The CPU quantizes x to 15 bits per group of 32 inputs for int8 and int4 weights.
 template <class Act>
 struct MatmulArgs {
   const Act* x = nullptr;  // [t, k]

@@ -91,16 +91,18 @@ std::vector<WeightSource> store(Net& net, std::deque<Stored>& keep, const std::f
   return sources;
 }
 
+// A share of the logits' spread: weights, cache and sums in binary16 and binary32.
+constexpr double kTolerance = 0.02;
+
 void check(const std::string& name, const Options& options, const std::function<const Format*(const std::string&)>& format_of,
            Precision own) {
   Net net = make_net(options);
   std::deque<Stored> keep;
   const std::vector<WeightSource> sources = store(net, keep, format_of);
-  // Shares of the logits' spread: rounding of weights and cache to binary16; of activations to 8 bits besides.
-  for (const auto& [precision, tolerance] : {std::pair(Precision::fp16, 0.02), std::pair(own, 0.35)}) {
+  for (const Precision precision : {Precision::fp16, own}) {
     double spread = 1;
     const double worst = worst_difference(net, sources, precision, spread, {9, 1}) / spread;
-    if (worst < tolerance) continue;
+    if (worst < kTolerance) continue;
     std::printf("%s at rung %d: %.4f of the logits' spread\n", name.c_str(), int(precision), worst);
     report(__FILE__, __LINE__, name + " is off");
   }

@@ -24,7 +24,7 @@ for (const name of GOLDEN) {
     // oxlint-disable-next-line no-await-in-loop
     await model.unload()
     const worst = Math.max(...errors).toFixed(4)
-    console.log(`| ${name} | ${writer} | ${precision} | ${worst} | ${logitTolerance(precision)} |`)
+    console.log(`| ${name} | ${writer} | ${precision} | ${worst} | ${logitTolerance(name, precision)} |`)
   }
 }
 await device.close()

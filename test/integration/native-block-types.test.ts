@@ -7,8 +7,8 @@ import { BLOCK_SIZE, cpuDevice, logSoftmax, readNpy, scoreNext, standardDeviatio
 
 /**
  * Largest difference of a log probability from the float32 forward over the dequantized file, as a share of the
- * logits' standard deviation. int8 and int4 round activations to 8 bits; int4 also rounds what the file has in more
- * bits, which these random weights show at its worst, so it is compared for 4-bit files only.
+ * logits' standard deviation. int8 and int4 round what the file has in more bits, which these random weights show at its
+ * worst, so int4 is compared for 4-bit files only.
  */
 const TYPES = 'f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs'.split(' ')
 const TOLERANCES: [type: string, precision: Precision, share: number][] = [

@@ -26,6 +26,14 @@ export interface DeviceOptions {
   depth: number
 }
 
+/** The ledger beside what was measured. */
+export interface MemoryDrift {
+  measuredBytes: number
+  /** Measured less what the ledger says. */
+  driftBytes: number
+  alarm: boolean
+}
+
 /** What a scheduler counts, and the device time of its steps in microseconds. */
 export interface StepCounters extends SchedulerCounters {
   deviceMicros: number
@@ -53,6 +61,8 @@ export interface ResidentVariant {
 export class EngineDevice {
   readonly residents: ResidentVariant[] = []
   readonly loop: StepLoop
+  /** Undefined until it was measured. */
+  drift: MemoryDrift | undefined
   private readonly share = new FairShare()
   /** Of variants that are not here any more. */
   private readonly past: StepCounters = { ...NO_STEPS }

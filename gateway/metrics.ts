@@ -251,6 +251,25 @@ const ENGINE_GAUGES: readonly EngineGauge[] = [
     read: perDevice((d) => d.budgetBytes),
   },
   {
+    name: 'memory_drift_bytes',
+    help: "Bytes that the process holds beyond the ledger's weights, workspaces and touched KV memory.",
+    labels: DEVICE,
+    read: perDevice((d) => d.driftBytes),
+  },
+  {
+    name: 'memory_drift_alarm',
+    help: "1 while the drift is above the ledger's overhead: something holds memory that no entry knows.",
+    labels: DEVICE,
+    read: perDevice((d) => Number(d.driftAlarm)),
+  },
+  {
+    name: 'variant_loads',
+    help: "Times a variant was loaded since the engine's start.",
+    labels: ['model', 'variant'],
+    read: (status) =>
+      status.variants.map(({ model, name: variant, loads }) => ({ labels: { model, variant }, value: loads })),
+  },
+  {
     name: 'memory_bytes',
     help: "Bytes of a device's ledger by kind and owner.",
     labels: ['device', 'kind', 'owner'],

@@ -2,6 +2,7 @@ import { FinishReason, type SequenceError, VariantState } from '../../proto/gen/
 import type { Engine, Variant, VariantLoader, VariantOutlook } from '../engine.js'
 import { type DeviceSlot, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 import { detachVariant, type LoadedVariant, loadVariant } from './load.js'
+import type { MemoryWatch } from './memory-watch.js'
 import { type LoadPlan, planLoad, planShrink } from './plan.js'
 import { ResidencyError } from './residency-error.js'
 import { TurnKeeper } from './turns.js'
@@ -26,6 +27,8 @@ interface PlanOptions {
 export class Residency implements VariantLoader {
   readonly slots = new Map<string, DeviceSlot>()
   readonly managed = new Map<string, ManagedVariant>()
+  /** Absent in tests without real memory. */
+  memory: MemoryWatch | undefined
   /** Loaded without being asked for as long as there is room, in this order. */
   private preload: string[] = []
   private readonly turns: TurnKeeper
@@ -66,6 +69,7 @@ export class Residency implements VariantLoader {
   async stop(): Promise<void> {
     this.stopped = true
     clearTimeout(this.timer)
+    this.memory?.close()
     await this.settled()
   }
 

@@ -5,6 +5,7 @@ import type { Engine, Variant } from '../engine.js'
 import type { NativeAddon } from '../native.js'
 import type { BrokenVariant, Catalog, KnownVariant } from './catalog.js'
 import { DeviceSlot } from './device-slot.js'
+import { MemoryWatch } from './memory-watch.js'
 import { findDevices, openDevice } from './open.js'
 import { Residency } from './residency.js'
 
@@ -21,6 +22,7 @@ export function startResidency(
 ): Residency {
   const residency = new Residency(engine)
   openDevices(residency, engine, config.devices, catalog.known, addon, options)
+  residency.memory = new MemoryWatch(engine)
   declare(residency, engine, catalog)
   residency.start(preloadOrder(catalog.known))
   return residency

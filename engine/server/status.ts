@@ -67,6 +67,9 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     stepDeviceUs: counters.deviceMicros,
     kvBytes: device.arena.bytes,
     kvUsedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().used * blockBytes),
+    measuredBytes: device.drift?.measuredBytes ?? 0,
+    driftBytes: device.drift?.driftBytes ?? 0,
+    driftAlarm: device.drift?.alarm ?? false,
     kvCachedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().cached * blockBytes),
   }
 }

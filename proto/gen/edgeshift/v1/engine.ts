@@ -271,6 +271,12 @@ export interface DeviceStatus {
   kvBytes: number;
   kvUsedBytes: number;
   kvCachedBytes: number;
+  /** What the process holds beyond its start for all CPU devices together; 0 = not measured. */
+  measuredBytes: number;
+  /** That less weights, workspaces and touched KV memory of the ledger. Negative: reserved, but not written to yet. */
+  driftBytes: number;
+  /** The drift is above the ledger's overhead: something holds memory that no entry knows. */
+  driftAlarm: boolean;
 }
 
 export interface LedgerEntry {
@@ -2351,6 +2357,9 @@ function createBaseDeviceStatus(): DeviceStatus {
     kvBytes: 0,
     kvUsedBytes: 0,
     kvCachedBytes: 0,
+    measuredBytes: 0,
+    driftBytes: 0,
+    driftAlarm: false,
   };
 }
 
@@ -2412,6 +2421,15 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     }
     if (message.kvCachedBytes !== 0) {
       writer.uint32(152).uint64(message.kvCachedBytes);
+    }
+    if (message.measuredBytes !== 0) {
+      writer.uint32(160).uint64(message.measuredBytes);
+    }
+    if (message.driftBytes !== 0) {
+      writer.uint32(168).int64(message.driftBytes);
+    }
+    if (message.driftAlarm !== false) {
+      writer.uint32(176).bool(message.driftAlarm);
     }
     return writer;
   },
@@ -2581,6 +2599,30 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
             message.kvCachedBytes = longToNumber(reader.uint64());
             continue;
           }
+          case 20: {
+            if (tag !== 160) {
+              break;
+            }
+
+            message.measuredBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 21: {
+            if (tag !== 168) {
+              break;
+            }
+
+            message.driftBytes = longToNumber(reader.int64());
+            continue;
+          }
+          case 22: {
+            if (tag !== 176) {
+              break;
+            }
+
+            message.driftAlarm = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2617,6 +2659,9 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     message.kvBytes = object.kvBytes ?? 0;
     message.kvUsedBytes = object.kvUsedBytes ?? 0;
     message.kvCachedBytes = object.kvCachedBytes ?? 0;
+    message.measuredBytes = object.measuredBytes ?? 0;
+    message.driftBytes = object.driftBytes ?? 0;
+    message.driftAlarm = object.driftAlarm ?? false;
     return message;
   },
 };

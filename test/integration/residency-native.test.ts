@@ -1,0 +1,182 @@
+/** Loads on demand with the real addon: memory comes back, failures cost nothing, models share what is too small for all. */
+import { execFile } from 'node:child_process'
+import { copyFileSync, mkdtempSync, rmSync, truncateSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { pino } from 'pino'
+import { afterEach, describe, expect, it } from 'vitest'
+import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { Engine } from '../../engine/engine.js'
+import type { LoadRequest, NativeDevice, NativeModel } from '../../engine/native.js'
+import { MemoryWatch } from '../../engine/residency/memory-watch.js'
+import { type CpuEngine, engineOnCpu, tinyModel } from '../support/engine-on-cpu.js'
+import { fakeEngine } from '../support/fake-engine.js'
+import { runMixed } from '../support/mixed-clients.js'
+
+const open: CpuEngine[] = []
+afterEach(async () => {
+  for (const box of open.splice(0)) await box.close()
+})
+
+function start(yaml: string, wrap?: (device: NativeDevice) => NativeDevice): CpuEngine {
+  const box = engineOnCpu(yaml, wrap)
+  open.push(box)
+  return box
+}
+
+const rungs = (file: string): string =>
+  `[{ precision: fp16, path: ${JSON.stringify(file)} }, { precision: int8, from: fp16 }, { precision: int4, from: fp16 }]`
+const config = (memory: number, file = tinyModel('f16')): string => `
+devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: ${memory} }]
+scheduler: { max_num_batched_tokens: 64 }
+models:
+  - { id: a, max_model_len: 128, variants: ${rungs(file)} }
+  - { id: b, max_model_len: 128, variants: ${rungs(tinyModel('f16'))} }
+`
+
+/** Adds bytes to what every variant takes, so that few fit a budget though they are small. */
+const BALLAST = 32 * 2 ** 20
+function heavy(memory: number): CpuEngine {
+  const box = start(config(memory), (device) => ({
+    elasticKv: device.elasticKv,
+    discardKv: (range) => device.discardKv(range),
+    close: () => device.close(),
+    loadModel: async (request) => withBallast(await device.loadModel(request)),
+  }))
+  for (const { known } of box.residency.managed.values()) known.demand.weightBytes += BALLAST
+  return box
+}
+
+function withBallast(model: NativeModel): NativeModel {
+  return {
+    weightBytes: model.weightBytes + BALLAST,
+    workspaceBytes: model.workspaceBytes,
+    blockBytes: model.blockBytes,
+    setSlot: (slot, state) => model.setSlot(slot, state),
+    step: (batch) => model.step(batch),
+    unload: () => model.unload(),
+  }
+}
+
+it('100 loads and unloads with a request each leave the ledger to the byte and the process within 1 %', async () => {
+  const script = new URL('../support/load-cycles.ts', import.meta.url).pathname
+  const args = ['--expose-gc', '--max-semi-space-size=1', '--import', 'tsx', script, tinyModel('f16'), '100']
+  const { stdout } = await promisify(execFile)(process.execPath, args)
+  console.log(stdout.trim())
+  const { exact, before, after } = JSON.parse(stdout) as { exact: boolean; before: number; after: number }
+  expect(exact).toBe(true)
+  expect(after).toBeLessThan(before * 1.01)
+})
+
+describe('a load that fails', () => {
+  it('for a torn file names it, gives every byte back and leaves others alone', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'es-torn-'))
+    const file = join(folder, 'model.gguf')
+    copyFileSync(tinyModel('f16'), file)
+    const box = start(config(1, file))
+    await box.settled()
+    await box.residency.unload('a:int4')
+    const before = box.ledger()
+    truncateSync(file, 100_000)
+    const torn = await box.ask('a:int4', [1])
+    expect(torn.end).toMatchObject({ finishReason: FinishReason.REJECTED, error: { code: 'engine_unavailable' } })
+    expect(torn.end.error?.message).toMatch(/model\.gguf/)
+    await box.settled()
+    expect(box.ledger()).toEqual(before)
+    expect(box.variant('a:int4').state).toBe(VariantState.FAILED)
+    expect((await box.ask('b:int4', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+    copyFileSync(tinyModel('f16'), file)
+    expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+    rmSync(folder, { recursive: true })
+  })
+
+  it('at any effect of it, one by one: the ledger is exact after each and the next request is served', async () => {
+    const effects = ['loadModel', 'addVariant', 'overBudget'] as const
+    let broken: (typeof effects)[number] | undefined
+    const box = start(config(1), (device) => ({
+      elasticKv: device.elasticKv,
+      discardKv: (range) => device.discardKv(range),
+      close: () => device.close(),
+      loadModel: async (request: LoadRequest) => {
+        if (broken === 'loadModel') throw Object.assign(new Error('no memory'), { code: 'out_of_memory' })
+        const model = await device.loadModel(request)
+        if (broken === 'overBudget') return withSizes(model, { weightBytes: 2e9 })
+        // A block that no slab holds makes the pool throw after the load.
+        return broken === 'addVariant' ? withSizes(model, { blockBytes: 2 ** 40 }) : model
+      },
+    }))
+    await box.settled()
+    await box.residency.unload('a:int4')
+    const before = box.ledger()
+    for (const effect of effects) {
+      broken = effect
+      expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.REJECTED)
+      await box.settled()
+      expect(box.ledger()).toEqual(before)
+      broken = undefined
+      expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+      await box.residency.unload('a:int4')
+      expect(box.ledger()).toEqual(before)
+    }
+  })
+})
+
+function withSizes(model: NativeModel, sizes: { weightBytes?: number; blockBytes?: number }): NativeModel {
+  return {
+    weightBytes: sizes.weightBytes ?? model.weightBytes,
+    workspaceBytes: model.workspaceBytes,
+    blockBytes: sizes.blockBytes ?? model.blockBytes,
+    setSlot: (slot, state) => model.setSlot(slot, state),
+    step: (batch) => model.step(batch),
+    unload: () => model.unload(),
+  }
+}
+
+it('200 clients of two models on five rungs with memory for two: nobody starves, and what they waited', async () => {
+  const box = heavy(0.16)
+  const names = ['a:fp16', 'a:int8', 'a:int4', 'b:fp16', 'b:int4']
+  const report = await runMixed(box, names, 200, Number(process.env.EDGESHIFT_MIXED_MS ?? 10_000))
+  console.log('mixed clients', JSON.stringify(report))
+  expect(Object.keys(report.ends).filter((end) => !['LENGTH', 'DEADLINE'].includes(end))).toEqual([])
+  expect(Object.keys(report.served).toSorted()).toEqual(names.toSorted())
+  expect(report.fewest).toBeGreaterThan(0)
+  expect(report.loads).toBeGreaterThan(names.length)
+  expect(box.engine.running + box.engine.waiting).toBe(0)
+  for (const device of box.engine.devices) device.checkInvariants()
+  await box.settled()
+  expect([...box.engine.variants.values()].filter(({ resident }) => resident).length).toBeLessThanOrEqual(2)
+}, 120_000)
+
+describe('MemoryWatch', () => {
+  it('finds that the ledger is what the process holds', async () => {
+    const box = start(config(1))
+    await box.settled()
+    for (const name of box.engine.variants.keys()) await box.ask(name, [1, 2, 3])
+    box.residency.memory?.check()
+    const drift = box.engine.devices[0]?.drift
+    expect(drift?.alarm).toBe(false)
+    expect(Math.abs(drift?.driftBytes ?? Infinity)).toBeLessThan(64 * 2 ** 20)
+  })
+
+  it('raises an alarm above the overhead, and takes it back', () => {
+    const lines: string[] = []
+    const log = pino({}, { write: (line: string) => void lines.push(String(JSON.parse(line).msg)) })
+    const { device } = fakeEngine()
+    const engine = new Engine({ version: 'test', maxWaiting: 1, clock: () => 0, log })
+    engine.devices.push(device)
+    device.ledger.add('overhead', '', 1000)
+    let anonymousBytes = 5000
+    const watch = new MemoryWatch(engine, () => ({ anonymousBytes, scriptBytes: 2000 }))
+    const entry = device.ledger.add('weights', 'm', 300)
+    const drifts = [5300, 6300, 6301, 5300].map((bytes) => {
+      anonymousBytes = bytes
+      watch.check()
+      return `${device.drift?.measuredBytes} ${device.drift?.driftBytes} ${device.drift?.alarm}`
+    })
+    watch.close()
+    device.ledger.release(entry)
+    expect(drifts).toEqual(['300 0 false', '1300 1000 false', '1301 1001 true', '300 0 false'])
+    expect(lines).toEqual(['the process holds more memory than the ledger', 'memory and ledger agree again'])
+  })
+})

@@ -13,6 +13,7 @@ import { Metrics } from './metrics.js'
 import { Models, type TextLoader } from './models.js'
 import { type Granted, KeyedAccess, openAccess } from './keys/access.js'
 import { followKeyFile, loadKeyFile } from './keys/watch.js'
+import { STREAM_BYTES, Streams } from './resume/streams.js'
 import type { Access, Limits, Services } from './services.js'
 
 /** What the gateway without its listeners is made from. */
@@ -56,6 +57,7 @@ export class Core {
   readonly #socketDir: string
   readonly #removeDir: () => void
   readonly #watcher: ConfigWatcher
+  readonly #streams: Streams
   #unfollowKeys = (): void => undefined
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
@@ -82,6 +84,7 @@ export class Core {
     this.#pipeline = new Pipeline(this.#models, this.engine, bounds, telemetry)
     metrics.watchActive(() => this.#pipeline.active)
     metrics.watchEngine({ refresh: () => this.engine.refresh(), status: () => this.engine.status })
+    this.#streams = new Streams({ graceMs: config.server.resume_grace, ...STREAM_BYTES })
     const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
     this.#watcher = new ConfigWatcher(options.configFile, {
       accepted: (next, text) => {
@@ -96,6 +99,7 @@ export class Core {
       ...granted,
       access: this.#access(config, granted, log),
       limits: LIMITS,
+      streams: this.#streams,
       log,
       metrics: metrics.registry,
     }
@@ -131,6 +135,7 @@ export class Core {
 
   /** Takes no new requests; resolves when those in flight have ended, after `limitMs` by failing them. */
   drain(limitMs: number): Promise<void> {
+    this.#streams.close()
     return this.#pipeline.drain(limitMs)
   }
 
@@ -144,11 +149,11 @@ export class Core {
     process.off('exit', this.#removeDir)
   }
 
-  #access({ server, models }: Config, granted: Granted, log: Logger): Access {
+  #access({ server }: Config, granted: Granted, log: Logger): Access {
     const { api_keys_file: file } = server
     if (file === undefined) return openAccess(granted)
-    const modelIds = models.map(({ id }) => id)
-    const access = new KeyedAccess(granted, loadKeyFile(file, modelIds))
+    const modelIds = () => this.#models.list().map(({ id }) => id)
+    const access = new KeyedAccess(granted, loadKeyFile(file, modelIds()))
     this.#unfollowKeys = followKeyFile(file, modelIds, access, log)
     return access
   }

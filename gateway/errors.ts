@@ -13,6 +13,7 @@ const CATALOGUE = {
   unauthorized: { http: 401, grpc: grpcStatus.UNAUTHENTICATED, type: 'authentication_error' },
   forbidden: { http: 403, grpc: grpcStatus.PERMISSION_DENIED, type: 'permission_error' },
   model_not_found: { http: 404, grpc: grpcStatus.NOT_FOUND, type: 'invalid_request_error' },
+  stream_not_found: { http: 404, grpc: grpcStatus.NOT_FOUND, type: 'invalid_request_error' },
   not_found: { http: 404, grpc: grpcStatus.UNIMPLEMENTED, type: 'invalid_request_error' },
   method_not_allowed: { http: 405, grpc: grpcStatus.UNIMPLEMENTED, type: 'invalid_request_error' },
   deadline_exceeded: { http: 408, grpc: grpcStatus.DEADLINE_EXCEEDED, type: 'timeout_error' },

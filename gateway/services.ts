@@ -2,6 +2,7 @@
 import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
 import type { Generator } from './request.js'
+import type { Streams } from './resume/streams.js'
 
 /** One rung of a model, as clients list it. */
 export interface VariantEntry {
@@ -84,6 +85,8 @@ export interface Services {
   models: ModelDirectory
   health(): HealthReport
   limits: Limits
+  /** What clients may come back to. */
+  streams: Streams
   log: Logger
   metrics: Registry
 }

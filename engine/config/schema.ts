@@ -35,6 +35,9 @@ const server = z.strictObject({
   drain_timeout: duration()
     .prefault('30s')
     .describe('How long requests in flight may go on after SIGTERM; then they end with shutting_down.'),
+  resume_grace: duration()
+    .prefault('30s')
+    .describe('How long a resumable stream whose client is gone goes on, and is kept after its end.'),
   log_prompts: z.boolean().default(false).describe('Write the text of prompts to the log.'),
   api_keys_file: z
     .string()

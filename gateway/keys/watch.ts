@@ -13,17 +13,20 @@ export function loadKeyFile(file: string, modelIds: readonly string[]): KeyEntry
   return parseKeyFile(readText(file), file, modelIds)
 }
 
-/** Gives `access` the keys of the file whenever it changes; a bad edit is logged and the old keys stay. Returns what ends it. */
+/**
+ * Gives `access` the keys of the file whenever it changes; a bad edit is logged and the old keys stay. `modelIds` are
+ * those of the moment. Returns what ends it.
+ */
 export function followKeyFile(
   file: string,
-  modelIds: readonly string[],
+  modelIds: () => readonly string[],
   access: KeyedAccess,
   log: Logger,
   pollMs = POLL_MS,
 ): () => void {
   const reload = (): void => {
     try {
-      const entries = loadKeyFile(file, modelIds)
+      const entries = loadKeyFile(file, modelIds())
       access.use(entries)
       log.info({ keys: entries.length }, 'API keys read again')
     } catch (error) {

@@ -108,6 +108,10 @@ const shared = {
   stream_options: z
     .strictObject({ include_usage: z.boolean().nullish(), include_obfuscation: z.literal(false).nullish() })
     .optional(),
+  resumable: z
+    .boolean()
+    .optional()
+    .describe('The stream can be resumed by its id after a lost connection. Default false.'),
   return_token_ids: z.boolean().optional().describe('Choices also carry token_ids. Default false.'),
   priority: z.int32().optional().describe('Lower is served first. Default 0.'),
   ...needFields,

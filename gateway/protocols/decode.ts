@@ -15,7 +15,10 @@ export type DecodeServices = Pick<Services, 'limits' | 'models'>
 export interface Call {
   /** One per prompt, at least one; all with the same n. */
   requests: [GenerateRequest, ...GenerateRequest[]]
+  kind: 'chat' | 'completion'
   stream: boolean
+  /** The stream outlives its connection for a while. */
+  resumable: boolean
   /** The stream ends with a usage chunk. */
   includeUsage: boolean
   /** Choices carry their token ids beside the text. */
@@ -119,7 +122,9 @@ function decodeCall(
       { id: origin.id, input: first, ...common },
       ...rest.map((input, i) => Object.assign({ id: `${origin.id}-${i + 1}`, input }, common)),
     ],
+    kind: first.kind === 'chat' ? 'chat' : 'completion',
     stream,
+    resumable: body.resumable ?? false,
     includeUsage: body.stream_options?.include_usage ?? false,
     includeTokenIds: body.return_token_ids ?? false,
   }

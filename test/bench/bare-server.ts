@@ -54,7 +54,7 @@ new WebSocketServer({ server: http, perMessageDeflate: false }).on('connection',
 const grpc = new Server()
 const chatStream: GatewayServer['chatStream'] = (call) => {
   const delta = { index: 0, text: 'a', tokens: [100], logprobs: [] }
-  const { resume, stop } = fountain.add(() => call.write({ kind: { $case: 'delta', delta } }))
+  const { resume, stop } = fountain.add(() => call.write({ kind: { $case: 'delta', delta }, number: 0 }))
   call.on('drain', resume).on('cancelled', stop).on('close', stop).on('error', stop)
 }
 grpc.addService(GatewayService, { chatStream })

@@ -11,6 +11,7 @@ import type {
   Generator,
   TokenLogprob,
 } from '../../gateway/request.js'
+import { STREAM_BYTES, Streams } from '../../gateway/resume/streams.js'
 import type { HealthReport, Limits, ModelDirectory, ModelEntry, Services } from '../../gateway/services.js'
 
 /** One request as the fake generator sees it; the test or its script drives it. */
@@ -212,6 +213,7 @@ export function fakeServices(script?: FakeScript): FakeServices {
     access: openAccess(granted),
     report,
     limits: TEST_LIMITS,
+    streams: new Streams({ graceMs: 60_000, ...STREAM_BYTES }),
     log: pino({ level: 'silent' }),
     metrics: new Registry(),
   }

@@ -2,7 +2,7 @@ import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { GatewayError } from '../../gateway/errors.js'
 import { decodeChat } from '../../gateway/protocols/decode.js'
-import { chatRequest } from '../../gateway/protocols/grpc/decode.js'
+import { chatCall } from '../../gateway/protocols/grpc/decode.js'
 import type { NeedFields } from '../../gateway/protocols/needs.js'
 import { type Origin, readOrigin } from '../../gateway/protocols/origin.js'
 import type { GenerateRequest } from '../../gateway/request.js'
@@ -30,7 +30,7 @@ function grpc(fields: Fields, origin = NO_HEADERS): GenerateRequest {
     ...(fields.deadline_ms !== undefined && { deadlineMs: fields.deadline_ms }),
   })
   const request = ChatRequest.fromPartial({ model: 'fake', messages: [{ role: 'user', content: 'hi' }], options })
-  return chatRequest(ChatRequest.decode(ChatRequest.encode(request).finish()), origin, services)
+  return chatCall(ChatRequest.decode(ChatRequest.encode(request).finish()), origin, services).requests[0]
 }
 
 /** The fields as headers or metadata. */

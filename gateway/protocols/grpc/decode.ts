@@ -9,9 +9,8 @@ import type {
   GenerateOptions,
   TokenizeRequest,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
-import type { GenerateRequest } from '../../request.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
-import { decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
+import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
 import { parseBody } from '../fields.js'
 import type { Origin } from '../origin.js'
 import { checkText, decodeTokenIds } from '../prompt.js'
@@ -20,26 +19,22 @@ import { checkText, decodeTokenIds } from '../prompt.js'
 type Body = Record<string, unknown>
 
 /** Decodes and validates a chat. Throws GatewayError naming the field as the HTTP API does. */
-export function chatRequest(request: ChatRequest, origin: Origin, services: DecodeServices): GenerateRequest {
-  return decodeChat(chatBody(request), origin, services).requests[0]
+export function chatCall(request: ChatRequest, origin: Origin, services: DecodeServices): Call {
+  return decodeChat(chatBody(request), origin, services)
 }
 
-/** Decodes and validates a completion; a message holds one prompt. Throws like chatRequest. */
-export function completionRequest(
-  request: CompletionRequest,
-  origin: Origin,
-  services: DecodeServices,
-): GenerateRequest {
-  return decodeCompletion(completionBody(request), origin, services).requests[0]
+/** Decodes and validates a completion; a message holds one prompt. Throws like chatCall. */
+export function completionCall(request: CompletionRequest, origin: Origin, services: DecodeServices): Call {
+  return decodeCompletion(completionBody(request), origin, services)
 }
 
-/** Validates a tokenize request. Throws like chatRequest. */
+/** Validates a tokenize request. Throws like chatCall. */
 export function tokenizeRequest({ model, text, parseSpecial }: TokenizeRequest): TokenizeRequest {
   const body = parseBody(tokenizeBodySchema, { ...modelField(model), prompt: text, parse_special: parseSpecial })
   return { model: body.model, text: checkText(body.prompt, 'text'), parseSpecial }
 }
 
-/** Validates a detokenize request: every id is in the model's vocabulary. Throws like chatRequest. */
+/** Validates a detokenize request: every id is in the model's vocabulary. Throws like chatCall. */
 export function detokenizeRequest(
   { model, tokens }: DetokenizeRequest,
   { models }: Pick<DecodeServices, 'models'>,
@@ -96,6 +91,7 @@ function optionFields(options: GenerateOptions | undefined): Body {
     ignore_eos: options.ignoreEos,
     n: options.n,
     priority: options.priority,
+    resumable: options.resumable,
     precision: options.precision,
     min_precision: options.minPrecision,
     memory_limit_gb: options.memoryLimitGb,

@@ -7,6 +7,7 @@ import {
   DetokenizeRequest,
   GatewayService,
   ListModelsRequest,
+  ResumeRequest,
   TokenizeRequest,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import { GatewayError } from '../../errors.js'
@@ -43,6 +44,7 @@ export const servedDefinition: ServiceDefinition = {
   chatStream: { ...GatewayService.chatStream, requestDeserialize: decodeStrictly(ChatRequest) },
   complete: { ...GatewayService.complete, requestDeserialize: decodeStrictly(CompletionRequest) },
   completeStream: { ...GatewayService.completeStream, requestDeserialize: decodeStrictly(CompletionRequest) },
+  resume: { ...GatewayService.resume, requestDeserialize: decodeStrictly(ResumeRequest) },
   listModels: { ...GatewayService.listModels, requestDeserialize: decodeStrictly(ListModelsRequest) },
   tokenize: { ...GatewayService.tokenize, requestDeserialize: decodeStrictly(TokenizeRequest) },
   detokenize: { ...GatewayService.detokenize, requestDeserialize: decodeStrictly(DetokenizeRequest) },

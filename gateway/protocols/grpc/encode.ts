@@ -12,8 +12,11 @@ import type { ModelEntry } from '../../services.js'
 /** Events that become a message; errors become the call's status. */
 export type StreamedEvent = Exclude<GenerateEvent, { type: 'error' }>
 
+/** A message without its number. */
+type Unnumbered = Omit<EventMessage, 'number'>
+
 /** One message per event; `id` is the request's, told once in `started`. */
-export function encodeEvent(id: string, event: StreamedEvent): EventMessage {
+export function encodeEvent(id: string, event: StreamedEvent): Unnumbered {
   switch (event.type) {
     case 'started':
       return { kind: { $case: 'started', started: { id, variant: event.variant, reason: event.reason } } }

@@ -2,7 +2,8 @@
 import type { Metadata, sendUnaryData, ServerUnaryCall, ServerWritableStream } from '@grpc/grpc-js'
 import type { GenerateEvent as EventMessage, GenerateResponse } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import { GatewayError } from '../../errors.js'
-import type { GenerateEvent, GenerateHandle, GenerateRequest, Generator } from '../../request.js'
+import type { GenerateEvent, GenerateRequest, Generator } from '../../request.js'
+import type { ReaderHandle, ReaderSink } from '../../resume/record.js'
 import { encodeEvent, ResponseBuilder } from './encode.js'
 import { errorStatus, servedMetadata } from './status.js'
 
@@ -29,39 +30,44 @@ export function respond<T>(
   if (call.cancelled) handle.cancel()
 }
 
+/** What a streaming call tells. */
+export interface Told {
+  /** Id of the request. */
+  id: string
+  /** Number of the last event that the client has; 0 = none. */
+  after: number
+  /** Starts the request, or reads one again. */
+  start: (sink: ReaderSink) => ReaderHandle
+}
+
 /** Streams a request's events into a call. `stallMs`: how long a reader may leave its flow-control window full. */
-export function stream<T>(
-  generator: Generator,
-  request: GenerateRequest,
-  call: ServerWritableStream<T, EventMessage>,
-  stallMs: number,
-): void {
-  new StreamedCall(request, call, stallMs).start(generator)
+export function stream<T>(told: Told, call: ServerWritableStream<T, EventMessage>, stallMs: number): void {
+  new StreamedCall(told, call, stallMs).start()
 }
 
 /** One streaming call. Owns its request and, while the reader lags, one timer. */
 class StreamedCall<T> {
-  private handle: GenerateHandle | undefined
+  private handle: ReaderHandle | undefined
   private served: Metadata | undefined
   private stall: NodeJS.Timeout | undefined
   private over = false
 
   constructor(
-    private readonly request: GenerateRequest,
+    private readonly told: Told,
     private readonly call: ServerWritableStream<T, EventMessage>,
     private readonly stallMs: number,
   ) {}
 
-  start(generator: Generator): void {
+  start(): void {
     this.call.on('cancelled', () => this.abandon())
     this.call.on('drain', () => this.resume())
-    this.handle = generator.generate(this.request, (event) => this.take(event))
+    this.handle = this.told.start((event, number) => this.take(event, number))
     // Events may come before the handle does, and so may the client's end.
-    if (this.over || this.call.cancelled) this.handle.cancel()
+    if (this.over || this.call.cancelled) this.handle.leave()
     else if (this.call.writableNeedDrain) this.pause()
   }
 
-  private take(event: GenerateEvent): void {
+  private take(event: GenerateEvent, number: number): void {
     if (this.over) return
     if (event.type === 'error') return this.fail(event.error)
     if (event.type === 'started') {
@@ -69,10 +75,15 @@ class StreamedCall<T> {
       this.call.sendMetadata(this.served)
     }
     if (event.type === 'degraded') this.served = servedMetadata(event.variant, event.reason, event.cause)
-    if (!this.call.write(encodeEvent(this.request.id, event))) this.pause()
+    const { id, after } = this.told
+    if (number === 0 || number > after) this.write({ ...encodeEvent(id, event), number })
     if (event.type !== 'usage') return
-    this.settle()
+    this.abandon()
     this.call.end(this.served)
+  }
+
+  private write(message: EventMessage): void {
+    if (!this.call.write(message)) this.pause()
   }
 
   private pause(): void {
@@ -80,7 +91,6 @@ class StreamedCall<T> {
     this.handle.pause()
     this.stall = setTimeout(() => {
       this.fail(new GatewayError('cancelled', `the client read nothing for ${this.stallMs} ms`))
-      this.handle?.cancel()
     }, this.stallMs)
   }
 
@@ -92,19 +102,15 @@ class StreamedCall<T> {
   }
 
   private fail(error: GatewayError): void {
-    this.settle()
+    this.abandon()
     this.call.emit('error', errorStatus(error, this.served))
   }
 
-  /** The client went away or its deadline passed. */
+  /** The request has ended, the client went away, or its deadline passed. */
   private abandon(): void {
-    this.settle()
-    this.handle?.cancel()
-  }
-
-  private settle(): void {
     this.over = true
     clearTimeout(this.stall)
     this.stall = undefined
+    this.handle?.leave()
   }
 }

@@ -13,14 +13,16 @@ import type {
   GenerateResponse,
   ListModelsRequest,
   ListModelsResponse,
+  ResumeRequest,
   TokenizeRequest,
   TokenizeResponse,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
-import type { GenerateRequest } from '../../request.js'
 import type { Grant, Services } from '../../services.js'
-import type { DecodeServices } from '../decode.js'
+import type { ReaderSink } from '../../resume/record.js'
+import type { Call, DecodeServices } from '../decode.js'
 import { type Origin, readOrigin } from '../origin.js'
-import { chatRequest, completionRequest, detokenizeRequest, tokenizeRequest } from './decode.js'
+import { checkResumable, startCall } from '../start.js'
+import { chatCall, completionCall, detokenizeRequest, tokenizeRequest } from './decode.js'
 import { type Decoded, requireDecoded } from './definition.js'
 import { encodeModel } from './encode.js'
 import { respond, stream } from './generate.js'
@@ -33,15 +35,16 @@ interface CallHead {
   getDeadline(): Date | number
 }
 
-type Decode<T> = (request: T, origin: Origin, services: DecodeServices) => GenerateRequest
+type Decode<T> = (request: T, origin: Origin, services: DecodeServices) => Call
 
 /** Implements the service; `stallMs` bounds how long a streaming client may leave its window full. */
 export function gatewayCalls(services: Services, stallMs: number): UntypedServiceImplementation {
   return {
-    chat: respondTo(services, chatRequest),
-    chatStream: streamTo(services, stallMs, chatRequest),
-    complete: respondTo(services, completionRequest),
-    completeStream: streamTo(services, stallMs, completionRequest),
+    chat: respondTo(services, chatCall),
+    chatStream: streamTo(services, stallMs, chatCall),
+    complete: respondTo(services, completionCall),
+    completeStream: streamTo(services, stallMs, completionCall),
+    resume: resume(services, stallMs),
     listModels: listModels(services),
     tokenize: tokenize(services),
     detokenize: detokenize(services),
@@ -53,8 +56,9 @@ function respondTo<T>(services: Services, decode: Decode<T>): handleUnaryCall<De
     try {
       const { tenant, models, generator } = admit(call, services)
       const origin = callOrigin(call, tenant, services)
-      const request = decode(requireDecoded(call.request), origin, { limits: services.limits, models })
-      respond(generator, request, call, callback)
+      const decoded = decode(requireDecoded(call.request), origin, { limits: services.limits, models })
+      checkResumable(decoded, false)
+      respond(generator, decoded.requests[0], call, callback)
     } catch (error) {
       callback(errorStatus(error))
     }
@@ -68,10 +72,24 @@ function streamTo<T>(
 ): handleServerStreamingCall<Decoded<T>, GenerateEvent> {
   return (call) => {
     try {
-      const { tenant, models, generator } = admit(call, services)
-      const origin = callOrigin(call, tenant, services)
-      const request = decode(requireDecoded(call.request), origin, { limits: services.limits, models })
-      stream(generator, request, call, stallMs)
+      const grant = admit(call, services)
+      const origin = callOrigin(call, grant.tenant, services)
+      const decoded = decode(requireDecoded(call.request), origin, { limits: services.limits, models: grant.models })
+      const start = (sink: ReaderSink) => startCall(decoded, grant, services.streams, sink)
+      stream({ id: origin.id, after: 0, start }, call, stallMs)
+    } catch (error) {
+      call.emit('error', errorStatus(error))
+    }
+  }
+}
+
+function resume(services: Services, stallMs: number): handleServerStreamingCall<Decoded<ResumeRequest>, GenerateEvent> {
+  return (call) => {
+    try {
+      const { tenant } = admit(call, services)
+      const { id, after } = requireDecoded(call.request)
+      const record = services.streams.find(id, tenant)
+      stream({ id, after, start: (sink) => record.attach(sink, after) }, call, stallMs)
     } catch (error) {
       call.emit('error', errorStatus(error))
     }

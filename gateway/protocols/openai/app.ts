@@ -6,17 +6,20 @@ import type { HttpContext, HttpEnv } from '../../middleware/context.js'
 import { observe } from '../../middleware/observe.js'
 import { noteError, sendError, sendText } from '../../middleware/reply.js'
 import { GatewayError } from '../../errors.js'
+import type { ReaderHandle, ReaderSink } from '../../resume/record.js'
 import type { Grant, Services } from '../../services.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
 import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
 import { parseBody } from '../fields.js'
 import { bearerToken, type Origin, readOrigin } from '../origin.js'
 import { checkText, decodeTokenIds } from '../prompt.js'
+import { checkResumable, startCall } from '../start.js'
 import { encodeChatAnswer, encodeCompletionAnswer } from './answer.js'
 import { chatChunks, completionChunks } from './chunks.js'
 import { encodeModelList, encodeModelNamed } from './models.js'
 import { openApiDocument } from './openapi.js'
 import { type Endpoint, respond } from './respond.js'
+import { lastEvent, type Place, placeIn } from './resume.js'
 import { Heartbeat, type StreamTimes } from './sse.js'
 
 /** Fifteen seconds keep common proxies from closing; a minute without reading is a dead client. */
@@ -25,7 +28,7 @@ export const STREAM_TIMES: StreamTimes = { pingMs: 15_000, stallMs: 60_000 }
 const CHAT: Endpoint = { idPrefix: 'chatcmpl-', answer: encodeChatAnswer, chunks: chatChunks }
 const COMPLETION: Endpoint = { idPrefix: 'cmpl-', answer: encodeCompletionAnswer, chunks: completionChunks }
 
-type Method = 'GET' | 'POST'
+type Method = 'GET' | 'POST' | 'DELETE'
 type Handler = (c: HttpContext) => void | Promise<void>
 
 /** The HTTP application. Handlers write to the raw Node response, so it answers only behind a Node server. */
@@ -34,19 +37,26 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
   const { access, log, limits } = services
   const heartbeat = new Heartbeat(times)
 
-  const route = (method: Method, path: string, handler: Handler): void => {
+  const routes = (path: string, handlers: Partial<Record<Method, Handler>>): void => {
     const name = path.replace(/\{.*\}/, '')
-    app.on(method, path, async (c) => {
-      c.get('exchange').route = name
-      await handler(c)
-      return RESPONSE_ALREADY_SENT
-    })
+    for (const [method, handler] of Object.entries(handlers)) {
+      app.on(method, path, async (c) => {
+        c.get('exchange').route = name
+        await handler(c)
+        return RESPONSE_ALREADY_SENT
+      })
+    }
+    const allowed = Object.keys(handlers)
     app.all(path, (c) => {
       c.get('exchange').route = name
-      c.env.outgoing.setHeader('allow', method === 'GET' ? 'GET, HEAD' : method)
-      throw new GatewayError('method_not_allowed', `${c.req.method} is not allowed on ${name}; use ${method}`)
+      c.env.outgoing.setHeader('allow', allowed.join(', ').replace('GET', 'GET, HEAD'))
+      throw new GatewayError(
+        'method_not_allowed',
+        `${c.req.method} is not allowed on ${name}; use ${allowed.join(' or ')}`,
+      )
     })
   }
+  const route = (method: Method, path: string, handler: Handler): void => routes(path, { [method]: handler })
   /** What the caller may use; nothing of a stranger's request is read before. */
   const admit = (c: HttpContext): Grant => {
     const grant = access.admit(tokenOf(c))
@@ -58,15 +68,31 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
   }
   const body = (c: HttpContext): Promise<unknown> => readJson(c.env.incoming, limits.maxBodyBytes)
 
+  const resume = (c: HttpContext, tenant: string, { id, after }: Place): void => {
+    const record = services.streams.find(id, tenant)
+    const endpoint = record.shape.kind === 'chat' ? CHAT : COMPLETION
+    const offsets = record.window.droppedCharacters
+    const shape = { ...record.shape, stream: true, id, created: record.created, after, offsets }
+    const start = (sink: ReaderSink): ReaderHandle => record.attach(sink, after)
+    respond({ outgoing: c.env.outgoing, exchange: c.get('exchange'), endpoint, heartbeat, log, shape, start })
+  }
+
   const generate =
     (endpoint: Endpoint, decode: (body: unknown, origin: Origin, services: DecodeServices) => Call): Handler =>
     async (c) => {
       const { incoming, outgoing } = c.env
       const exchange = c.get('exchange')
-      const { tenant, models, generator } = admit(c)
-      const origin = readOrigin((name) => headerText(incoming.headers[name]), tenant, exchange.id)
-      const call = decode(await body(c), origin, { limits, models })
-      respond(call, { outgoing, exchange, endpoint, generator, heartbeat, log })
+      const grant = admit(c)
+      const place = lastEvent(incoming.headers)
+      // Clients that send their request again after a lost connection get what they had begun to get.
+      if (place) return resume(c, grant.tenant, place)
+      const origin = readOrigin((name) => headerText(incoming.headers[name]), grant.tenant, exchange.id)
+      const call = decode(await body(c), origin, { limits, models: grant.models })
+      checkResumable(call, call.stream)
+      const choices = call.requests.length * call.requests[0].n
+      const shape = { ...call, choices, id: exchange.id, created: Math.floor(Date.now() / 1000), after: 0 }
+      const start = (sink: ReaderSink): ReaderHandle => startCall(call, grant, services.streams, sink)
+      respond({ outgoing, exchange, endpoint, heartbeat, log, shape, start })
     }
 
   app.use(observe(log, services.metrics))
@@ -80,6 +106,13 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
 
   route('POST', '/v1/chat/completions', generate(CHAT, decodeChat))
   route('POST', '/v1/completions', generate(COMPLETION, decodeCompletion))
+  routes('/v1/streams/:id', {
+    GET: (c) => resume(c, admit(c).tenant, placeIn(c.req.param('id') ?? '', c.env.incoming.headers)),
+    DELETE: (c) => {
+      services.streams.find(c.req.param('id') ?? '', admit(c).tenant).cancel()
+      sendText(c.env.outgoing, 204, '')
+    },
+  })
   route('GET', '/v1/models', (c) => json(c, encodeModelList(admit(c).models)))
   route('GET', '/v1/models/:id{.+}', (c) => json(c, encodeModelNamed(admit(c).models, c.req.param('id') ?? '')))
   route('POST', '/tokenize', async (c) => {

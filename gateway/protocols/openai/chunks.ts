@@ -27,6 +27,8 @@ export interface ChunkEncoder {
 interface ChunkOptions {
   includeUsage: boolean
   includeTokenIds: boolean
+  /** Text offsets at which the choices begin: of a stream that is resumed in its middle. */
+  offsets?: readonly number[]
 }
 
 /** Makes the encoder of one endpoint for one stream. */
@@ -58,9 +60,12 @@ export const chatChunks: ChunkEncoderFactory = (served, { includeUsage, includeT
 }
 
 /** Encoder of POST /v1/completions. */
-export const completionChunks: ChunkEncoderFactory = (served, { includeUsage, includeTokenIds }) => {
+export const completionChunks: ChunkEncoderFactory = (
+  served,
+  { includeUsage, includeTokenIds, offsets: begin = [] },
+) => {
   let { head, choice, tail } = frame('text_completion', served, includeUsage)
-  const offsets: number[] = []
+  const offsets = [...begin]
   return {
     opening: () => '',
     text({ index, text, tokens, logprobs }) {

@@ -30,6 +30,11 @@ export function openApiDocument(): object {
     paths: {
       '/v1/chat/completions': post('createChatCompletion', 'Answers a chat.', 'ChatRequest', true),
       '/v1/completions': post('createCompletion', 'Continues a prompt.', 'CompletionRequest', true),
+      '/v1/streams/{id}': {
+        parameters: [{ name: 'id', in: 'path', required: true, schema: { type: 'string' } }],
+        ...get('resumeStream', 'The rest of a resumable stream after the event that last-event-id names.', STREAM_TYPE),
+        ...remove('cancelStream', 'Ends a resumable stream.'),
+      },
       '/v1/models': get('listModels', 'Lists the models with their rungs.'),
       '/v1/models/{id}': {
         parameters: [{ name: 'id', in: 'path', required: true, schema: { type: 'string' } }],
@@ -62,6 +67,11 @@ function get(operationId: string, summary: string, type = JSON_TYPE): object {
   return { get: { operationId, summary, responses: responses({ [type]: {} }) } }
 }
 
+function remove(operationId: string, summary: string): object {
+  const { 200: _, ...failures } = responses({})
+  return { delete: { operationId, summary, responses: { '204': { description: 'Done.' }, ...failures } } }
+}
+
 function post(operationId: string, summary: string, body: string, streams: boolean): object {
   const content = streams ? { [JSON_TYPE]: {}, [STREAM_TYPE]: {} } : { [JSON_TYPE]: {} }
   const requestBody = {
@@ -71,7 +81,7 @@ function post(operationId: string, summary: string, body: string, streams: boole
   return { post: { operationId, summary, requestBody, responses: responses(content) } }
 }
 
-function responses(content: object): object {
+function responses(content: object): Record<string, object> {
   const error = { [JSON_TYPE]: { schema: { $ref: '#/components/schemas/Error' } } }
   return {
     '200': { description: 'Done.', content },

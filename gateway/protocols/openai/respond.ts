@@ -3,12 +3,11 @@ import type { OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import type { Logger } from 'pino'
 import type { Exchange } from '../../middleware/context.js'
 import { headerValue, noteError, sendError, sendText } from '../../middleware/reply.js'
-import type { DegradedEvent, GenerateEvent, GenerateHandle, Generator, Usage } from '../../request.js'
-import type { Call } from '../decode.js'
-import { generateAll } from '../merge.js'
+import type { DegradedEvent, GenerateEvent, Usage } from '../../request.js'
+import type { ReaderHandle, ReaderSink, StreamShape } from '../../resume/record.js'
 import { type AnswerEncoder, Collected, type Served } from './answer.js'
 import { type ChunkEncoder, type ChunkEncoderFactory, DONE } from './chunks.js'
-import { boundEnd, type Heartbeat, SseStream } from './sse.js'
+import { boundEnd, type Heartbeat, SseStream, withEventId } from './sse.js'
 
 /** How one endpoint names and encodes its answers. */
 export interface Endpoint {
@@ -23,50 +22,72 @@ export interface Responding {
   outgoing: ServerResponse
   exchange: Exchange
   endpoint: Endpoint
-  generator: Generator
   heartbeat: Heartbeat
   log: Logger
+  /** Form of the answer. */
+  shape: AnswerShape
+  /** Starts the request, or reads one again. */
+  start: (sink: ReaderSink) => ReaderHandle
 }
 
-/** Starts the call. The response ends with it; a client that goes away cancels it. */
-export function respond(call: Call, responding: Responding): void {
-  const responder = call.stream ? new StreamedResponder(call, responding) : new WholeResponder(call, responding)
+/** What is answered, and from where on. */
+interface AnswerShape extends Omit<StreamShape, 'kind'> {
+  stream: boolean
+  /** Id of the request that is answered. */
+  id: string
+  /** Unix seconds. */
+  created: number
+  /** Number of the last event that the client has; 0 = none. */
+  after: number
+  /** Text offsets of the choices at the oldest event that is read again. */
+  offsets?: readonly number[]
+}
+
+/** Starts the request. The response ends with it; a client that goes away leaves it. */
+export function respond(responding: Responding): void {
+  const responder = responding.shape.stream ? new StreamedResponder(responding) : new WholeResponder(responding)
   responder.start()
 }
 
 /** One request's response; owns the request until either ends. */
 abstract class Responder {
-  protected readonly call: Call
   protected readonly responding: Responding
   protected readonly choices: number
   protected served: Served | undefined
-  protected handle: GenerateHandle | undefined
+  protected handle: ReaderHandle | undefined
   #gone = false
 
-  constructor(call: Call, responding: Responding) {
-    this.call = call
+  constructor(responding: Responding) {
     this.responding = responding
-    this.choices = call.requests.length * call.requests[0].n
+    this.choices = responding.shape.choices
   }
 
   start(): void {
-    const { outgoing, generator } = this.responding
+    const { outgoing, start } = this.responding
     outgoing.once('close', () => this.#close())
-    this.handle = generateAll(generator, this.call.requests, (event) => this.#take(event))
+    this.handle = start((event, number) => this.#take(event, number))
     // Events may come before the handle does, and so may the client's end.
-    if (this.#gone || outgoing.destroyed) this.handle.cancel()
+    if (this.#gone || outgoing.destroyed) this.handle.leave()
     else this.began(this.handle)
   }
 
-  protected abstract began(handle: GenerateHandle): void
+  protected abstract began(handle: ReaderHandle): void
   protected abstract opened(served: Served, headers: OutgoingHttpHeaders): void
   protected abstract add(event: Extract<GenerateEvent, { type: 'text' | 'finished' }>): void
   protected abstract degraded(event: DegradedEvent): void
   protected abstract complete(usage: Usage): void
   protected abstract fail(error: Extract<GenerateEvent, { type: 'error' }>['error']): void
 
-  #take(event: GenerateEvent): void {
+  /** All output of the event numbered `number` was encoded; 0 = without a number. */
+  protected flush(_number: number): void {}
+
+  #take(event: GenerateEvent, number: number): void {
     if (this.#gone) return
+    this.#encode(event)
+    this.flush(number)
+  }
+
+  #encode(event: GenerateEvent): void {
     switch (event.type) {
       case 'started':
         return this.#open(event.variant, event.reason)
@@ -83,17 +104,17 @@ abstract class Responder {
   }
 
   #open(variant: string, reason: string): void {
-    const { exchange, endpoint } = this.responding
+    const { exchange, endpoint, shape } = this.responding
     exchange.variant = variant
-    const id = endpoint.idPrefix + exchange.id.slice('req-'.length)
-    this.served = { id, created: Math.floor(Date.now() / 1000), variant }
+    const id = endpoint.idPrefix + shape.id.slice('req-'.length)
+    this.served = { id, created: shape.created, variant }
     this.opened(this.served, servedHeaders(variant, reason))
   }
 
-  /** Cancelling what has ended does nothing, so there is no need to know. */
+  /** Leaving what has ended does nothing, so there is no need to know. */
   #close(): void {
     this.#gone = true
-    this.handle?.cancel()
+    this.handle?.leave()
   }
 }
 
@@ -121,9 +142,9 @@ class WholeResponder extends Responder {
   }
 
   protected complete(usage: Usage): void {
-    const { outgoing, endpoint, heartbeat } = this.responding
+    const { outgoing, endpoint, heartbeat, shape } = this.responding
     if (!this.served) return
-    const answer = endpoint.answer(this.served, this.#collected, usage, this.call.includeTokenIds)
+    const answer = endpoint.answer(this.served, this.#collected, usage, shape.includeTokenIds)
     sendText(outgoing, 200, answer, this.#headers)
     boundEnd(outgoing, heartbeat)
   }
@@ -137,22 +158,28 @@ class StreamedResponder extends Responder {
   #stream: SseStream | undefined
   #encoder: ChunkEncoder | undefined
   #full = false
+  /** Of the event under way. */
+  #output = ''
+  /** What follows it and has no number. */
+  #unnumbered = ''
 
-  protected began(handle: GenerateHandle): void {
+  protected began(handle: ReaderHandle): void {
     if (this.#full) handle.pause()
   }
 
   protected opened(served: Served, headers: OutgoingHttpHeaders): void {
-    const { outgoing, endpoint, heartbeat } = this.responding
+    const { outgoing, endpoint, heartbeat, shape } = this.responding
     outgoing.writeHead(200, {
       'content-type': 'text/event-stream; charset=utf-8',
       'cache-control': 'no-cache',
       'x-accel-buffering': 'no',
       ...headers,
     })
-    this.#encoder = endpoint.chunks(served, this.call)
+    // A client that has everything so far would wait for the headers until there is more.
+    if (shape.after > 0) outgoing.flushHeaders()
+    this.#encoder = endpoint.chunks(served, shape)
     this.#stream = new SseStream(outgoing, this, heartbeat)
-    for (let index = 0; index < this.choices; index++) this.#push(this.#encoder.opening(index))
+    for (let index = 0; index < this.choices; index++) this.#output += this.#encoder.opening(index)
   }
 
   /** Called by the stream when its reader lags. */
@@ -170,26 +197,30 @@ class StreamedResponder extends Responder {
   protected add(event: Extract<GenerateEvent, { type: 'text' | 'finished' }>): void {
     const encoder = this.#encoder
     if (!encoder) return
-    this.#push(event.type === 'text' ? encoder.text(event) : encoder.finished(event.index, event.reason))
+    this.#output += event.type === 'text' ? encoder.text(event) : encoder.finished(event.index, event.reason)
   }
 
   protected degraded(event: DegradedEvent): void {
-    this.#push(this.#encoder?.degraded(event) ?? '')
+    this.#output += this.#encoder?.degraded(event) ?? ''
   }
 
   protected complete(usage: Usage): void {
-    if (this.call.includeUsage) this.#push(this.#encoder?.usage(usage) ?? '')
-    this.#push(DONE)
-    this.#stream?.end()
+    if (this.responding.shape.includeUsage) this.#output += this.#encoder?.usage(usage) ?? ''
+    this.#unnumbered = DONE
   }
 
   protected fail(error: Parameters<typeof sendError>[1]): void {
     if (!this.#stream) return sendError(this.responding.outgoing, error)
-    this.#push(`data: ${JSON.stringify(error.toObject())}\n\n`)
-    this.#stream.end()
+    this.#unnumbered = `data: ${JSON.stringify(error.toObject())}\n\n`
   }
 
-  #push(events: string): void {
-    if (events !== '') this.#stream?.push(events)
+  /** What the client has was encoded for what the encoder learns from it; the end is always told. */
+  protected override flush(number: number): void {
+    const { id, after } = this.responding.shape
+    const output = number === 0 ? this.#output : number <= after ? '' : withEventId(this.#output, `${id}:${number}`)
+    const text = output + this.#unnumbered
+    if (text !== '') this.#stream?.push(text)
+    if (this.#unnumbered !== '') this.#stream?.end()
+    this.#output = this.#unnumbered = ''
   }
 }

@@ -15,6 +15,11 @@ interface StreamOwner {
   resume(): void
 }
 
+/** Gives the last of some whole events an id. */
+export function withEventId(events: string, id: string): string {
+  return events === '' ? '' : `${events.slice(0, -1)}id: ${id}\n\n`
+}
+
 const PING = ': ping\n\n'
 
 /** What the heartbeat looks at. */

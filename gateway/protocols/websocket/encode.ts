@@ -18,39 +18,47 @@ export function encodeError(error: GatewayError, id?: string): string {
 /** Encodes the events of one request. */
 export class EventEncoder {
   private readonly deltaHead: string
+  private readonly deltaPlain: string
 
   /** `id` is the client's name for the request, `requestId` ours. */
   constructor(
     private readonly id: string,
     private readonly requestId: string,
   ) {
-    this.deltaHead = `{"type":"delta","id":${JSON.stringify(id)},"index":`
+    this.deltaHead = `{"type":"delta","id":${JSON.stringify(id)},"event":`
+    this.deltaPlain = `{"type":"delta","id":${JSON.stringify(id)},"index":`
   }
 
-  encode(event: GenerateEvent): string {
+  /** `number`: of the event, for resuming; 0 = it has none. */
+  encode(event: GenerateEvent, number = 0): string {
     switch (event.type) {
       case 'text': {
         const { index, text, tokens, logprobs } = event
         const tail = logprobs ? `],"logprobs":${JSON.stringify(logprobs)}}` : ']}'
-        return `${this.deltaHead}${index},"text":${JSON.stringify(text)},"tokens":[${tokens.join(',')}${tail}`
+        const head = number > 0 ? `${this.deltaHead}${number},"index":` : this.deltaPlain
+        return `${head}${index},"text":${JSON.stringify(text)},"tokens":[${tokens.join(',')}${tail}`
       }
       case 'started':
-        return this.message('started', { request_id: this.requestId, variant: event.variant, reason: event.reason })
+        return this.message('started', number, {
+          request_id: this.requestId,
+          variant: event.variant,
+          reason: event.reason,
+        })
       case 'degraded': {
         const { variant, reason, cause, replayedTokens } = event
-        return this.message('degraded', { variant, reason, cause, replayed_tokens: replayedTokens })
+        return this.message('degraded', number, { variant, reason, cause, replayed_tokens: replayedTokens })
       }
       case 'finished':
-        return this.message('finished', { index: event.index, reason: event.reason })
+        return this.message('finished', number, { index: event.index, reason: event.reason })
       case 'usage':
-        return this.message('usage', { usage: usageFields(event.usage) })
+        return this.message('usage', number, { usage: usageFields(event.usage) })
       default:
         return encodeError(event.error, this.id)
     }
   }
 
-  private message(type: string, fields: object): string {
-    return JSON.stringify({ type, id: this.id, ...fields })
+  private message(type: string, number: number, fields: object): string {
+    return JSON.stringify({ type, id: this.id, ...(number > 0 && { event: number }), ...fields })
   }
 }
 

@@ -23,6 +23,16 @@ const completionMessage = z
   .strictObject({ type: z.literal('completion'), id: idSchema, ...completionFields })
   .describe('Starts a completion; the other fields are those of POST /v1/completions.')
 
+/** Reads a resumable stream again. */
+export const resumeSchema = z
+  .strictObject({
+    type: z.literal('resume'),
+    id: idSchema,
+    request_id: z.string().min(1).max(64).describe("Of `started`, or the HTTP API's stream id."),
+    after: z.int().min(0).describe('`event` of the last message received; 0 = from the start.'),
+  })
+  .describe('Gives the rest of a resumable stream under a name of this socket, wherever it was started.')
+
 /** Stops a request; it ends with an error `cancelled`. Unknown ids are ignored: the request may just have ended. */
 export const cancelSchema = z
   .strictObject({ type: z.literal('cancel'), id: idSchema })
@@ -35,11 +45,17 @@ export const pingSchema = z.strictObject({ type: z.literal('ping') }).describe('
 export const clientMessageSchema = z.discriminatedUnion('type', [
   chatMessage,
   completionMessage,
+  resumeSchema,
   cancelSchema,
   pingSchema,
 ])
 
 const count = z.int().min(0)
+const eventNumber = z
+  .int()
+  .min(1)
+  .optional()
+  .describe('Number of this event, for `resume`; only of resumable requests.')
 const alternative = z.strictObject({ id: count, token: z.string(), logprob: z.number() })
 const logprobSchema = z.strictObject({
   id: count,
@@ -54,6 +70,7 @@ export const serverMessageSchema = z.discriminatedUnion('type', [
     .strictObject({
       type: z.literal('started'),
       id: idSchema,
+      event: eventNumber,
       request_id: z.string().describe("The server's own id, as in its log."),
       variant: z.string().describe('What serves the request: "model:rung".'),
       reason: z.string().describe('Why it was chosen.'),
@@ -63,6 +80,7 @@ export const serverMessageSchema = z.discriminatedUnion('type', [
     .strictObject({
       type: z.literal('delta'),
       id: idSchema,
+      event: eventNumber,
       index: count.describe('Which choice.'),
       text: z.string(),
       tokens: z.array(count),
@@ -73,6 +91,7 @@ export const serverMessageSchema = z.discriminatedUnion('type', [
     .strictObject({
       type: z.literal('degraded'),
       id: idSchema,
+      event: eventNumber,
       variant: z.string().describe('What serves the request from here on: "model:rung".'),
       reason: z.string(),
       cause: z.enum(['engine_failed', 'rung_failed']),
@@ -80,12 +99,19 @@ export const serverMessageSchema = z.discriminatedUnion('type', [
     })
     .describe('What began to answer was lost; the answer goes on from another place without a gap or a repeat.'),
   z
-    .strictObject({ type: z.literal('finished'), id: idSchema, index: count, reason: z.enum(['stop', 'length']) })
+    .strictObject({
+      type: z.literal('finished'),
+      id: idSchema,
+      event: eventNumber,
+      index: count,
+      reason: z.enum(['stop', 'length']),
+    })
     .describe('One choice is complete.'),
   z
     .strictObject({
       type: z.literal('usage'),
       id: idSchema,
+      event: eventNumber,
       usage: z.strictObject({
         prompt_tokens: count,
         completion_tokens: count,

@@ -1,14 +1,15 @@
 /** One chat socket: its running requests, what it may send, when it ends. */
 import { type RawData, WebSocket } from 'ws'
+import type { z } from 'zod'
 import { GatewayError, toGatewayError } from '../../errors.js'
-import type { GenerateHandle, Generator } from '../../request.js'
+import type { ReaderHandle, ReaderSink } from '../../resume/record.js'
 import type { Services } from '../../services.js'
 import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
-import { generateAll } from '../merge.js'
+import { startCall } from '../start.js'
 import { isRecord, parseBody } from '../fields.js'
 import { newRequestId, type Origin } from '../origin.js'
 import { encodeError, EventEncoder, PONG } from './encode.js'
-import { cancelSchema, FORM_FIELDS, isRequestId, pingSchema } from './messages.js'
+import { cancelSchema, FORM_FIELDS, isRequestId, pingSchema, resumeSchema } from './messages.js'
 import { Outbox, type OutboxBounds, type OutboxOwner } from './outbox.js'
 
 /** Bounds and times of a socket. */
@@ -27,8 +28,16 @@ export interface SessionSettings {
 /** Close codes of RFC 6455 that we send. */
 const CLOSE = { normal: 1000, goingAway: 1001, unsupported: 1003, policy: 1008, tryLater: 1013 } as const
 
+/** What a request tells, and from where on. */
+interface Told {
+  requestId: string
+  /** Number of the last event that the client has; 0 = none. */
+  after: number
+  start: (sink: ReaderSink) => ReaderHandle
+}
+
 interface Running {
-  handle: GenerateHandle | undefined
+  handle: ReaderHandle | undefined
 }
 
 /** What the upgrade request said; `token` is the caller's key. */
@@ -144,6 +153,8 @@ export class Session implements OutboxOwner {
     switch (message['type']) {
       case 'cancel':
         return this.running.get(parseBody(cancelSchema, message).id)?.handle?.cancel()
+      case 'resume':
+        return this.resume(parseBody(resumeSchema, message))
       case 'ping':
         parseBody(pingSchema, message)
         return this.outbox.send(PONG)
@@ -151,7 +162,9 @@ export class Session implements OutboxOwner {
       case 'completion':
         throw new GatewayError('invalid_request', 'id must be a string of 1 to 64 characters', { param: 'id' })
       default:
-        throw new GatewayError('invalid_request', 'type must be chat, completion, cancel or ping', { param: 'type' })
+        throw new GatewayError('invalid_request', 'type must be chat, completion, resume, cancel or ping', {
+          param: 'type',
+        })
     }
   }
 
@@ -166,8 +179,22 @@ export class Session implements OutboxOwner {
       this.checkRoom(id)
       const { access, limits } = this.services
       // Every time: a key may have been revoked since the socket was opened.
-      const { models, generator } = access.admit(this.origin.token)
-      this.run(id, this.decode(type, body, { limits, models }), generator)
+      const grant = access.admit(this.origin.token)
+      const call = this.decode(type, body, { limits, models: grant.models })
+      const start = (sink: ReaderSink): ReaderHandle => startCall(call, grant, this.services.streams, sink)
+      this.run(id, { requestId: call.requests[0].id, after: 0, start })
+    } catch (error) {
+      this.outbox.send(encodeError(toGatewayError(error), id))
+    }
+  }
+
+  /** Goes on with a stream whose connection was lost. Its failures are the request's, not the message's. */
+  private resume({ id, request_id: requestId, after }: z.infer<typeof resumeSchema>): void {
+    try {
+      this.checkRoom(id)
+      const { tenant } = this.services.access.admit(this.origin.token)
+      const record = this.services.streams.find(requestId, tenant)
+      this.run(id, { requestId, after, start: (sink) => record.attach(sink, after) })
     } catch (error) {
       this.outbox.send(encodeError(toGatewayError(error), id))
     }
@@ -197,21 +224,30 @@ export class Session implements OutboxOwner {
     return type === 'chat' ? decodeChat(body, origin, services) : decodeCompletion(body, origin, services)
   }
 
-  private run(id: string, { requests }: Call, generator: Generator): void {
-    const encoder = new EventEncoder(id, requests[0].id)
+  private run(id: string, { requestId, after, start }: Told): void {
+    const encoder = new EventEncoder(id, requestId)
     const entry: Running = { handle: undefined }
     this.running.set(id, entry)
-    entry.handle = generateAll(generator, requests, (event) => {
+    const take: ReaderSink = (event, number) => {
       // A socket that is over has forgotten its requests; their last events have nowhere to go.
       if (this.over) return
-      this.outbox.send(encoder.encode(event))
-      if (event.type === 'usage' || event.type === 'error') this.forget(id)
-    })
-    if (this.over) entry.handle.cancel()
+      const last = event.type === 'usage' || event.type === 'error'
+      // The end is told in any case: nothing else frees the id.
+      if (number === 0 || number > after || last) this.outbox.send(encoder.encode(event, number))
+      if (last) this.forget(id)
+    }
+    try {
+      entry.handle = start(take)
+    } catch (error) {
+      this.running.delete(id)
+      throw error
+    }
+    if (this.over || !this.running.has(id)) entry.handle.leave()
     else if (this.outbox.congestedSince !== undefined) entry.handle.pause()
   }
 
   private forget(id: string): void {
+    this.running.get(id)?.handle?.leave()
     this.running.delete(id)
     if (this.draining && this.running.size === 0) this.shutDown()
   }
@@ -220,7 +256,7 @@ export class Session implements OutboxOwner {
     this.over = true
     const entries = [...this.running.values()]
     this.running.clear()
-    for (const { handle } of entries) handle?.cancel()
+    for (const { handle } of entries) handle?.leave()
   }
 }
 

@@ -90,6 +90,10 @@ export interface GenerateOptions {
   degrade?:
     | string
     | undefined;
+  /** The stream outlives its connection for a while: Resume. Streaming calls only. */
+  resumable?:
+    | boolean
+    | undefined;
   /** beside the call's own deadline; the earlier one holds */
   deadlineMs?: number | undefined;
 }
@@ -109,6 +113,8 @@ export interface GenerateEvent {
     { $case: "usage"; usage: Usage }
     | { $case: "degraded"; degraded: Degraded }
     | undefined;
+  /** Of a resumable stream, from 1; 0 = it is none. */
+  number: number;
 }
 
 /** What began to answer was lost; the stream goes on from another place without a gap or a repeat. */
@@ -120,6 +126,13 @@ export interface Degraded {
   cause: string;
   /** tokens told before, which were given to the engine again; all choices */
   replayedTokens: number;
+}
+
+export interface ResumeRequest {
+  /** of `started`, or the HTTP API's stream id */
+  id: string;
+  /** number of the last event received; 0 = from the start */
+  after: number;
 }
 
 export interface Started {
@@ -591,6 +604,7 @@ function createBaseGenerateOptions(): GenerateOptions {
     memoryLimitGb: undefined,
     speedPriority: undefined,
     degrade: undefined,
+    resumable: undefined,
     deadlineMs: undefined,
   };
 }
@@ -666,6 +680,9 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
     }
     if (message.degrade !== undefined) {
       writer.uint32(178).string(message.degrade);
+    }
+    if (message.resumable !== undefined) {
+      writer.uint32(192).bool(message.resumable);
     }
     if (message.deadlineMs !== undefined) {
       writer.uint32(184).uint32(message.deadlineMs);
@@ -875,6 +892,14 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
             message.degrade = reader.string();
             continue;
           }
+          case 24: {
+            if (tag !== 192) {
+              break;
+            }
+
+            message.resumable = reader.bool();
+            continue;
+          }
           case 23: {
             if (tag !== 184) {
               break;
@@ -930,6 +955,7 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
     message.memoryLimitGb = object.memoryLimitGb ?? undefined;
     message.speedPriority = object.speedPriority ?? undefined;
     message.degrade = object.degrade ?? undefined;
+    message.resumable = object.resumable ?? undefined;
     message.deadlineMs = object.deadlineMs ?? undefined;
     return message;
   },
@@ -1003,7 +1029,7 @@ export const GenerateOptions_LogitBiasEntry: MessageFns<GenerateOptions_LogitBia
 };
 
 function createBaseGenerateEvent(): GenerateEvent {
-  return { kind: undefined };
+  return { kind: undefined, number: 0 };
 }
 
 export const GenerateEvent: MessageFns<GenerateEvent> = {
@@ -1024,6 +1050,9 @@ export const GenerateEvent: MessageFns<GenerateEvent> = {
       case "degraded":
         Degraded.encode(message.kind.degraded, writer.uint32(42).fork()).join();
         break;
+    }
+    if (message.number !== 0) {
+      writer.uint32(120).uint64(message.number);
     }
     return writer;
   },
@@ -1081,6 +1110,14 @@ export const GenerateEvent: MessageFns<GenerateEvent> = {
             message.kind = { $case: "degraded", degraded: Degraded.decode(reader, reader.uint32()) };
             continue;
           }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.number = longToNumber(reader.uint64());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1130,6 +1167,7 @@ export const GenerateEvent: MessageFns<GenerateEvent> = {
         break;
       }
     }
+    message.number = object.number ?? 0;
     return message;
   },
 };
@@ -1221,6 +1259,73 @@ export const Degraded: MessageFns<Degraded> = {
     message.reason = object.reason ?? "";
     message.cause = object.cause ?? "";
     message.replayedTokens = object.replayedTokens ?? 0;
+    return message;
+  },
+};
+
+function createBaseResumeRequest(): ResumeRequest {
+  return { id: "", after: 0 };
+}
+
+export const ResumeRequest: MessageFns<ResumeRequest> = {
+  encode(message: ResumeRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.id !== "") {
+      writer.uint32(10).string(message.id);
+    }
+    if (message.after !== 0) {
+      writer.uint32(16).uint64(message.after);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ResumeRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseResumeRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.id = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.after = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ResumeRequest>): ResumeRequest {
+    return ResumeRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ResumeRequest>): ResumeRequest {
+    const message = createBaseResumeRequest();
+    message.id = object.id ?? "";
+    message.after = object.after ?? 0;
     return message;
   },
 };
@@ -2509,6 +2614,16 @@ export const GatewayService = {
     responseSerialize: (value: GenerateEvent): Buffer => Buffer.from(GenerateEvent.encode(value).finish()),
     responseDeserialize: (value: Buffer): GenerateEvent => GenerateEvent.decode(value),
   },
+  /** The rest of a resumable stream after event `after`, wherever it was started. */
+  resume: {
+    path: "/edgeshift.v1.Gateway/Resume" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: ResumeRequest): Buffer => Buffer.from(ResumeRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): ResumeRequest => ResumeRequest.decode(value),
+    responseSerialize: (value: GenerateEvent): Buffer => Buffer.from(GenerateEvent.encode(value).finish()),
+    responseDeserialize: (value: Buffer): GenerateEvent => GenerateEvent.decode(value),
+  },
   listModels: {
     path: "/edgeshift.v1.Gateway/ListModels" as const,
     requestStream: false as const,
@@ -2543,6 +2658,8 @@ export interface GatewayServer extends UntypedServiceImplementation {
   chatStream: handleServerStreamingCall<ChatRequest, GenerateEvent>;
   complete: handleUnaryCall<CompletionRequest, GenerateResponse>;
   completeStream: handleServerStreamingCall<CompletionRequest, GenerateEvent>;
+  /** The rest of a resumable stream after event `after`, wherever it was started. */
+  resume: handleServerStreamingCall<ResumeRequest, GenerateEvent>;
   listModels: handleUnaryCall<ListModelsRequest, ListModelsResponse>;
   tokenize: handleUnaryCall<TokenizeRequest, TokenizeResponse>;
   detokenize: handleUnaryCall<DetokenizeRequest, DetokenizeResponse>;
@@ -2588,6 +2705,13 @@ export interface GatewayClient extends Client {
   completeStream(request: CompletionRequest, options?: Partial<CallOptions>): ClientReadableStream<GenerateEvent>;
   completeStream(
     request: CompletionRequest,
+    metadata?: Metadata,
+    options?: Partial<CallOptions>,
+  ): ClientReadableStream<GenerateEvent>;
+  /** The rest of a resumable stream after event `after`, wherever it was started. */
+  resume(request: ResumeRequest, options?: Partial<CallOptions>): ClientReadableStream<GenerateEvent>;
+  resume(
+    request: ResumeRequest,
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<GenerateEvent>;

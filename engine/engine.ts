@@ -207,6 +207,9 @@ export class Engine {
   private makeRoom(submit: Submit, now: number): SequenceError | undefined {
     const { waiting } = this
     if (waiting < this.options.maxWaiting) return undefined
+    // A replay ran before and its client has a part of its answer: it takes no place in the queue.
+    const replays = [...this.allWaiting()].filter((sequence) => sequence.submit.replayedTokens > 0).length
+    if (submit.replayedTokens > 0 || waiting - replays < this.options.maxWaiting) return undefined
     const rate = this.completions.perSecond(now)
     const full: SequenceError = {
       code: 'queue_full',

@@ -67,14 +67,15 @@ function samplingFault(sampling: SamplingParams | undefined, { vocabSize }: Admi
 /**
  * Who leaves a full queue in favour of a newcomer: of the sequences with the worst priority, the newest of the tenant
  * that holds most of the queue; for a newcomer of the same priority only where that tenant holds clearly more than its
- * own. Undefined: the newcomer itself. Sequences that ran already are never shed.
+ * own. Undefined: the newcomer itself. Sequences that ran already, here or before a failover, are never shed.
  */
 export function chooseShed(waiting: Iterable<Sequence>, priority: number, tenant: string): Sequence | undefined {
   const held = new Map<string, number>()
   const candidates: Sequence[] = []
   for (const sequence of waiting) {
     held.set(sequence.submit.tenant, heldBy(held, sequence.submit.tenant) + 1)
-    if (sequence.firstScheduledAt === undefined && sequence.submit.priority >= priority) candidates.push(sequence)
+    const ran = sequence.firstScheduledAt !== undefined || sequence.submit.replayedTokens > 0
+    if (!ran && sequence.submit.priority >= priority) candidates.push(sequence)
   }
   const shed = candidates.reduce<Sequence | undefined>(
     (worst, candidate) => (!worst || isWorse(candidate, worst, held) ? candidate : worst),

@@ -2,7 +2,8 @@
 // Every sequence gets the bytes of a sentence as tokens, one a step: the first at once, the others STEP_MS apart
 // (default 0: as fast as its reader takes them).
 // FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it.
-import { unlinkSync } from 'node:fs'
+// HOLD=FILE: it does not start while the file is there.
+import { existsSync, unlinkSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { Server, ServerCredentials, type ServerDuplexStream, status as grpcStatus } from '@grpc/grpc-js'
 import { loadConfig } from '../../engine/config/index.js'
@@ -24,6 +25,7 @@ const { values } = parseArgs({
   options: { config: { type: 'string' }, socket: { type: 'string' }, 'last-good': { type: 'string' } },
 })
 if (process.env.FAIL) throw new Error(process.env.FAIL)
+while (existsSync(process.env.HOLD ?? '')) await new Promise((resolve) => setTimeout(resolve, 10))
 const MAX_MODEL_LEN = 8192
 const UNSUPPORTED = { code: grpcStatus.UNIMPLEMENTED, details: 'scripted' }
 const config = loadConfig(values.config ?? 'models.yaml')
@@ -99,7 +101,8 @@ class Player {
     if (kind?.$case === 'submit') this.fresh.push(playingOf(kind.submit))
     else if (kind?.$case === 'cancel') this.playing.delete(kind.cancel.sequenceId)
     else if (kind?.$case === 'flow') {
-      const sequence = this.playing.get(kind.flow.sequenceId)
+      const { sequenceId } = kind.flow
+      const sequence = this.playing.get(sequenceId) ?? this.fresh.find(({ id }) => id === sequenceId)
       if (sequence) sequence.paused = kind.flow.paused
     }
     this.schedule()
@@ -115,7 +118,7 @@ class Player {
       this.fresh = []
       for (const sequence of fresh) this.playing.set(sequence.id, sequence)
       if (stepMs === 0) this.step()
-      else this.write(fresh)
+      else this.write(fresh.filter(({ paused }) => !paused))
     })
   }
 

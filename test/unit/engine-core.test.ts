@@ -158,6 +158,16 @@ describe('queue', () => {
     expect(all[2]?.end?.error?.retryAfterMs).toBeGreaterThan(0)
   })
 
+  it('has room for all replays after a failover beside as many others as ever', () => {
+    const fake = start({ maxWaiting: 2 })
+    const replays = range(4).map((id) => submit(fake, submitOf(id, [1, 2], { replayedTokens: 1 })))
+    const others = range(3).map((id) => submit(fake, submitOf(10 + id, [1])))
+    const urgent = submit(fake, submitOf(20, [1], { priority: -1 }))
+    expect(replays.map(({ end }) => end)).toEqual(replays.map(() => undefined))
+    expect(others.map(({ end }) => end?.error?.code)).toEqual([undefined, 'queue_full', 'queue_full'])
+    expect(urgent.end).toBeUndefined()
+  })
+
   it('gives a full queue fairly: a newcomer of a small tenant or better priority displaces the newest of the largest', () => {
     const fake = start({ maxWaiting: 4 })
     const greedy = range(4).map((id) => submit(fake, submitOf(id, [1], { tenant: 'greedy' })))

@@ -24,6 +24,8 @@ export interface DeviceOptions {
   events: StepLoopEvents & { sequenceFinished(sequence: Sequence, now: number): void }
   /** Steps issued at once: 1, or 2 to overlap the host's work with the device's. */
   depth: number
+  /** Longest time that one step may take, milliseconds; after it the device counts as lost. */
+  stepTimeoutMs: number
 }
 
 /** The ledger beside what was measured. */
@@ -73,7 +75,7 @@ export class EngineDevice {
     readonly arena: KvArena,
     private readonly options: DeviceOptions,
   ) {
-    this.loop = new StepLoop(options.clock, options.log, options.events, options.depth)
+    this.loop = new StepLoop(options)
   }
 
   get running(): number {

@@ -13,6 +13,7 @@ import { startResidency } from './residency/setup.js'
 import { watchParent } from './server/lifecycle.js'
 import { listen } from './server/listen.js'
 import { type AssetSource, EngineService } from './server/service.js'
+import { StepHungError } from './step/step-loop.js'
 
 /** Exit codes beside 0 and 1: the device is lost, a restart brings it back. */
 const EXIT_DEVICE_FAILED = 70
@@ -73,8 +74,10 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
       .catch((error: unknown) => logger.error({ err: error }, 'closing failed'))
       .finally(() => process.exit(code))
   }
-  const deviceFailed = (): void => {
-    logger.fatal('a device is lost')
+  const deviceFailed = (error: unknown): void => {
+    logger.fatal({ err: error }, 'a device is lost')
+    // A thread that hangs in a native call would hold up an orderly exit for ever.
+    if (error instanceof StepHungError) process.kill(process.pid, 'SIGKILL')
     // After this step's sequences were told.
     setImmediate(() => exit(EXIT_DEVICE_FAILED, FLUSH_MS))
   }
@@ -95,7 +98,8 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   })
 
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
-  const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT }
+  const stepTimeoutMs = config.scheduler.step_timeout
+  const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT, stepTimeoutMs }
   const residency = startResidency(engine, config, catalog, addon, options)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
   const watcher = new ConfigWatcher(file, {

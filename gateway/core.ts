@@ -34,7 +34,6 @@ const START_TIMEOUT_MS = 60_000
 /** How long the engine may take to read new models. */
 const RELOAD_WAIT_MS = 30_000
 const HEARTBEAT_MS = 2000
-const HANG_AFTER_MS = 30_000
 const STOP_GRACE_MS = 5000
 
 /** Bounds of every request. */
@@ -167,7 +166,7 @@ export class Core {
       restart: options.restart ?? DEFAULT_RESTART_POLICY,
       startTimeoutMs: START_TIMEOUT_MS,
       heartbeatMs: HEARTBEAT_MS,
-      hangAfterMs: HANG_AFTER_MS,
+      hangAfterMs: options.config.server.engine_timeout,
       stopGraceMs: STOP_GRACE_MS,
     }
     const listener = {

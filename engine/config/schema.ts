@@ -32,6 +32,9 @@ const server = z.strictObject({
   engine_wait: duration()
     .prefault('5s')
     .describe('How long a request waits for an engine that is being started or a rung that is being loaded.'),
+  engine_timeout: duration()
+    .prefault('30s')
+    .describe('An engine that does not answer a health check for this long is killed and started anew.'),
   drain_timeout: duration()
     .prefault('30s')
     .describe('How long requests in flight may go on after SIGTERM; then they end with shutting_down.'),
@@ -149,6 +152,11 @@ const scheduler = z.strictObject({
     .max(65_536)
     .default(512)
     .describe('Token budget of one step; longer prompts are prefilled in chunks. At least max_num_seqs.'),
+  step_timeout: duration()
+    .prefault('2m')
+    .describe(
+      'A step that makes no progress for this long counts as hung: the engine ends itself and is started anew.',
+    ),
   max_waiting: z.int().min(0).max(100_000).default(256).describe('Requests that may wait; more get 429.'),
   enable_prefix_caching: z
     .boolean()

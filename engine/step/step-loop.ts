@@ -2,10 +2,29 @@ import type { Logger } from 'pino'
 import type { StepPlan } from '../scheduler/plan.js'
 import type { IssuedStep, VariantRunner } from './runner.js'
 
+/** A step that does not come back. */
+export class StepHungError extends Error {
+  constructor(timeoutMs: number, sequences: number) {
+    super(`a step with ${sequences} sequences has made no progress for ${timeoutMs} ms`)
+  }
+}
+
 /** Told of things only the process can act on. */
 export interface StepLoopEvents {
   /** The device is lost; nothing on it can go on. */
   deviceFailed(error: unknown): void
+}
+
+/** Dependencies and bounds of a step loop. */
+export interface StepLoopOptions {
+  /** Milliseconds, monotonic. */
+  clock: () => number
+  log: Logger
+  events: StepLoopEvents
+  /** Steps issued at once: 1, or 2 to overlap the host's work with the device's. */
+  depth: number
+  /** Longest time that the oldest step may take, milliseconds; after it the device counts as lost. */
+  stepTimeoutMs: number
 }
 
 /**
@@ -20,12 +39,7 @@ export class StepLoop {
   private wakeIdle: (() => void) | undefined
   private readonly finished: Promise<void>
 
-  constructor(
-    private readonly clock: () => number,
-    private readonly log: Logger,
-    private readonly events: StepLoopEvents,
-    private readonly depth: number,
-  ) {
+  constructor(private readonly options: StepLoopOptions) {
     this.finished = this.run()
   }
 
@@ -69,7 +83,7 @@ export class StepLoop {
   private mayIssue(): boolean {
     if (this.stopping) return false
     const last = this.issued.at(-1)
-    return !last || (this.issued.length < this.depth && last.plan.tokens === last.plan.entries.length)
+    return !last || (this.issued.length < this.options.depth && last.plan.tokens === last.plan.entries.length)
   }
 
   private idle(): Promise<void> {
@@ -81,7 +95,7 @@ export class StepLoop {
 
   /** Issues a step of the next variant in turn that can run one. */
   private issueNext(): boolean {
-    const now = this.clock()
+    const now = this.options.clock()
     for (let i = 0; i < this.runners.length; i++) {
       const runner = this.runners[this.turn++ % this.runners.length]
       const step = runner?.scheduler.size === 0 ? undefined : runner?.issue(now)
@@ -95,22 +109,30 @@ export class StepLoop {
   }
 
   private async settle({ runner, plan, result }: IssuedStep & { runner: VariantRunner }): Promise<void> {
+    const watchdog = setTimeout(() => this.giveUp(plan), this.options.stepTimeoutMs)
     const outcome = await result.then(
       (value) => ({ value }),
       (error: unknown) => ({ error }),
     )
-    if ('value' in outcome) runner.complete(plan, outcome.value, this.clock())
+    clearTimeout(watchdog)
+    if ('value' in outcome) runner.complete(plan, outcome.value, this.options.clock())
     else this.failStep(runner, plan, outcome.error)
   }
 
+  /** A native call cannot be interrupted: only the end of the process gets the device back. */
+  private giveUp({ entries }: StepPlan): void {
+    const error = new StepHungError(this.options.stepTimeoutMs, entries.length)
+    this.options.events.deviceFailed(error)
+  }
+
   private failStep(runner: VariantRunner, plan: StepPlan, error: unknown): void {
-    this.log.error({ err: error, sequences: plan.entries.length }, 'step failed')
+    this.options.log.error({ err: error, sequences: plan.entries.length }, 'step failed')
     runner.fail(
       plan,
       { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 },
-      this.clock(),
+      this.options.clock(),
     )
-    if (isDeviceLost(error)) this.events.deviceFailed(error)
+    if (isDeviceLost(error)) this.options.events.deviceFailed(error)
   }
 }
 

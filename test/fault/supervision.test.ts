@@ -50,6 +50,20 @@ describe('supervision', { timeout: 60_000 }, () => {
     expect(sockets(gateway)).toHaveLength(1)
   })
 
+  it('kills an engine that does not answer any more, and goes on with its requests on the next', async () => {
+    const server = '{ http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_timeout: 1s }'
+    const gateway = await start({ STEP_MS: '20' }, server).ready()
+    const rest = await begin(await gateway.chat(100))
+    const [first = 0] = gateway.enginePids
+    process.kill(first, 'SIGSTOP')
+    const stream = await rest()
+    const text = [...stream.matchAll(/"content":"([^"]*)"/g)].map(([, piece]) => piece).join('')
+    expect(text).toBe('The quick brown fox. '.repeat(5).slice(0, 100))
+    expect(stream).toContain('[DONE]')
+    expect(gateway.enginePids).toHaveLength(2)
+    expect(isRunning(first)).toBe(false)
+  })
+
   it('leaves no engine and no socket when it is killed itself, and cleans up at the next start', async () => {
     const gateway = await start({ STEP_MS: '20' }).ready()
     await begin(await gateway.chat(5000))

@@ -32,6 +32,7 @@ export interface FakeEngineOptions {
   blocks?: number
   maxWaiting?: number
   depth?: number
+  stepTimeoutMs?: number
   clock?: () => number
   /** Instead of the fake model, with its own block and vocabulary sizes. */
   model?: { executor: StepExecutor; blockBytes: number; vocabSize: number }
@@ -59,6 +60,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     log,
     events,
     depth: options.depth ?? 1,
+    stepTimeoutMs: options.stepTimeoutMs ?? 60_000,
   })
   engine.devices.push(device)
   const executor = options.model?.executor ?? new FakeExecutor(new Map(), limits.blockSize, FAKE_VOCAB)

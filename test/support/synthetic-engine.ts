@@ -43,7 +43,9 @@ const events = {
 }
 const description = { id: 'cpu0', kind: 'cpu' as const, name: 'synthetic' }
 const arena = new KvArena(BLOCKS * BLOCK_BYTES, SLAB_BLOCKS * BLOCK_BYTES)
-const device = new EngineDevice(description, new MemoryLedger(1e9), arena, { clock, log, events, depth: 1 })
+const stepTimeoutMs = config.scheduler.step_timeout
+const deviceOptions = { clock, log, events, depth: 1, stepTimeoutMs }
+const device = new EngineDevice(description, new MemoryLedger(1e9), arena, deviceOptions)
 engine.devices.push(device)
 
 for (const model of config.models) {

@@ -1,4 +1,6 @@
 import { afterEach, describe, expect, it } from 'vitest'
+import { KV_UNIT_BYTES } from '../../engine/native.js'
+import { StepHungError } from '../../engine/step/step-loop.js'
 import { FinishReason, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
 import {
   Collector,
@@ -30,6 +32,19 @@ function submit({ engine }: FakeEngine, request: Submit): Collector {
 }
 
 const range = (length: number, from = 0): number[] => Array.from({ length }, (_, i) => from + i)
+
+describe('a step that hangs', () => {
+  it('loses the device after step_timeout', async () => {
+    const steps: ((error: Error) => void)[] = []
+    const executor = { setSlot: () => undefined, step: () => new Promise<never>((_, reject) => steps.push(reject)) }
+    const lost = new Promise<unknown>((onDeviceFailed) => {
+      const model = { executor, blockBytes: KV_UNIT_BYTES, vocabSize: FAKE_VOCAB }
+      submit(start({ model, stepTimeoutMs: 20, onDeviceFailed }), submitOf(1, [1, 2]))
+    })
+    expect(await lost).toEqual(new StepHungError(20, 1))
+    for (const reject of steps) reject(new Error('interrupted'))
+  })
+})
 
 describe('end of a sequence', () => {
   it('stops at a stop token, which is reported, but not before min_tokens', async () => {

@@ -37,10 +37,18 @@ void spin_until(const Ready& ready) {
 ThreadPool::ThreadPool(int threads, Isa isa)
     : threads_(threads < 1 ? 1 : threads), isa_(isa < detect_isa() ? isa : detect_isa()), shares_(new Share[size_t(threads_)]) {
   workers_.reserve(size_t(threads_ - 1));
-  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { worker_main(i); });
+  try {
+    for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { worker_main(i); });
+  } catch (...) {
+    // No memory or no more threads: those that run have to end before they are forgotten.
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   generation_.fetch_add(1);
   generation_.notify_all();

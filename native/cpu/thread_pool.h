@@ -58,6 +58,8 @@ class ThreadPool {
   void run(int64_t count, int64_t chunk, Function function, const void* context);
   void work(int worker);
   void worker_main(int worker);
+  // Ends and joins the workers.
+  void stop();
   bool join(uint32_t generation);
   uint32_t next_generation(uint32_t seen);
 

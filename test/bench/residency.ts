@@ -1,0 +1,110 @@
+/**
+ * Loads on demand with the embedded model on the CPU: time from a request to its first token when its rung has to be
+ * loaded, with the file in the page cache and without; how long another model's stream stands still meanwhile; and many
+ * clients on memory for two of six rungs. `npm run bench:residency [-- --mixed-ms 60000]` (Linux).
+ */
+import { execFileSync } from 'node:child_process'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
+import { parseArgs } from 'node:util'
+import { engineOnCpu, type CpuEngine } from '../support/engine-on-cpu.js'
+import { runMixed } from '../support/mixed-clients.js'
+import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { Collector, submitOf } from '../support/fake-engine.js'
+import { percentile } from './figures.js'
+
+const { values } = parseArgs({ options: { 'mixed-ms': { type: 'string', default: '60000' } } })
+const ROUNDS = 5
+const PROMPT = [1, 2, 3, 4]
+const ladder = `[{ precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }, { precision: int8, from: fp16 }, { precision: int4, from: fp16 }]`
+const config = (gigabytes: number, models: readonly string[]): string => `
+devices: [{ id: cpu0, kind: cpu, memory_gb: ${gigabytes} }]
+models: [${models.map((id) => `{ id: ${id}, max_model_len: 512, variants: ${ladder} }`).join(', ')}]
+`
+
+/** Drops the file from the page cache; false where the system does not allow it. */
+function forget(file: string): boolean {
+  try {
+    execFileSync('dd', [`if=${file}`, 'iflag=nocache', 'count=0'], { stdio: 'ignore' })
+    return true
+  } catch {
+    return false
+  }
+}
+
+const median = (samples: readonly number[]): string => `${percentile(samples, 0.5).toFixed(0)} ms`
+
+async function switches(box: CpuEngine, rung: string): Promise<void> {
+  const warm: number[] = []
+  const cold: number[] = []
+  const resident: number[] = []
+  const first = async (): Promise<number> => (await box.ask(rung, PROMPT, { maxTokens: 1 })).firstTokenMs ?? Number.NaN
+  await first()
+  for (let round = 0; round < ROUNDS; round++) {
+    resident.push(await first())
+    await box.residency.unload(rung)
+    warm.push(await first())
+    await box.residency.unload(rung)
+    if (forget(SMOLLM2_FILE)) cold.push(await first())
+    else await first()
+  }
+  const uncached = cold.length > 0 ? median(cold) : 'not measured'
+  console.log(
+    `${rung}: request to first token ${median(resident)} resident, ${median(warm)} after a switch (file in the page cache), ` +
+      `${uncached} cold (file on disk)`,
+  )
+}
+
+/** Milliseconds between the tokens of one stream of `count` tokens, while `meanwhile` runs from its fifth token on. */
+async function gaps(box: CpuEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
+  const times: number[] = []
+  const collector = new Collector()
+  let other: Promise<void> | undefined
+  box.engine.submit(submitOf(1_000_000 + times.length, PROMPT, { variant: 'b:int4', maxTokens: count }), {
+    blockedSince: undefined,
+    deliver: (delta) => {
+      if (delta.tokens.length > 0) times.push(performance.now())
+      if (times.length === 5) other ??= meanwhile()
+      collector.deliver(delta)
+    },
+  })
+  await collector.done
+  await other
+  return times.slice(1).map((time, i) => time - (times[i] ?? time))
+}
+
+async function stalls(box: CpuEngine): Promise<void> {
+  await box.residency.load('b:int4')
+  const alone = await gaps(box, 300, async () => {})
+  const delay = monitorEventLoopDelay({ resolution: 1 })
+  delay.enable()
+  const meanwhile = await gaps(box, 300, async () => {
+    for (const rung of ['a:fp16', 'a:int8', 'a:int4']) {
+      await box.residency.load(rung)
+      await box.residency.unload(rung)
+    }
+  })
+  delay.disable()
+  const describe = (samples: number[]): string =>
+    `median ${percentile(samples, 0.5).toFixed(1)} ms, p99 ${percentile(samples, 0.99).toFixed(1)} ms, longest ${Math.max(...samples).toFixed(1)} ms`
+  console.log(`another model's stream, between two tokens: ${describe(alone)} undisturbed;`)
+  console.log(
+    `  ${describe(meanwhile)} while three rungs are loaded and unloaded (event loop: longest delay ${(delay.max / 1e6).toFixed(1)} ms)`,
+  )
+}
+
+const large = engineOnCpu(config(3, ['a', 'b']))
+await large.settled()
+for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(rung)
+for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await switches(large, rung)
+for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(rung)
+await stalls(large)
+await large.close()
+
+const small = engineOnCpu(config(0.42, ['a', 'b']))
+await small.settled()
+const rungs = ['a:int8', 'a:int4', 'b:int8', 'b:int4']
+const report = await runMixed(small, rungs, 200, Number(values['mixed-ms']))
+const resident = [...small.engine.variants.values()].filter((variant) => variant.resident).map(({ name }) => name)
+console.log(`200 clients of ${rungs.join(', ')}; resident at the end: ${resident.join(', ')}`)
+console.log(JSON.stringify(report))
+await small.close()

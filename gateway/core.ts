@@ -11,6 +11,10 @@ import { reportHealth } from './health.js'
 import type { Logger } from 'pino'
 import { Metrics } from './metrics.js'
 import { Models, type TextLoader } from './models.js'
+import { RouteFeedback } from './router/feedback.js'
+import { RungMeter } from './router/meter.js'
+import { RouteTelemetry } from './router/telemetry.js'
+import { RungWatch } from './router/watch.js'
 import { type Granted, KeyedAccess, openAccess } from './keys/access.js'
 import { followKeyFile, loadKeyFile } from './keys/watch.js'
 import { STREAM_BYTES, Streams } from './resume/streams.js'
@@ -47,6 +51,8 @@ export const LIMITS: Limits = {
   maxTopLogprobs: 20,
 }
 
+const monotonicMs = (): number => performance.now()
+
 /** The gateway without its listeners: services for adapters over a supervised engine. */
 export class Core {
   readonly services: Services
@@ -68,19 +74,21 @@ export class Core {
     const { config, log } = options
     copyFileSync(options.configFile, this.#lastGoodFile)
     const metrics = new Metrics(options.version)
-    this.engine = this.#newSupervisor(options, metrics)
-    this.#models = new Models(config.models, options.loadText, () => ({
-      state: this.engine.state,
-      status: this.engine.status,
-    }))
+    const routes = new RouteTelemetry(metrics.registry, log)
+    const knowledge = { watch: new RungWatch(monotonicMs, routes), meter: new RungMeter(), now: monotonicMs }
     const telemetry = new RunTelemetry(metrics, log, config.server.log_prompts)
+    const feedback = new RouteFeedback(knowledge.watch, knowledge.meter, routes, telemetry)
+    this.engine = this.#newSupervisor(options, metrics, feedback)
+    const snapshot = () => ({ state: this.engine.state, status: this.engine.status })
+    this.#models = new Models(config.models, options.loadText, snapshot, knowledge)
+    routes.watch(metrics.registry, () => this.#models.list())
     const bounds = {
       maxPromptTokens: LIMITS.maxPromptTokens,
       engineWaitMs: config.server.engine_wait,
       failoverWaitMs: START_TIMEOUT_MS,
       maxEngineWaiting: MAX_ENGINE_WAITING,
     }
-    this.#pipeline = new Pipeline(this.#models, this.engine, bounds, telemetry)
+    this.#pipeline = new Pipeline(this.#models, this.engine, bounds, feedback)
     metrics.watchActive(() => this.#pipeline.active)
     metrics.watchEngine({ refresh: () => this.engine.refresh(), status: () => this.engine.status })
     this.#streams = new Streams({ graceMs: config.server.resume_grace, ...STREAM_BYTES })
@@ -157,7 +165,7 @@ export class Core {
     return access
   }
 
-  #newSupervisor(options: CoreOptions, metrics: Metrics): EngineSupervisor {
+  #newSupervisor(options: CoreOptions, metrics: Metrics, feedback: RouteFeedback): EngineSupervisor {
     const settings = {
       command: options.engine,
       configFile: options.configFile,
@@ -172,7 +180,10 @@ export class Core {
     const listener = {
       onConnected: (client: Parameters<Models['loadTexts']>[0]) => this.#models.loadTexts(client),
       onStep: (batchSize: number) => metrics.observeStep(batchSize),
-      onRestart: () => metrics.countRestart(),
+      onRestart: () => {
+        metrics.countRestart()
+        feedback.onEngineEnd()
+      },
     }
     return new EngineSupervisor(settings, listener, options.log.child({ component: 'engine' }))
   }

@@ -1,9 +1,8 @@
 /** From the configuration and what the engine says to what the router decides from and clients are listed. Pure. */
-import type { ModelConfig } from '../engine/config/index.js'
+import type { ModelConfig, Precision } from '../engine/config/index.js'
 import { type EngineStatus, VariantState, type VariantStatus } from '../proto/gen/edgeshift/v1/engine.js'
 import type { EngineState } from './engine-client/supervisor.js'
 import type { ModelFacts, RungFacts } from './router/facts.js'
-import type { VariantEntry } from './services.js'
 
 /** What is known of the engine at a moment. */
 export interface EngineSnapshot {
@@ -12,9 +11,7 @@ export interface EngineSnapshot {
   status: EngineStatus | undefined
 }
 
-type Precision = VariantEntry['precision']
-
-const STATES: Record<VariantState, VariantEntry['state']> = {
+const STATES: Record<VariantState, RungFacts['state']> = {
   [VariantState.UNSPECIFIED]: 'unloaded',
   [VariantState.UNRECOGNIZED]: 'unloaded',
   [VariantState.UNLOADED]: 'unloaded',
@@ -42,10 +39,11 @@ export function toModelFacts(config: ModelConfig, { state, status }: EngineSnaps
     policy: config.policy,
     level: variants[0]?.name,
     levelCause: undefined,
+    flapping: false,
   }
 }
 
-type RungName = Pick<VariantEntry, 'name' | 'precision'>
+type RungName = Pick<RungFacts, 'name' | 'precision'>
 
 /** As configured; where a rung's precision is read from its file, as the engine has read them. */
 function rungsOf({ id, variants }: ModelConfig, known: ReadonlyMap<string, VariantStatus>): RungName[] {
@@ -69,12 +67,13 @@ function toRungFacts(rung: RungName, known: VariantStatus | undefined, engine: E
   const unmeasured = { tokensPerSecond: 0, promptTokensPerSecond: 0, loadMs: 0, waitMs: 0 }
   const common = { name, precision, quality: USUAL_QUALITY[precision], ...unmeasured, breaker: CLOSED }
   if (known) {
-    const { weightBytes, neededBytes, device, error, loadable, queueable, maxModelLen, pinned, loads } = known
-    const told = { weightBytes, neededBytes, device, loadable, queueable, maxModelLen, pinned, loads }
+    const { weightBytes, neededBytes, device, error, loadable, queueable, maxModelLen } = known
+    const { pinned, loads, running, waiting: queued } = known
+    const memory = { weightBytes, neededBytes, device, loadable, queueable, pinned, loads }
+    const told = { ...memory, maxModelLen, running, queued }
     return { ...common, ...told, state: STATES[known.state], ...(error && { error }) }
   }
-  const nothing = { weightBytes: 0, neededBytes: 0, device: '', loadable: false, queueable: false, maxModelLen: 0 }
-  const entry = { ...common, ...nothing, pinned: false, loads: 0 }
+  const entry = { ...common, ...NOTHING_TOLD }
   // Without a session every rung is on its way, unless the engine keeps dying.
   const failed = engine === 'crash_loop' || engine === 'up'
   const error = engine === 'up' ? 'the engine does not know it' : 'the engine keeps failing'
@@ -82,3 +81,16 @@ function toRungFacts(rung: RungName, known: VariantStatus | undefined, engine: E
 }
 
 const CLOSED = { state: 'closed' } as const
+
+const NOTHING_TOLD = {
+  weightBytes: 0,
+  neededBytes: 0,
+  device: '',
+  loadable: false,
+  queueable: false,
+  pinned: false,
+  loads: 0,
+  maxModelLen: 0,
+  running: 0,
+  queued: 0,
+}

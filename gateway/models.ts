@@ -7,8 +7,10 @@ import { GatewayError } from './errors.js'
 import { type EngineSnapshot, toModelFacts } from './model-facts.js'
 import { decideRoute } from './router/decide.js'
 import type { Lost, ModelFacts, RouteRequest, RouteResult } from './router/facts.js'
+import type { RungMeter } from './router/meter.js'
 import { nextRoute } from './router/next-route.js'
 import { findTarget } from './router/target.js'
+import type { RungWatch } from './router/watch.js'
 import type { ModelDirectory } from './services.js'
 import type { ModelAsset, TextModel } from './text/types.js'
 
@@ -16,32 +18,54 @@ import type { ModelAsset, TextModel } from './text/types.js'
 export type TextLoader = (assets: ModelAsset[], maxTokens: number) => Promise<TextModel>
 
 const ASSETS_TIMEOUT_MS = 30_000
+/** How old facts may be: breakers and ladders also change by the passing of time. */
+const FACTS_MS = 200
+
+/** What is known of the rungs beside what the engine says. */
+export interface RungKnowledge {
+  watch: RungWatch
+  meter: RungMeter
+  /** Milliseconds, monotonic; the watch's clock. */
+  now: () => number
+}
 
 /** The configured models with what the engine says of their rungs. Owns their text sides: close it. */
 export class Models implements ModelDirectory {
   #configs: readonly ModelConfig[]
   readonly #loadText: TextLoader
   readonly #engine: () => EngineSnapshot
+  readonly #knowledge: RungKnowledge
   readonly #created = Math.floor(Date.now() / 1000)
   readonly #texts = new Map<string, TextModel>()
   readonly #textErrors = new Map<string, string>()
   /** The facts for the snapshot they were made from: requests look them up far more often than they change. */
-  #cache: { snapshot: EngineSnapshot; facts: ModelFacts[] } | undefined
+  #cache: { snapshot: EngineSnapshot; version: number; madeAt: number; facts: ModelFacts[] } | undefined
 
-  constructor(configs: readonly ModelConfig[], loadText: TextLoader, engine: () => EngineSnapshot) {
+  constructor(
+    configs: readonly ModelConfig[],
+    loadText: TextLoader,
+    engine: () => EngineSnapshot,
+    knowledge: RungKnowledge,
+  ) {
     this.#configs = configs
     this.#loadText = loadText
     this.#engine = engine
+    this.#knowledge = knowledge
   }
 
   list(): ModelFacts[] {
     const snapshot = this.#engine()
+    const { watch, now } = this.#knowledge
     const cached = this.#cache
-    if (cached && cached.snapshot.status === snapshot.status && cached.snapshot.state === snapshot.state) {
-      return cached.facts
-    }
-    const facts = this.#configs.map((config) => toModelFacts(config, snapshot, this.#created))
-    this.#cache = { snapshot, facts }
+    const current =
+      cached?.snapshot.status === snapshot.status &&
+      cached?.snapshot.state === snapshot.state &&
+      cached?.version === watch.version &&
+      now() - cached.madeAt < FACTS_MS
+    if (cached && current) return cached.facts
+    const madeAt = now()
+    const facts = this.#configs.map((config) => this.#mark(toModelFacts(config, snapshot, this.#created), madeAt))
+    this.#cache = { snapshot, version: watch.version, madeAt, facts }
     return facts
   }
 
@@ -51,14 +75,14 @@ export class Models implements ModelDirectory {
     throw new GatewayError('model_not_found', `the model '${name}' does not exist`, { param: 'model' })
   }
 
-  /** Where a request is served now. */
+  /** Where a request is served now. A route that is a probe is taken to be sent. */
   route(request: RouteRequest): RouteResult {
-    return decideRoute(request, this.list())
+    return this.#probed(decideRoute(request, this.list()))
   }
 
   /** Where a request that was lost goes on. */
   nextRoute(lost: Lost): RouteResult {
-    return nextRoute(this.find(lost.route.model), lost)
+    return this.#probed(nextRoute(this.find(lost.route.model), lost))
   }
 
   /** Longest prompt plus answer on a rung, tokens. */
@@ -123,6 +147,20 @@ export class Models implements ModelDirectory {
       if (isConnectionFailure(error)) throw error
       this.#textErrors.set(id, error instanceof Error ? error.message : String(error))
     }
+  }
+
+  #mark(facts: ModelFacts, now: number): ModelFacts {
+    const { watch, meter } = this.#knowledge
+    for (const rung of facts.variants) {
+      meter.follow(rung, now)
+      Object.assign(rung, meter.measured(rung))
+    }
+    return watch.mark(facts)
+  }
+
+  #probed(result: RouteResult): RouteResult {
+    if (result.kind === 'serve' && result.route.probe) this.#knowledge.watch.probing(result.route.variant)
+    return result
   }
 
   #readyText(name: string): TextModel {

@@ -45,6 +45,8 @@ export interface Needs {
   memoryLimitBytes?: number
   /** 0 = quality alone counts, 1 = speed alone. */
   speedPriority?: number
+  /** 0 (easy) to 1 (hard): the rung is chosen as for `auto`. Absent = the client did not leave the choice. */
+  difficulty?: number
   /** `forbid`: the rung wanted (or the best one) or an error, also in mid-answer. */
   degrade?: 'allow' | 'forbid'
 }

@@ -3,45 +3,28 @@ import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
 import type { Generator } from './request.js'
 import type { Streams } from './resume/streams.js'
-
-/** One rung of a model, as clients list it. */
-export interface VariantEntry {
-  /** "model:rung". */
-  name: string
-  precision: 'fp16' | 'int8' | 'int4'
-  state: 'unloaded' | 'loading' | 'ready' | 'failed'
-  weightBytes: number
-  device: string
-  /** Not resident, but a request would load it. */
-  loadable?: boolean
-  /** Why it failed. */
-  error?: string
-}
-
-/** One model of models.yaml. */
-export interface ModelEntry {
-  id: string
-  tags: string[]
-  maxModelLen: number
-  variants: VariantEntry[]
-  /** Unix seconds at which the gateway first saw it. */
-  created: number
-}
+import type { ModelFacts, RungFacts } from './router/facts.js'
 
 /** Lookup and text services by model name (id, id:rung or tag); unknown names reject with model_not_found. */
 export interface ModelDirectory {
-  list(): ModelEntry[]
-  find(name: string): ModelEntry
+  list(): ModelFacts[]
+  find(name: string): ModelFacts
   /** Ids of `text`; special tokens in it become ids only when parseSpecial is set. */
   tokenize(name: string, text: string, parseSpecial: boolean): Promise<number[]>
   detokenize(name: string, tokens: readonly number[]): Promise<string>
   vocabSize(name: string): number
 }
 
+/** State of a rung: as the engine says, `on_demand` = a request loads it, `broken` = it keeps failing and is left alone. */
+export type RungState = RungFacts['state'] | 'on_demand' | 'broken'
+
 /** Readiness of the box. */
 export interface HealthReport {
   status: 'ok' | 'loading' | 'degraded' | 'draining'
-  models: Record<string, Record<string, string>>
+  /** By id of the model and precision of the rung. */
+  models: Record<string, Record<string, RungState>>
+  /** What somebody should look at. */
+  alarms?: string[]
 }
 
 /** Bounds applied to every request before work is done for it. */

@@ -116,17 +116,21 @@ const policy = z.strictObject({
   prefer: z
     .enum(['highest_that_fits'])
     .default('highest_that_fits')
-    .describe(`Which rung is served when a request names none. ${NOT_YET}`),
+    .describe('Which rung is served when a request names none.'),
   min_precision: precision()
     .optional()
-    .describe(`The worst rung to degrade to; the last of the ladder when absent. ${NOT_YET}`),
+    .describe(
+      'The worst rung that may serve, also for requests that name a worse one; the last of the ladder when absent.',
+    ),
   degrade_on: z
     .array(z.enum(['oom', 'failure', 'pressure', 'deadline']))
     .default(['oom', 'failure', 'pressure', 'deadline'])
-    .describe(`What moves a model down its ladder. ${NOT_YET}`),
-  max_failures: z.int().min(1).max(1000).default(3).describe(`Failures after which a rung is left. ${NOT_YET}`),
-  recover_after: duration().prefault('60s').describe(`Time of health before a move up. ${NOT_YET}`),
-  min_dwell: duration().prefault('120s').describe(`Shortest time between two moves. ${NOT_YET}`),
+    .describe('What moves a model down its ladder.'),
+  max_failures: z.int().min(1).max(1000).default(3).describe('Failures in a row after which a rung is left.'),
+  recover_after: duration()
+    .prefault('60s')
+    .describe('Time of health before a move up, and until a rung that kept failing is tried again.'),
+  min_dwell: duration().prefault('120s').describe('Shortest time from a move to the next move up.'),
 })
 
 const model = z.strictObject({

@@ -1,5 +1,5 @@
 import type { EngineStatus } from '../../proto/gen/edgeshift/v1/engine.js'
-import type { ModelEntry } from '../services.js'
+import type { ModelFacts } from '../router/facts.js'
 
 /** What the banner tells. */
 export interface BannerFacts {
@@ -7,7 +7,7 @@ export interface BannerFacts {
   /** Addresses as bound, "host:port". */
   http: string
   grpc: string
-  models: readonly ModelEntry[]
+  models: readonly ModelFacts[]
   /** Clients connect with TLS. */
   secure: boolean
   /** Requests need an API key. */
@@ -50,7 +50,7 @@ export function formatBanner({ version, http, grpc, models, secure, keyed, statu
   ].join('\n')
 }
 
-function variantLines({ variants, maxModelLen, tags }: ModelEntry): string[] {
+function variantLines({ variants, maxModelLen, tags }: ModelFacts): string[] {
   return variants.map(({ name, state, weightBytes, device, error }, i) => {
     const facts = state === 'ready' ? `${formatBytes(weightBytes).padStart(8)} on ${device}` : `${state} ${error ?? ''}`
     const also = i === 0 ? `, context ${maxModelLen}${tags.length > 0 ? `, also "${tags.join('", "')}"` : ''}` : ''

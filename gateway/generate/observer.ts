@@ -48,6 +48,8 @@ export class RunTelemetry implements RunObserver {
     if (gapMs >= 0) metrics.interToken.observe(gapMs / 1000 / count, count)
   }
 
+  onLost(): void {}
+
   onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void {
     this.#metrics.countFailover(cause, replayedTokens)
     const { request, route } = record

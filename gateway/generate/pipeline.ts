@@ -48,6 +48,7 @@ export class Pipeline implements Generator, RunEnvironment {
       onSubmit: (record) => observer.onSubmit(record),
       onFirstToken: (record) => observer.onFirstToken(record),
       onTokens: (record, count, gapMs) => observer.onTokens(record, count, gapMs),
+      onLost: (record, cause) => observer.onLost(record, cause),
       onFailover: (record, cause, replayed) => observer.onFailover(record, cause, replayed),
       onEnd: (record, error) => {
         observer.onEnd(record, error)

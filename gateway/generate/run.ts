@@ -63,6 +63,8 @@ export interface RunObserver {
   onFirstToken(record: RunRecord): void
   /** `count` tokens of one choice came `gapMs` after the ones before; a negative gap: they are its first. */
   onTokens(record: RunRecord, count: number, gapMs: number): void
+  /** It was lost where `record.route` says; nothing is decided yet. */
+  onLost(record: RunRecord, cause: DegradeCause): void
   /** It was lost and goes on at `record.route`, where the engine reads `replayedTokens` of its output again. */
   onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void
   /** Undefined: the answer is complete. */
@@ -264,6 +266,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       await Promise.resolve()
       if (this.#losses.cause === 'rung_failed') await this.#settleRung()
       if (this.#ended) return
+      this.#env.observer.onLost(this.record, this.#losses.cause)
       if (this.#standing.refused) throw poisoned()
       const { route, usage } = this.record
       if (route === undefined) return

@@ -8,7 +8,8 @@ import type {
   GenerateSink,
   Generator,
 } from '../request.js'
-import type { ModelDirectory, ModelEntry } from '../services.js'
+import type { ModelFacts } from '../router/facts.js'
+import type { ModelDirectory } from '../services.js'
 import type { Meter } from './meter.js'
 
 /** The directory of the models that a key may use. Others are refused alike, whether they exist or not. */
@@ -21,11 +22,11 @@ export class ScopedModels implements ModelDirectory {
     this.#allowed = allowed
   }
 
-  list(): ModelEntry[] {
+  list(): ModelFacts[] {
     return this.#inner.list().filter(({ id }) => this.#allowed.has(id))
   }
 
-  find(name: string): ModelEntry {
+  find(name: string): ModelFacts {
     const model = this.#lookUp(name)
     if (model && this.#allowed.has(model.id)) return model
     const message = `this key may not use a model '${name}'; it may use: ${[...this.#allowed].join(', ')}`
@@ -47,7 +48,7 @@ export class ScopedModels implements ModelDirectory {
     return this.#inner.vocabSize(name)
   }
 
-  #lookUp(name: string): ModelEntry | undefined {
+  #lookUp(name: string): ModelFacts | undefined {
     try {
       return this.#inner.find(name)
     } catch (error) {

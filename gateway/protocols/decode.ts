@@ -3,8 +3,10 @@ import { GatewayError } from '../errors.js'
 import type { ChatMessage, GenerateRequest, Sampling } from '../request.js'
 import type { Limits, Services } from '../services.js'
 import { chatBodySchema, completionBodySchema, type ChatBody, type CompletionBody, type SharedBody } from './body.js'
+import { chooseModel } from './auto.js'
 import { parseBody } from './fields.js'
 import { toNeeds } from './needs.js'
+import { AUTO } from '../router/target.js'
 import type { Origin } from './origin.js'
 import { checkText, decodeLogitBias, decodePrompt, decodeStop, decodeTokenIds, type Inputs } from './prompt.js'
 
@@ -42,7 +44,7 @@ export function decodeChat(body: unknown, origin: Origin, services: DecodeServic
 /** Decodes a completion body (parsed JSON). Throws GatewayError naming the field at fault. */
 export function decodeCompletion(body: unknown, origin: Origin, services: DecodeServices): Call {
   const completion = parseBody(completionBodySchema, body)
-  const inputs = decodePrompt(completion.prompt, services.limits, () => services.models.vocabSize(completion.model))
+  const inputs = decodePrompt(completion.prompt, services.limits, () => idBound(completion.model, 'prompt', services))
   return decodeCall(completion, origin, services, inputs, {
     maxTokens: completionMaxTokens(completion),
     topLogprobs: checkTopLogprobs(completion.logprobs, 'logprobs', services.limits),
@@ -102,17 +104,21 @@ function decodeCall(
   const most = Math.max(limits.maxChoices, limits.maxPrompts)
   if (inputs.length * n > most) throw invalid('n', `times the number of prompts must be at most ${most}`)
   if (body.stream_options && !stream) throw invalid('stream_options', 'is only allowed when stream is true')
+  const deadlineMs = earlier(body.deadline_ms, origin.deadlineMs)
+  const needs = toNeeds(body, origin.needs)
+  const maxTokens = extent.maxTokens === undefined ? {} : { maxTokens: extent.maxTokens }
+  const chosen = chooseModel({ model: body.model, input: inputs[0], deadlineMs, ...needs, ...maxTokens }, models)
   const common = {
-    model: body.model,
-    sampling: decodeSampling(body, extent.maxTokens, () => models.vocabSize(body.model)),
+    ...needs,
+    ...chosen,
+    sampling: decodeSampling(body, extent.maxTokens, () => models.vocabSize(chosen.model)),
     stop: decodeStop(body.stop, limits),
-    ...(extent.maxTokens !== undefined && { maxTokens: extent.maxTokens }),
+    ...maxTokens,
     ...(extent.topLogprobs !== undefined && { topLogprobs: extent.topLogprobs }),
     echo: extent.echo,
     n,
     priority: body.priority ?? origin.priority ?? 0,
-    deadlineMs: earlier(body.deadline_ms, origin.deadlineMs),
-    ...toNeeds(body, origin.needs),
+    deadlineMs,
     tenant: origin.tenant,
     ...(origin.traceparent !== undefined && { traceparent: origin.traceparent }),
   }
@@ -128,6 +134,12 @@ function decodeCall(
     includeUsage: body.stream_options?.include_usage ?? false,
     includeTokenIds: body.return_token_ids ?? false,
   }
+}
+
+/** Ids mean nothing before a model is chosen. */
+function idBound(model: string, param: string, { models }: DecodeServices): number {
+  if (model === AUTO) throw invalid(param, 'may not be token ids when the model is auto')
+  return models.vocabSize(model)
 }
 
 /** Of two deadlines the earlier one holds; 0 = none. */

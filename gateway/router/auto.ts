@@ -34,15 +34,22 @@ interface Candidate {
   speed: number
 }
 
-/** Chooses among all models: the strongest rung for a hard request, the fastest that will do for an easy one. Pure. */
-export function chooseAutomatically(request: RouteRequest, models: readonly ModelFacts[]): RouteResult {
+/**
+ * Chooses among all models: the strongest rung for a hard request, the fastest that will do for an easy one. With `only`
+ * that model's rungs are weighed in the same way, beside the others. Pure.
+ */
+export function chooseAutomatically(
+  request: RouteRequest,
+  models: readonly ModelFacts[],
+  only?: ModelFacts,
+): RouteResult {
   const candidates = models.flatMap((model) => candidatesOf(model, request))
-  const timely = candidates.filter(({ rung }) => meetsDeadline(rung, request, 'begun'))
+  const eligible = only ? candidates.filter(({ model }) => model === only) : candidates
+  const timely = eligible.filter(({ rung }) => meetsDeadline(rung, request, 'begun'))
   const [first] = timely
-  if (first) return serveBest(request, timely, first)
-  const late = candidates.length > 0
-  if (late) return refuse('deadline_exceeded', 'no model can begin to answer within the deadline')
-  return refuseAll(request, models)
+  if (first) return serveBest(request, candidates, timely, first)
+  if (eligible.length > 0) return refuse('deadline_exceeded', 'no model can begin to answer within the deadline')
+  return refuseAll(request, only ? [only] : models)
 }
 
 function candidatesOf(model: ModelFacts, request: RouteRequest): Candidate[] {
@@ -67,10 +74,15 @@ function speedOf(rung: RungFacts): number {
   return Math.log2(rung.tokensPerSecond > 0 ? rung.tokensPerSecond : 1e10 / Math.max(1, bytesOf(rung)))
 }
 
-function serveBest(request: RouteRequest, candidates: readonly Candidate[], first: Candidate): RouteResult {
+function serveBest(
+  request: RouteRequest,
+  all: readonly Candidate[],
+  candidates: readonly Candidate[],
+  first: Candidate,
+): RouteResult {
   const { difficulty = 0.5, speedPriority = 0 } = request
-  const strength = rangeOf(candidates.map((candidate) => candidate.strength))
-  const speed = rangeOf(candidates.map((candidate) => candidate.speed))
+  const strength = rangeOf(all.map((candidate) => candidate.strength))
+  const speed = rangeOf(all.map((candidate) => candidate.speed))
   const score = (candidate: Candidate): number => {
     const shortfall = Math.max(0, difficulty - strength(candidate.strength))
     const loading = Math.min(MAX_LOAD_PENALTY, (candidate.rung.loadMs / 1000) * LOAD_PENALTY_PER_SECOND)
@@ -83,7 +95,7 @@ function serveBest(request: RouteRequest, candidates: readonly Candidate[], firs
     const value = score(candidate)
     if (value > highest) [best, highest] = [candidate, value]
   }
-  const text = `difficulty ${difficulty.toFixed(2)}, best of ${candidates.length} rungs that can serve`
+  const text = `difficulty ${difficulty.toFixed(2)}, best of ${all.length} rungs that can serve`
   return { kind: 'serve', route: toRoute(best.model.id, best.rung, { code: 'auto', text }) }
 }
 

@@ -13,11 +13,12 @@ import { AUTO, findTarget, type Target } from './target.js'
 export function decideRoute(request: RouteRequest, models: readonly ModelFacts[]): RouteResult {
   if (request.model === AUTO) return chooseAutomatically(request, models)
   const target = findTarget(request.model, models)
+  if (target && request.difficulty !== undefined) return chooseAutomatically(request, models, target.model)
   if (target) return routeOn(target, request)
   return refuse({ code: 'model_not_found', message: `the model '${request.model}' does not exist`, param: 'model' })
 }
 
-function routeOn(target: Target<ModelFacts>, request: RouteRequest): RouteResult {
+function routeOn(target: Target, request: RouteRequest): RouteResult {
   const { model } = target
   const wish = wishOf(target, request)
   if (wish && 'code' in wish) return refuse(wish)

@@ -1,8 +1,7 @@
 /** What the router decides from, and what it decides. Plain data: nothing here reads a clock or keeps state. */
-import type { ModelConfig } from '../../engine/config/index.js'
+import type { ModelConfig, Precision } from '../../engine/config/index.js'
 import type { ErrorCode } from '../errors.js'
 import type { Needs } from '../request.js'
-import type { ModelEntry, VariantEntry } from '../services.js'
 
 /** Why a rung is left or passed over. */
 export const MOVE_CAUSES = ['oom', 'failure', 'pressure', 'deadline'] as const
@@ -16,13 +15,28 @@ export type BreakerView =
   | { state: 'open'; cause: MoveCause; retryAfterMs: number; why: string }
 
 /** What is known of one rung. Figures that nobody has measured or told yet are 0. */
-export interface RungFacts extends VariantEntry {
+export interface RungFacts {
+  /** "model:rung". */
+  name: string
+  precision: Precision
+  state: 'unloaded' | 'loading' | 'ready' | 'failed'
+  weightBytes: number
+  device: string
+  /** Why it failed, or why it is not resident and cannot be. */
+  error?: string
   /** Not resident, but a submit loads it now. */
   loadable: boolean
   /** Not resident; a submit waits in order until what is at work makes room. */
   queueable: boolean
   /** Device bytes of weights and workspace. */
   neededBytes: number
+  /** Never unloaded to make room. */
+  pinned: boolean
+  /** Times it was loaded since the engine's start. */
+  loads: number
+  /** Its sequences in the engine: in a batch, and waiting for a place in one. */
+  running: number
+  queued: number
   /** Tokens of prompt and answer together. */
   maxModelLen: number
   /** Share of the unquantized model's quality, above 0 and at most 1. */
@@ -39,7 +53,13 @@ export interface RungFacts extends VariantEntry {
 }
 
 /** What is known of one model. */
-export interface ModelFacts extends ModelEntry {
+export interface ModelFacts {
+  id: string
+  tags: string[]
+  /** Of its longest rung. */
+  maxModelLen: number
+  /** Unix seconds at which the gateway first saw it. */
+  created: number
   /** The ladder, best precision first. */
   variants: RungFacts[]
   policy: ModelConfig['policy']
@@ -47,6 +67,8 @@ export interface ModelFacts extends ModelEntry {
   level: string | undefined
   /** Why `level` is not the best rung. */
   levelCause: MoveCause | undefined
+  /** It fell again and again from a rung that it had come back to, and stays down for now. */
+  flapping: boolean
 }
 
 /** A request as the router sees it. */
@@ -59,8 +81,6 @@ export interface RouteRequest extends Needs {
   maxTokens?: number
   /** Milliseconds left; 0 = no deadline. */
   deadlineMs: number
-  /** 0 (easy) to 1 (hard), for `auto`. */
-  difficulty?: number
 }
 
 /** Why a rung was chosen; the first word of x-edgeshift-reason. */

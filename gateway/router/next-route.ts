@@ -15,7 +15,8 @@ export function nextRoute(model: ModelFacts, lost: Lost): RouteResult {
   const own = variants.find(({ name }) => name === route.variant)
   const place = own ? variants.indexOf(own) : 0
   const usable = (rung: RungFacts): boolean => !failed.has(rung.name) && standingOf(rung).kind === 'usable'
-  const coming = variants.some((rung) => !failed.has(rung.name) && standingOf(rung).kind === 'coming')
+  // A breaker that is open lets the request through in a while; it was accepted, so it waits.
+  const coming = variants.some((rung) => !failed.has(rung.name) && isComing(rung))
   // A rung whose precision is read from its file has no name before the engine has read it.
   if (!own && coming) return { kind: 'wait', why: `'${route.variant}' is not known yet` }
   if (own && usable(own)) return { kind: 'serve', route: { ...route, probe: own.breaker.state === 'half_open' } }
@@ -34,6 +35,11 @@ export function nextRoute(model: ModelFacts, lost: Lost): RouteResult {
   }
   if (coming) return { kind: 'wait', why }
   return { kind: 'refuse', refusal: { code: 'engine_failed', message: `${why} and no other rung can go on` } }
+}
+
+function isComing(rung: RungFacts): boolean {
+  if (rung.breaker.state === 'open') return rung.state === 'ready' || rung.loadable
+  return standingOf(rung).kind === 'coming'
 }
 
 function whyNot(rung: RungFacts): string {

@@ -12,7 +12,7 @@ export interface Wish {
 }
 
 /** The rung that is named or whose precision is asked for; undefined without a wish; a refusal when both differ. */
-export function wishOf({ model, rung }: Target<ModelFacts>, { precision }: RouteRequest): Wish | Refusal | undefined {
+export function wishOf({ model, rung }: Target, { precision }: RouteRequest): Wish | Refusal | undefined {
   const { variants } = model
   if (precision === undefined && rung === undefined) return undefined
   const asked = precision === undefined ? undefined : resolveWish(precision, variants)

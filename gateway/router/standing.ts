@@ -35,6 +35,19 @@ export function standingOf(rung: RungFacts): Standing {
   return { kind: 'out', cause: 'oom', why: `${precision} does not fit${because(rung)}` }
 }
 
+/** True when a request that asks for the rung gets it, at the cost of a load where it is not resident. */
+export function canServe(rung: RungFacts): boolean {
+  return standingOf(rung).kind === 'usable'
+}
+
+/** Why a rung is not on its device, or does not serve although it is; undefined = it serves from there. */
+export function whyNotResident(rung: RungFacts): string | undefined {
+  const standing = standingOf(rung)
+  if (standing.kind !== 'usable') return standing.why
+  if (rung.state === 'ready') return undefined
+  return `${rung.precision} is loaded when a request needs it`
+}
+
 function because({ error }: RungFacts): string {
   return error === undefined ? '' : `: ${error}`
 }

@@ -269,9 +269,15 @@ describe('ends', () => {
 describe('other calls', () => {
   it('lists models, tokenizes and detokenizes', async () => {
     const { models } = await peer.unary<ListModelsResponse>((done) => peer.client.listModels({}, done))
-    expect(models).toMatchObject(
-      services.models.list().map(({ id, tags, maxModelLen, variants }) => ({ id, tags, maxModelLen, variants })),
-    )
+    const [fake] = models
+    expect(models.map(({ id, tags, maxModelLen, rung }) => ({ id, tags, maxModelLen, rung }))).toEqual([
+      { id: 'fake', tags: ['chat', 'default'], maxModelLen: 128, rung: 'fake:fp16' },
+      { id: 'other', tags: [], maxModelLen: 64, rung: 'other:fp16' },
+    ])
+    expect(fake?.variants).toMatchObject([
+      { name: 'fake:fp16', state: 'unloaded', serves: false, why: 'fp16 does not fit', breaker: 'closed' },
+      { name: 'fake:int4', state: 'ready', serves: true, why: '', neededBytes: 560_000_000, device: 'cpu0' },
+    ])
     const tokenized = await peer.unary((done) =>
       peer.client.tokenize({ model: 'chat', text: 'ab', parseSpecial: false }, done),
     )

@@ -12,7 +12,9 @@ import type {
   TokenLogprob,
 } from '../../gateway/request.js'
 import { STREAM_BYTES, Streams } from '../../gateway/resume/streams.js'
-import type { HealthReport, Limits, ModelDirectory, ModelEntry, Services } from '../../gateway/services.js'
+import type { ModelFacts } from '../../gateway/router/facts.js'
+import type { HealthReport, Limits, ModelDirectory, Services } from '../../gateway/services.js'
+import { modelFacts } from './router-facts.js'
 
 /** One request as the fake generator sees it; the test or its script drives it. */
 export class FakeRun {
@@ -138,27 +140,23 @@ export class FakeGenerator implements Generator {
   }
 }
 
-const MODELS: ModelEntry[] = [
-  {
-    id: 'fake',
-    tags: ['chat', 'default'],
-    maxModelLen: 128,
-    created: 1_700_000_000,
-    variants: [
-      { name: 'fake:fp16', precision: 'fp16', state: 'unloaded', weightBytes: 4096, device: 'cpu0' },
-      { name: 'fake:int4', precision: 'int4', state: 'ready', weightBytes: 1024, device: 'cpu0' },
-    ],
-  },
-  { id: 'other', tags: [], maxModelLen: 64, created: 1_700_000_000, variants: [] },
-]
+const CREATED = 1_700_000_000
+const FAKE = modelFacts('fake', ['unloaded', 'ready', 'ready'], {
+  tags: ['chat', 'default'],
+  maxModelLen: 128,
+  created: CREATED,
+})
+FAKE.variants.splice(1, 1)
+const OTHER = modelFacts('other', ['failed', 'failed', 'failed'], { maxModelLen: 64, created: CREATED, variants: [] })
+const MODELS: ModelFacts[] = [FAKE, OTHER]
 
 /** Tokens are UTF-16 code units, so texts are easy to read off. */
 class FakeDirectory implements ModelDirectory {
-  list(): ModelEntry[] {
+  list(): ModelFacts[] {
     return MODELS
   }
 
-  find(name: string): ModelEntry {
+  find(name: string): ModelFacts {
     const id = name.split(':')[0]
     const model = MODELS.find((entry) => entry.id === id || entry.tags.includes(name))
     if (!model) throw new GatewayError('model_not_found', `model '${name}' does not exist`, { param: 'model' })

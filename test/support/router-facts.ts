@@ -24,6 +24,10 @@ function rungFacts(id: string, precision: Precision, sketch: RungSketch, scale: 
     loadable: false,
     queueable: false,
     neededBytes: BYTES[precision] * scale,
+    pinned: false,
+    loads: 0,
+    running: 0,
+    queued: 0,
     maxModelLen: 1000,
     quality: QUALITY[precision],
     tokensPerSecond: SPEED[precision] / scale,
@@ -62,6 +66,7 @@ export function modelFacts(
     variants: precisions.map((precision, index) => rungFacts(id, precision, rungs[index] ?? 'ready', scale)),
     level: `${id}:fp16`,
     levelCause: undefined,
+    flapping: false,
     policy: {
       prefer: 'highest_that_fits',
       degrade_on: ['oom', 'failure', 'pressure', 'deadline'],

@@ -2,6 +2,8 @@ import { expect, test } from 'vitest'
 import { parseConfig } from '../../engine/config/index.js'
 import type { EngineSnapshot } from '../../gateway/model-facts.js'
 import { Models } from '../../gateway/models.js'
+import { RungMeter } from '../../gateway/router/meter.js'
+import { RungWatch } from '../../gateway/router/watch.js'
 import { EngineStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 
 const { models: configs } = parseConfig(
@@ -13,6 +15,11 @@ const rungs = (snapshot: EngineSnapshot) => {
     configs,
     () => Promise.reject(new Error('no text here')),
     () => snapshot,
+    {
+      watch: new RungWatch(() => 0, { onMove: () => undefined, onBreaker: () => undefined }),
+      meter: new RungMeter(),
+      now: () => 0,
+    },
   )
   return models.list().map(({ variants }) => variants.map(({ name, state }) => `${name} ${state}`))
 }

@@ -2,6 +2,7 @@ import { status } from '@grpc/grpc-js'
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { GatewayError } from '../../gateway/errors.js'
+import type { HealthReport } from '../../gateway/services.js'
 import { asWritten, chatBody, completionBody } from '../../gateway/protocols/grpc/decode.js'
 import { encodeEvent, ResponseBuilder } from '../../gateway/protocols/grpc/encode.js'
 import { servingStatus } from '../../gateway/protocols/grpc/health.js'
@@ -105,7 +106,11 @@ describe('statuses', () => {
 })
 
 describe('health', () => {
-  const models = { a: { fp16: 'failed', int4: 'ready' }, b: { int8: 'loading' }, 'c:d': { int4: 'ready' } }
+  const models: HealthReport['models'] = {
+    a: { fp16: 'failed', int4: 'ready' },
+    b: { int8: 'loading' },
+    'c:d': { int4: 'ready' },
+  }
   it.each([
     ['ok', '', 'SERVING'],
     ['degraded', 'edgeshift.v1.Gateway', 'SERVING'],

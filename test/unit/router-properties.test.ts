@@ -68,7 +68,9 @@ const request: fc.Arbitrary<RouteRequest> = fc
     },
     { requiredKeys: ['model'] },
   )
-  .map((fields) => routeRequest(fields))
+  .map(({ difficulty, ...fields }) =>
+    routeRequest(fields.model === 'auto' && difficulty !== undefined ? { ...fields, difficulty } : fields),
+  )
 
 const models = fc.tuple(model('a'), model('b'))
 

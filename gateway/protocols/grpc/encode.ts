@@ -4,10 +4,12 @@ import type {
   GenerateResponse,
   Logprob,
   Model,
+  ModelVariant,
   Usage as UsageMessage,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import type { GenerateEvent, TokenLogprob, Usage } from '../../request.js'
-import type { ModelEntry } from '../../services.js'
+import type { ModelFacts, RungFacts } from '../../router/facts.js'
+import { canServe, whyNotResident } from '../../router/standing.js'
 
 /** Events that become a message; errors become the call's status. */
 export type StreamedEvent = Exclude<GenerateEvent, { type: 'error' }>
@@ -54,19 +56,22 @@ function encodeUsage(usage: Usage): UsageMessage {
   }
 }
 
-export function encodeModel(model: ModelEntry): Model {
+export function encodeModel(model: ModelFacts): Model {
   return {
     id: model.id,
     tags: model.tags,
     maxModelLen: model.maxModelLen,
-    variants: model.variants.map(({ name, precision, state, weightBytes, device }) => ({
-      name,
-      precision,
-      state,
-      weightBytes,
-      device,
-    })),
+    variants: model.variants.map(encodeVariant),
+    rung: model.level ?? '',
+    flapping: model.flapping,
   }
+}
+
+function encodeVariant(rung: RungFacts): ModelVariant {
+  const { name, precision, state, weightBytes, device, neededBytes, pinned, breaker } = rung
+  const why = whyNotResident(rung) ?? ''
+  const facts = { name, precision, state, weightBytes, device, neededBytes, pinned }
+  return { ...facts, serves: canServe(rung), why, breaker: breaker.state }
 }
 
 /** Gathers a request's events into the answer of a unary call. Owns `n` choices and nothing else. */

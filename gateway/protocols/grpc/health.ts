@@ -10,7 +10,7 @@ import type {
   ServerUnaryCall,
 } from '@grpc/grpc-js'
 import { status as grpcStatus } from '@grpc/grpc-js'
-import type { HealthReport } from '../../services.js'
+import type { HealthReport, RungState } from '../../services.js'
 import { callToken } from './metadata.js'
 
 /** States of the health protocol, by name as grpc-health-check's definition encodes them. */
@@ -33,16 +33,18 @@ export function servingStatus(report: HealthReport, name: string): ServingStatus
   if (OVERALL.includes(name)) return open ? 'SERVING' : 'NOT_SERVING'
   const rungs = rungStates(report, name)
   if (!rungs) return 'SERVICE_UNKNOWN'
-  return report.status !== 'draining' && rungs.includes('ready') ? 'SERVING' : 'NOT_SERVING'
+  return report.status !== 'draining' && rungs.some((state) => state === 'ready' || state === 'on_demand')
+    ? 'SERVING'
+    : 'NOT_SERVING'
 }
 
-function rungStates(report: HealthReport, name: string): string[] | undefined {
+function rungStates(report: HealthReport, name: string): (RungState | undefined)[] | undefined {
   if (Object.hasOwn(report.models, name)) return Object.values(report.models[name] ?? {})
   const colon = name.lastIndexOf(':')
   const model = name.slice(0, Math.max(colon, 0))
   const rungs = Object.hasOwn(report.models, model) ? report.models[model] : undefined
   const rung = name.slice(colon + 1)
-  return rungs && Object.hasOwn(rungs, rung) ? [rungs[rung] ?? ''] : undefined
+  return rungs && Object.hasOwn(rungs, rung) ? [rungs[rung]] : undefined
 }
 
 /** The health service. Owns one timer, running only while somebody watches. */

@@ -1,5 +1,7 @@
 /** The model directory as GET /v1/models states it. */
-import type { ModelDirectory, ModelEntry, VariantEntry } from '../../services.js'
+import type { ModelFacts, RungFacts } from '../../router/facts.js'
+import { canServe, whyNotResident } from '../../router/standing.js'
+import type { ModelDirectory } from '../../services.js'
 
 /** All models, in OpenAI's list object. */
 export function encodeModelList(models: ModelDirectory): object {
@@ -13,7 +15,10 @@ export function encodeModelNamed(models: ModelDirectory, name: string): object {
   return rung ? encodeModel({ ...model, variants: [rung] }, rung.name) : encodeModel(model, model.id)
 }
 
-function encodeModel({ created, tags, maxModelLen, variants }: ModelEntry, id: string): object {
+function encodeModel(
+  { created, tags, maxModelLen, variants, level, levelCause, flapping }: ModelFacts,
+  id: string,
+): object {
   return {
     id,
     object: 'model',
@@ -22,18 +27,43 @@ function encodeModel({ created, tags, maxModelLen, variants }: ModelEntry, id: s
     status: overallState(variants),
     tags,
     max_model_len: maxModelLen,
+    rung: level ?? null,
+    ...(levelCause && { degraded: levelCause }),
+    ...(flapping && { flapping }),
     variants: variants.map(encodeVariant),
   }
 }
 
-function encodeVariant({ name, precision, state, weightBytes, device, error }: VariantEntry): object {
-  const failure = error === undefined ? {} : { error }
-  return { id: name, precision, status: state, weight_bytes: weightBytes, device, ...failure }
+/** Figures that nobody has measured yet are left out. */
+function encodeVariant(rung: RungFacts): object {
+  const { name, precision, state, weightBytes, neededBytes, device, error, breaker, pinned, loads } = rung
+  const why = whyNotResident(rung)
+  return {
+    id: name,
+    precision,
+    status: state,
+    serves: canServe(rung),
+    weight_bytes: weightBytes,
+    needed_bytes: neededBytes,
+    device,
+    max_model_len: rung.maxModelLen,
+    quality: rung.quality,
+    ...(rung.tokensPerSecond > 0 && { tokens_per_second: rounded(rung.tokensPerSecond) }),
+    pinned,
+    loads,
+    breaker: breaker.state,
+    ...(why !== undefined && { why }),
+    ...(error !== undefined && { error }),
+  }
+}
+
+function rounded(value: number): number {
+  return Math.round(value * 10) / 10
 }
 
 const BEST_FIRST = ['ready', 'loading', 'unloaded', 'failed'] as const
 
 /** A model is as ready as its readiest rung. */
-function overallState(variants: readonly VariantEntry[]): string {
+function overallState(variants: readonly RungFacts[]): string {
   return BEST_FIRST.find((state) => variants.some((variant) => variant.state === state)) ?? 'unloaded'
 }

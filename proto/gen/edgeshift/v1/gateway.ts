@@ -200,6 +200,10 @@ export interface Model {
   tags: string[];
   maxModelLen: number;
   variants: ModelVariant[];
+  /** the variant that requests without a wish get now */
+  rung: string;
+  /** it stays down because it kept falling from a better rung */
+  flapping: boolean;
 }
 
 export interface ModelVariant {
@@ -209,6 +213,15 @@ export interface ModelVariant {
   state: string;
   weightBytes: number;
   device: string;
+  /** of the device, weights and workspace */
+  neededBytes: number;
+  /** a request that asks for it gets it, at the cost of a load where it is not resident */
+  serves: boolean;
+  /** why it does not serve, or is not resident */
+  why: string;
+  /** closed | half_open | open */
+  breaker: string;
+  pinned: boolean;
 }
 
 export interface TokenizeRequest {
@@ -2082,7 +2095,7 @@ export const ListModelsResponse: MessageFns<ListModelsResponse> = {
 };
 
 function createBaseModel(): Model {
-  return { id: "", tags: [], maxModelLen: 0, variants: [] };
+  return { id: "", tags: [], maxModelLen: 0, variants: [], rung: "", flapping: false };
 }
 
 export const Model: MessageFns<Model> = {
@@ -2098,6 +2111,12 @@ export const Model: MessageFns<Model> = {
     }
     for (const v of message.variants) {
       ModelVariant.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.rung !== "") {
+      writer.uint32(42).string(message.rung);
+    }
+    if (message.flapping !== false) {
+      writer.uint32(48).bool(message.flapping);
     }
     return writer;
   },
@@ -2147,6 +2166,22 @@ export const Model: MessageFns<Model> = {
             message.variants.push(ModelVariant.decode(reader, reader.uint32()));
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.rung = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.flapping = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2168,12 +2203,25 @@ export const Model: MessageFns<Model> = {
     message.tags = object.tags?.map((e) => e) || [];
     message.maxModelLen = object.maxModelLen ?? 0;
     message.variants = object.variants?.map((e) => ModelVariant.fromPartial(e)) || [];
+    message.rung = object.rung ?? "";
+    message.flapping = object.flapping ?? false;
     return message;
   },
 };
 
 function createBaseModelVariant(): ModelVariant {
-  return { name: "", precision: "", state: "", weightBytes: 0, device: "" };
+  return {
+    name: "",
+    precision: "",
+    state: "",
+    weightBytes: 0,
+    device: "",
+    neededBytes: 0,
+    serves: false,
+    why: "",
+    breaker: "",
+    pinned: false,
+  };
 }
 
 export const ModelVariant: MessageFns<ModelVariant> = {
@@ -2192,6 +2240,21 @@ export const ModelVariant: MessageFns<ModelVariant> = {
     }
     if (message.device !== "") {
       writer.uint32(42).string(message.device);
+    }
+    if (message.neededBytes !== 0) {
+      writer.uint32(48).uint64(message.neededBytes);
+    }
+    if (message.serves !== false) {
+      writer.uint32(56).bool(message.serves);
+    }
+    if (message.why !== "") {
+      writer.uint32(66).string(message.why);
+    }
+    if (message.breaker !== "") {
+      writer.uint32(74).string(message.breaker);
+    }
+    if (message.pinned !== false) {
+      writer.uint32(80).bool(message.pinned);
     }
     return writer;
   },
@@ -2249,6 +2312,46 @@ export const ModelVariant: MessageFns<ModelVariant> = {
             message.device = reader.string();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.neededBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.serves = reader.bool();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.breaker = reader.string();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.pinned = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2271,6 +2374,11 @@ export const ModelVariant: MessageFns<ModelVariant> = {
     message.state = object.state ?? "";
     message.weightBytes = object.weightBytes ?? 0;
     message.device = object.device ?? "";
+    message.neededBytes = object.neededBytes ?? 0;
+    message.serves = object.serves ?? false;
+    message.why = object.why ?? "";
+    message.breaker = object.breaker ?? "";
+    message.pinned = object.pinned ?? false;
     return message;
   },
 };

@@ -38,6 +38,7 @@ test('defaults', () => {
       grpc: { host: '127.0.0.1', port: 8081 },
       engine_wait: 5000,
       engine_timeout: 30_000,
+      resume_grace: 30_000,
       drain_timeout: 30_000,
       log_prompts: false,
     },

@@ -296,6 +296,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
   #resubmit(placement: Placement): void {
     const flight = this.#flight
     if (flight === undefined) return
+    if (this.#standing.refused) throw poisoned()
     const { cause } = this.#losses
     const choices = this.#losses.take()
     const replayed = choices.reduce((sum, { generated }) => sum + generated.length, 0)

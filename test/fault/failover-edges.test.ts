@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, afterEach, describe, expect, it } from 'vitest'
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
 import { eventually, GatewayProcess } from '../support/gateway-process.js'
 import { rawPost } from '../support/raw-http.js'
 
@@ -14,10 +14,16 @@ const folder = mkdtempSync(join(tmpdir(), 'es-hold-'))
 /** While it is there, no engine starts. */
 const hold = join(folder, 'hold')
 
+/** A gateway whose requests wait long enough on the slowest machine. The caller closes it. */
+function launch(env: Record<string, string>): Promise<GatewayProcess> {
+  return GatewayProcess.start(env, '{ http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }').ready()
+}
+
+/** The same for one test. */
 async function start(env: Record<string, string>): Promise<GatewayProcess> {
-  const gateway = GatewayProcess.start(env, '{ http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }')
+  const gateway = await launch(env)
   running.push(gateway)
-  return gateway.ready()
+  return gateway
 }
 
 afterEach(async () => {
@@ -93,48 +99,19 @@ describe('failover', { timeout: 120_000 }, () => {
     expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
   })
 
-  it('ends a request whose deadline passes while the engine restarts, and one that waited for its first token', async () => {
-    const gateway = await start({ STEP_MS: '20', HOLD: hold })
-    const headers = { 'x-edgeshift-deadline-ms': '5000' }
-    const reader = readerOf(await ask(gateway, { maxTokens: 5000, stream: true, headers }))
-    await begun(reader)
-    writeFileSync(hold, '')
-    kill(gateway)
-    const late = ask(gateway, { headers: { 'x-edgeshift-deadline-ms': '50' } })
-    let rest = ''
-    for (let part = await reader.read(); !part.done; part = await reader.read()) rest += part.value
-    expect(rest).toContain('"code":"deadline_exceeded"')
-    expect(rest).not.toContain('[DONE]')
-    expect((await late).status).toBe(408)
-    rmSync(hold)
-    expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
-  })
-
-  it('forgets a request whose client goes while the engine restarts', async () => {
-    const gateway = await start({ STEP_MS: '20', HOLD: hold })
-    const client = new AbortController()
-    const reader = readerOf(await ask(gateway, { maxTokens: 5000, stream: true, signal: client.signal }))
-    await begun(reader)
-    writeFileSync(hold, '')
-    kill(gateway)
-    client.abort()
-    await reader.closed.catch(() => undefined)
-    let inFlight = await metric(gateway, 'edgeshift_num_requests_in_flight')
-    while (inFlight > 0) inFlight = await metric(gateway, 'edgeshift_num_requests_in_flight')
-    rmSync(hold)
-    expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
-    expect(await metric(gateway, 'edgeshift_replayed_tokens_total')).toBe(0)
-  })
-
-  it('takes what comes while the engine restarts, and answers it then', async () => {
-    const gateway = await start({ HOLD: hold })
-    writeFileSync(hold, '')
-    kill(gateway)
-    await eventually(() => gateway.enginePids.length === 2, 'the engine is started again')
-    const answers = Array.from({ length: 20 }, () => ask(gateway, { maxTokens: 21 }))
-    while ((await metric(gateway, 'edgeshift_num_requests_in_flight')) < 20);
-    rmSync(hold)
-    for (const response of await Promise.all(answers)) expect(response.status).toBe(200)
+  it.each([
+    ['step', 'rung_failed', 1],
+    ['device', 'engine_failed', 2],
+  ])('goes on after a failed %s (%s)', async (failure, cause, engines) => {
+    const gateway = await start({ STEP_MS: '5', FAIL_STEP: failure })
+    const answers = Array.from({ length: 5 }, () => ask(gateway, { stream: true, maxTokens: 60 }))
+    for (const response of await Promise.all(answers)) {
+      const stream = await response.text()
+      expect(textOf(stream)).toBe(sentences(60))
+      expect([...stream.matchAll(/"cause":"(\w+)"/g)].map(([, named]) => named)).toContain(cause)
+      expect(stream).toContain('[DONE]')
+    }
+    expect(gateway.enginePids.length).toBeGreaterThanOrEqual(engines)
   })
 
   it('keeps a slow reader slow, and loses nothing of its answer', async () => {
@@ -160,5 +137,57 @@ describe('failover', { timeout: 120_000 }, () => {
     expect(textOf(choices.join('\n')) === sentences(length)).toBe(true)
     expect(text).toContain('[DONE]')
     expect(await metric(gateway, 'edgeshift_failovers_total\\{.*\\}')).toBe(1)
+  })
+})
+
+describe('while the engine restarts', { timeout: 120_000 }, () => {
+  let gateway: GatewayProcess
+
+  beforeAll(async () => {
+    gateway = await launch({ STEP_MS: '20', HOLD: hold })
+  }, 120_000)
+  afterAll(() => gateway.close())
+
+  it('ends a request whose deadline passes, and one that waited for its first token', async () => {
+    const headers = { 'x-edgeshift-deadline-ms': '5000' }
+    const reader = readerOf(await ask(gateway, { maxTokens: 5000, stream: true, headers }))
+    await begun(reader)
+    writeFileSync(hold, '')
+    kill(gateway)
+    const late = ask(gateway, { headers: { 'x-edgeshift-deadline-ms': '50' } })
+    let rest = ''
+    for (let part = await reader.read(); !part.done; part = await reader.read()) rest += part.value
+    expect(rest).toContain('"code":"deadline_exceeded"')
+    expect(rest).not.toContain('[DONE]')
+    expect((await late).status).toBe(408)
+    rmSync(hold)
+    expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
+  })
+
+  it('forgets a request whose client goes', async () => {
+    const replayed = await metric(gateway, 'edgeshift_replayed_tokens_total')
+    const client = new AbortController()
+    const reader = readerOf(await ask(gateway, { maxTokens: 5000, stream: true, signal: client.signal }))
+    await begun(reader)
+    writeFileSync(hold, '')
+    kill(gateway)
+    client.abort()
+    await reader.closed.catch(() => undefined)
+    let inFlight = await metric(gateway, 'edgeshift_num_requests_in_flight')
+    while (inFlight > 0) inFlight = await metric(gateway, 'edgeshift_num_requests_in_flight')
+    rmSync(hold)
+    expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
+    expect(await metric(gateway, 'edgeshift_replayed_tokens_total')).toBe(replayed)
+  })
+
+  it('takes what comes, and answers it when the engine is there', async () => {
+    const engines = gateway.enginePids.length
+    writeFileSync(hold, '')
+    kill(gateway)
+    await eventually(() => gateway.enginePids.length > engines, 'the engine is started again')
+    const answers = Array.from({ length: 20 }, () => ask(gateway, { maxTokens: 21 }))
+    while ((await metric(gateway, 'edgeshift_num_requests_in_flight')) < 20);
+    rmSync(hold)
+    for (const response of await Promise.all(answers)) expect(response.status).toBe(200)
   })
 })

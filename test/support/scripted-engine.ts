@@ -3,6 +3,8 @@
 // (default 0: as fast as its reader takes them).
 // FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it.
 // HOLD=FILE: it does not start while the file is there.
+// FAIL_STEP=step: the step that would give a sequence its sixth token fails, unless it is a replay; FAIL_STEP=device: the
+// device is lost with it, so the process ends.
 import { existsSync, unlinkSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { Server, ServerCredentials, type ServerDuplexStream, status as grpcStatus } from '@grpc/grpc-js'
@@ -71,6 +73,7 @@ interface Playing {
   /** Tokens of the sentence at which it ends; replayed ones count. */
   until: number
   sent: number
+  replayed: number
   started: boolean
   paused: boolean
 }
@@ -135,6 +138,7 @@ class Player {
   }
 
   private next(sequence: Playing): SequenceDelta {
+    if (process.env.FAIL_STEP && sequence.replayed === 0 && sequence.sent === 5) return this.fail(sequence)
     const start = sequence.started ? undefined : { cachedTokens: 0, queueUs: 0 }
     sequence.started = true
     const token = tokens[sequence.sent++ % tokens.length] ?? 0
@@ -142,6 +146,19 @@ class Player {
     if (done) this.playing.delete(sequence.id)
     const finishReason = done ? FinishReason.LENGTH : FinishReason.UNSPECIFIED
     return { sequenceId: sequence.id, tokens: [token], logprobs: [], promptLogprobs: [], finishReason, start }
+  }
+
+  private fail({ id }: Playing): SequenceDelta {
+    this.playing.delete(id)
+    if (process.env.FAIL_STEP === 'device') {
+      setImmediate(() => {
+        this.call.end()
+        setTimeout(() => process.exit(70), 50)
+      })
+    }
+    const error = { code: 'engine_failed', message: 'the engine failed in this step', retryAfterMs: 0 }
+    const none = { tokens: [], logprobs: [], promptLogprobs: [] }
+    return { sequenceId: id, ...none, finishReason: FinishReason.ERROR, error }
   }
 
   private stop(): void {
@@ -153,7 +170,8 @@ class Player {
 
 function playingOf({ sequenceId, maxTokens, replayedTokens, prompt }: Submit): Playing {
   if (poison !== '' && prompt.join().includes(poison)) process.kill(process.pid, 'SIGKILL')
-  return { id: sequenceId, until: replayedTokens + maxTokens, sent: replayedTokens, started: false, paused: false }
+  const until = replayedTokens + maxTokens
+  return { id: sequenceId, until, sent: replayedTokens, replayed: replayedTokens, started: false, paused: false }
 }
 
 const server = new Server()

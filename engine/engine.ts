@@ -8,6 +8,7 @@ import {
 } from '../proto/gen/edgeshift/v1/engine.js'
 import type { EngineDevice, ResidentVariant } from './device.js'
 import type { Precision } from './native.js'
+import type { MeasuredQuality } from './registry/index.js'
 import { checkSubmit, chooseShed } from './scheduler/admission.js'
 import { RateMeter, retryAfterMs } from './scheduler/rate.js'
 import { Lobby } from './residency/lobby.js'
@@ -27,6 +28,10 @@ export interface Variant {
   /** Why FAILED. */
   error: string
   weightBytes: number
+  /** NativeModel.roundingError of its last load; 0 before the first. */
+  roundingError: number
+  /** Of the rung, where it has been measured. */
+  readonly quality?: MeasuredQuality | undefined
   /** Device bytes of weights and workspace: estimated until the first load, then as taken. */
   neededBytes: number
   /** Never unloaded to make room. */

@@ -202,6 +202,11 @@ export interface NativeDevice {
 export interface NativeModel {
   readonly weightBytes: number
   readonly workspaceBytes: number
+  /**
+   * What rounding to nearest took at the load: the root of the squared error over the weights' own squares, in the mean
+   * over the rounded matrices by their number of weights; 0 = every matrix is as the file has it.
+   */
+  readonly roundingError: number
   /** Bytes of one KV block (all layers, keys and values), a multiple of KV_UNIT_BYTES. */
   readonly blockBytes: number
   /**

@@ -71,7 +71,15 @@ function toRungFacts(rung: RungName, known: VariantStatus | undefined, engine: E
     const { pinned, loads, running, waiting: queued } = known
     const memory = { weightBytes, neededBytes, device, loadable, queueable, pinned, loads }
     const told = { ...memory, maxModelLen, running, queued }
-    return { ...common, ...told, state: STATES[known.state], ...(error && { error }) }
+    const { derivation, quality } = known
+    return {
+      ...common,
+      ...told,
+      state: STATES[known.state],
+      ...(derivation && { derivation }),
+      ...(quality && { measured: quality, quality: Math.min(1, quality.referencePerplexity / quality.perplexity) }),
+      ...(error && { error }),
+    }
   }
   const entry = { ...common, ...NOTHING_TOLD }
   // Without a session every rung is on its way, unless the engine keeps dying.

@@ -145,10 +145,14 @@ function sourceFinding(model: Model, variant: Model['variants'][number]): Findin
 }
 
 function derivedFinding(model: Model, precision: Precision, from: Precision): Finding | undefined {
-  const source = model.variants.find((other) => other.precision === from)
-  if (source === undefined) return { path: ['from'], message: `the ladder has no ${from} rung` }
   if (LADDER.indexOf(from) >= LADDER.indexOf(precision))
     return { path: ['from'], message: `${from} is not better than ${precision}` }
+  const source = model.variants.find((other) => other.precision === from)
+  if (source === undefined) {
+    // A rung whose precision is read from its file may be the one; the engine finds out.
+    if (model.variants.some((other) => other.precision === undefined && other.path !== undefined)) return undefined
+    return { path: ['from'], message: `the ladder has no ${from} rung` }
+  }
   if (source.path === undefined)
     return { path: ['from'], message: `the ${from} rung has no file of its own; name one that has a path` }
   return undefined

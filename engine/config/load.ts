@@ -30,8 +30,9 @@ function resolveServer(server: ParsedConfig['server'], folder: string): ParsedCo
 }
 
 function resolveFiles(model: ParsedConfig['models'][number], folder: string): ModelConfig {
+  const unstated = model.variants.find(({ precision, path }) => precision === undefined && path !== undefined)
   const pathOf = (precision: string | undefined) =>
-    model.variants.find((variant) => variant.precision === precision)?.path ?? ''
+    (model.variants.find((variant) => variant.precision === precision) ?? unstated)?.path ?? ''
   const variants = model.variants.map(({ precision, path, from, format, family }) => ({
     path: resolve(folder, path ?? pathOf(from)),
     ...(precision && { precision }),

@@ -5,6 +5,7 @@ import { readRange } from './json-file.js'
 import { nameOf } from './locate.js'
 import { Metadata } from './metadata.js'
 import type { ModelCard } from './model-card.js'
+import { qualityAndNotices } from './notices.js'
 import { elementsOf } from './stored-weight.js'
 import { ggufText, readTokenizer } from './tokenizer.js'
 import { storedPrecision } from './width.js'
@@ -28,6 +29,7 @@ export function readGgufCard(file: string, gguf: GgufFile): ModelCard {
     spec,
     weights,
     precision: storedPrecision(weights),
+    ...qualityAndNotices(file, weights),
     readText: () => ggufText(tokenizer, contextLength),
   }
 }

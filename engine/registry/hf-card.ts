@@ -7,6 +7,7 @@ import { mapHfWeights } from './hf-weights.js'
 import { readJsonObject, readSmallFile } from './json-file.js'
 import { type Located, nameOf } from './locate.js'
 import { invalidFile } from './model-file-error.js'
+import { qualityAndNotices } from './notices.js'
 import { parseQuantizationConfig } from './quantization-config.js'
 import { storedPrecision } from './width.js'
 import { elementsOf } from './stored-weight.js'
@@ -38,6 +39,7 @@ export function readHfCard(path: string, located: Extract<Located, { format: 'sa
     spec,
     weights,
     precision: storedPrecision(weights),
+    ...qualityAndNotices(files[0] ?? folder, weights),
     readText: () => readHfText(folder, raw, contextLength),
   }
 }

@@ -1,5 +1,6 @@
 import type { Precision } from '../native.js'
 import type { DecoderSpec } from './decoder-spec.js'
+import type { RungQuality } from './quality.js'
 import type { StoredWeight } from './stored-weight.js'
 
 /** What is known of a model without loading it. */
@@ -22,6 +23,10 @@ export interface ModelCard {
   weights: StoredWeight[]
   /** The rung that the files natively serve. */
   precision: Precision
+  /** Of the rungs that have been measured. */
+  quality: RungQuality
+  /** What a person should know: blocks that only the fp16 rung keeps, a quality file that cannot be read. */
+  notices: string[]
   /** The files that the gateway builds tokenizer, chat template and stop tokens from. Throws ModelFileError. */
   readText: () => ModelAsset[]
 }

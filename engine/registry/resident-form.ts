@@ -11,7 +11,8 @@ export interface ResidentForm {
   ordered: boolean
 }
 
-const GROUP = 32
+/** Inputs that share a scale where a matrix is rounded to nearest. */
+export const ROUNDING_GROUP = 32
 const RANK: Readonly<Record<Precision, number>> = { fp16: 0, int8: 1, int4: 2 }
 const FLOATS = new Set(['f32', 'f16', 'bf16'])
 /** GGUF types that an int4 rung keeps in, or rounds to, 4 bits (native/quant/block_type.h). */
@@ -33,7 +34,7 @@ export function widthOf({ storage, shape, tensors }: WeightSource): Precision {
     case 'float-quantized':
       return 'fp16'
     default: {
-      const whole = storage.groupSize % GROUP === 0 || storage.groupSize >= (shape[1] ?? 0)
+      const whole = storage.groupSize % ROUNDING_GROUP === 0 || storage.groupSize >= (shape[1] ?? 0)
       if (!whole) return 'fp16'
       return storage.method === 'int-quantized' || storage.bits > 4 ? 'int8' : 'int4'
     }
@@ -43,7 +44,7 @@ export function widthOf({ storage, shape, tensors }: WeightSource): Precision {
 /** The form of a matrix that the backend keeps at this precision. */
 export function residentForm(weight: WeightSource, precision: Precision): ResidentForm {
   const { storage, shape, tensors } = weight
-  const rounded = { precision, group: GROUP, minimums: precision === 'int4', ordered: false }
+  const rounded = { precision, group: ROUNDING_GROUP, minimums: precision === 'int4', ordered: false }
   if (precision === 'fp16') return { ...rounded, group: 0 }
   if (storage.method === 'plain')
     return { ...rounded, minimums: rounded.minimums || WITH_MINIMUM.has(tensors.values?.type ?? '') }
@@ -52,7 +53,7 @@ export function residentForm(weight: WeightSource, precision: Precision): Reside
   const group = storage.groupSize === 0 ? inputs : Math.min(storage.groupSize, inputs)
   return {
     precision,
-    group: Math.ceil(group / GROUP) * GROUP,
+    group: Math.ceil(group / ROUNDING_GROUP) * ROUNDING_GROUP,
     minimums: rounded.minimums || codesNeedMinimum(weight),
     ordered: tensors.groupIndex !== undefined && group < inputs && !('actOrder' in storage && !storage.actOrder),
   }

@@ -1,7 +1,14 @@
 import type { Config, ModelConfig } from '../config/index.js'
 import type { GgufFile, LoadRequest, Precision, SlotState } from '../native.js'
 import type { SchedulerLimits } from '../scheduler/scheduler.js'
-import { estimateWeightBytes, type ModelCard, promptRopes, readModelCard, ropeLimit } from '../registry/index.js'
+import {
+  estimateWeightBytes,
+  type MeasuredQuality,
+  type ModelCard,
+  promptRopes,
+  readModelCard,
+  ropeLimit,
+} from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
 import type { VariantDemand } from './plan.js'
 import { readRungs, type Rung } from './rungs.js'
@@ -14,6 +21,7 @@ export interface KnownVariant {
   vocabSize: number
   maxModelLen: number
   blockBytes: number
+  quality?: MeasuredQuality | undefined
   /** Never to be unloaded to make room. */
   pinned: boolean
   /** Milliseconds without a request after which it is unloaded. */
@@ -100,6 +108,7 @@ function describe(
     vocabSize: spec.vocabSize,
     maxModelLen,
     blockBytes,
+    quality: card.quality[precision],
     pinned: model.placement.pin,
     keepAliveMs: model.placement.keep_alive,
     limits: {

@@ -315,7 +315,7 @@ export class Residency implements VariantLoader {
   private serveFrom(place: Place, { model, resident }: LoadedVariant): void {
     const { managed, slot } = place
     const { variant, known } = managed
-    const { weightBytes, workspaceBytes } = model
+    const { weightBytes, workspaceBytes, roundingError } = model
     place.bytes = weightBytes + workspaceBytes
     slot.order.set(place.key, place)
     // What it really took counts from now on; on another device it may be more, so there the estimate stays a bound.
@@ -326,7 +326,7 @@ export class Residency implements VariantLoader {
     managed.failures = 0
     managed.lastDevice = slot.id
     managed.usedAt = place.loadedAt
-    Object.assign(variant, { resident, weightBytes, neededBytes: place.bytes, loads: variant.loads + 1 })
+    Object.assign(variant, { resident, weightBytes, roundingError, neededBytes: place.bytes, loads: variant.loads + 1 })
     this.setState(managed, VariantState.READY)
     if (this.managed.get(variant.name) !== managed) return
     for (const sequence of this.engine.lobby.take(variant.name)) this.engine.place(sequence, variant)

@@ -23,7 +23,7 @@ export function readRungs(model: ModelConfig, cardOf: (path: string) => ModelCar
   const taken = new Set(stated)
   let worst = 0
   return model.variants.map((variant) => {
-    const card = cardOf(variant.path)
+    const card = cardOfRung(model, variant, cardOf)
     const read = variant.precision ?? (card instanceof Error ? undefined : card.precision)
     const free = LADDER.find((precision) => !taken.has(precision)) ?? 'int4'
     const fault = card instanceof Error ? card : contradiction(variant, card)
@@ -34,6 +34,20 @@ export function readRungs(model: ModelConfig, cardOf: (path: string) => ModelCar
     const failure = fault ?? (misplaced ? new Error(`${variant.path}: ${misplaced}`) : undefined)
     return { name: `${model.id}:${precision}`, model: model.id, precision, card: failure ?? card }
   })
+}
+
+/** Of a rung's own file, or of the one that it is derived from. */
+function cardOfRung(
+  { variants }: ModelConfig,
+  { path, from }: VariantConfig,
+  cardOf: (path: string) => ModelCard | Error,
+): ModelCard | Error {
+  if (from === undefined || variants.some(({ precision }) => precision === from)) return cardOf(path)
+  const sources = variants.filter((other) => other.precision === undefined).map((other) => cardOf(other.path))
+  const source = sources.find((card) => !(card instanceof Error) && card.precision === from)
+  return (
+    source ?? sources.find((card) => card instanceof Error) ?? new Error(`no file of the ladder holds ${from} weights`)
+  )
 }
 
 function misplacedAs(precision: Precision, taken: ReadonlySet<Precision>, worst: number): string | undefined {

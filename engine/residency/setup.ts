@@ -59,6 +59,9 @@ export function openDevices(
 /** Tells the engine of every rung, in the order of the file, as clients list them. */
 export function declare(residency: Residency, engine: Engine, catalog: Catalog): void {
   const known = new Map(catalog.known.map((variant) => [variant.name, variant]))
+  for (const [model, { notices }] of catalog.cards) {
+    for (const notice of notices) engine.options.log.warn({ model, notice }, 'notice')
+  }
   const broken = new Map(catalog.broken.map((variant) => [variant.name, variant]))
   for (const { name } of catalog.rungs) {
     const found = known.get(name)
@@ -70,9 +73,9 @@ export function declare(residency: Residency, engine: Engine, catalog: Catalog):
 
 /** Declares a variant that can be loaded. */
 export function addVariant(residency: Residency, engine: Engine, known: KnownVariant): void {
-  const { name, maxModelLen, vocabSize, pinned, demand } = known
+  const { name, maxModelLen, vocabSize, pinned, demand, quality } = known
   const neededBytes = demand.weightBytes + demand.workspaceBytes
-  const variant = { ...newVariant(known), maxModelLen, vocabSize, pinned, neededBytes }
+  const variant = { ...newVariant(known), maxModelLen, vocabSize, pinned, neededBytes, quality }
   engine.variants.set(name, variant)
   residency.managed.set(name, {
     variant,
@@ -104,6 +107,7 @@ function newVariant({ name, model, precision }: Pick<Variant, 'name' | 'model' |
     state: VariantState.UNLOADED,
     error: '',
     weightBytes: 0,
+    roundingError: 0,
     neededBytes: 0,
     pinned: false,
     loads: 0,

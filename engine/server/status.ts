@@ -1,6 +1,8 @@
 import type { DeviceStatus, EngineStatus, VariantStatus } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { Derivation } from '../../proto/gen/edgeshift/v1/card.js'
 import type { EngineDevice, ResidentVariant } from '../device.js'
 import type { Engine, Variant, VariantOutlook } from '../engine.js'
+import { ROUNDING_GROUP } from '../registry/index.js'
 
 /** The engine's state as clients of the internal service see it. */
 export function engineStatus(engine: Engine): EngineStatus {
@@ -40,7 +42,13 @@ export function variantStatus(variant: Variant, outlook: VariantOutlook | undefi
     loads,
     loadable: outlook?.loadable ?? false,
     queueable: outlook?.queueable ?? false,
+    ...(variant.roundingError > 0 && { derivation: derivationOf(variant) }),
+    ...(variant.quality && { quality: variant.quality }),
   }
+}
+
+function derivationOf({ roundingError }: Variant): Derivation {
+  return { method: 'round_to_nearest', groupSize: ROUNDING_GROUP, relativeError: roundingError }
 }
 
 function deviceStatus(device: EngineDevice): DeviceStatus {

@@ -1,3 +1,4 @@
+import { basename } from 'node:path'
 import type { Inspection, RungReport, StorageGroup } from './inspect.js'
 import { formatBytes, formatCount } from './units.js'
 
@@ -9,12 +10,14 @@ export function formatInspection(report: Inspection): string {
     `${name}: ${architecture}, ${format}, ${formatCount(parameters)} parameters, ${layers} layers`,
     `  context    ${contextLength} tokens, ${formatBytes(report.kvBytesPerToken)} of KV cache each`,
     `  files      ${files.length} with weights, ${formatBytes(bytes)}`,
+    ...files.flatMap(({ file, hash }) => (hash === undefined ? [] : [`             ${hash}  ${basename(file)}`])),
     `  licence    ${licence ?? 'not stated'}`,
     `  template   ${report.chatTemplate ? 'has a chat template' : 'no chat template'}`,
     '',
     ...report.storage.map(storageLine),
     '',
     ...report.rungs.flatMap(rungLines),
+    ...report.notices.map((notice) => `\n  notice: ${notice}`),
     ...report.problems.map((problem) => `\n  problem: ${problem}`),
     '',
   ].join('\n')
@@ -25,7 +28,15 @@ function storageLine({ module, storage, layers, bytes }: StorageGroup): string {
   return `  ${module.padEnd(16)} ${formatBytes(bytes).padStart(8)}  ${storage}${place}`
 }
 
-function rungLines({ precision, origin, weightBytes, devices }: RungReport): string[] {
+function rungLines({ precision, origin, weightBytes, devices, quality, roundingError }: RungReport): string[] {
   const where = Object.entries(devices).map(([id, answer]) => `    on ${id}: ${answer}`)
-  return [`  ${precision.padEnd(5)} ${formatBytes(weightBytes).padStart(8)} of weights, ${origin}`, ...where]
+  const facts = [
+    roundingError !== undefined && `rounding takes ${(roundingError * 100).toFixed(3)}%`,
+    quality && `perplexity ${quality.perplexity} (reference ${quality.referencePerplexity}, ${quality.text})`,
+  ].filter((fact) => typeof fact === 'string')
+  const line = [
+    `  ${precision.padEnd(5)} ${formatBytes(weightBytes).padStart(8)} of weights, ${origin}`,
+    ...facts,
+  ].join(', ')
+  return [line, ...where]
 }

@@ -6,6 +6,8 @@ import {
   describeStorage,
   elementsOf,
   estimateWeightBytes,
+  knownHash,
+  type MeasuredQuality,
   modelAssets,
   type ModelCard,
   storageMethod,
@@ -34,6 +36,10 @@ export interface RungReport {
   /** stored: as the files are; derived: quantized at load; dequantized: wider than stored, no better. */
   origin: 'stored' | 'derived' | 'dequantized'
   weightBytes: number
+  /** As measured; absent where nobody has. */
+  quality?: MeasuredQuality
+  /** As NativeModel.roundingError; absent where it was not asked for. */
+  roundingError?: number
   /** Device id -> "fits" or why not; of the devices of a configuration. */
   devices: Record<string, string>
 }
@@ -48,11 +54,14 @@ export interface Inspection {
   parameters: number
   contextLength: number
   layers: number
-  files: { file: string; bytes: number }[]
+  /** `hash`: what the hub said of the file when it was downloaded (SHA-256, or a git object). */
+  files: { file: string; bytes: number; hash?: string }[]
   storage: StorageGroup[]
   chatTemplate: boolean
   kvBytesPerToken: number
   rungs: RungReport[]
+  /** What is served differently from how it is stored. */
+  notices: string[]
   problems: string[]
 }
 
@@ -75,12 +84,34 @@ export function inspectCard(card: ModelCard, { devices, scheduler }: InspectTarg
     parameters: card.parameters,
     contextLength: card.contextLength,
     layers: card.spec.numLayers,
-    files: card.files.map((file) => ({ file, bytes: statSync(file).size })),
+    files: card.files.map(describeFile),
     storage: groupStorage(card),
     chatTemplate: assets.some(({ name }) => name === 'chat_template.jinja'),
     kvBytesPerToken: kvBlockBytes(card.spec, scheduler.block_size) / scheduler.block_size,
     rungs: LADDER.map((precision) => rungReport(card, precision, devices, scheduler)),
+    notices: card.notices,
     problems: [text.fault].filter((problem) => problem !== undefined),
+  }
+}
+
+function describeFile(file: string): Inspection['files'][number] {
+  const hash = knownHash(file)
+  return { file, bytes: statSync(file).size, ...(hash !== undefined && { hash }) }
+}
+
+/** Has the quantized rungs loaded, one after the other, and writes down what rounding takes; or why a load fails. */
+export async function measureRounding(
+  report: Inspection,
+  roundingErrorOf: (precision: Precision) => Promise<number>,
+): Promise<void> {
+  for (const rung of report.rungs) {
+    if (rung.precision === 'fp16') continue
+    try {
+      // oxlint-disable-next-line no-await-in-loop -- one in memory at a time
+      rung.roundingError = await roundingErrorOf(rung.precision)
+    } catch (error) {
+      report.problems.push(`${rung.precision}: ${error instanceof Error ? error.message : String(error)}`)
+    }
   }
 }
 
@@ -112,7 +143,8 @@ function rungReport(
         'fits',
     ]
   })
-  return { precision, origin, weightBytes, devices: Object.fromEntries(placed) }
+  const quality = card.quality[precision]
+  return { precision, origin, weightBytes, ...(quality && { quality }), devices: Object.fromEntries(placed) }
 }
 
 function groupStorage({ weights }: ModelCard): StorageGroup[] {

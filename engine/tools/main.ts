@@ -1,16 +1,17 @@
 #!/usr/bin/env node
 /** The commands that look at models without serving them. Run by the gateway's command line, in a process of its own. */
 import { existsSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import cliProgress from 'cli-progress'
 import { Command, Option } from 'commander'
 import { pino } from 'pino'
 import { loadAddon } from '../addon.js'
 import { type Config, ConfigError, defaultDevices, loadConfig, parseConfig } from '../config/index.js'
-import type { GgufFile, NativeError } from '../native.js'
-import { ModelFileError, readModelCard } from '../registry/index.js'
+import { type GgufFile, KV_UNIT_BYTES, type NativeAddon, type NativeError, type Precision } from '../native.js'
+import { type ModelCard, ModelFileError, readModelCard } from '../registry/index.js'
 import { findDevices } from '../residency/open.js'
 import { hubAt, PullError } from './hub.js'
-import { inspectCard } from './inspect.js'
+import { inspectCard, measureRounding } from './inspect.js'
 import { formatInspection } from './inspect-text.js'
 import { pullModel } from './pull.js'
 import { formatBytes } from './units.js'
@@ -29,14 +30,41 @@ function configOf(file: string | undefined): Config {
   return existsSync(DEFAULT_CONFIG) ? loadConfig(DEFAULT_CONFIG) : defaultConfig()
 }
 
-function inspect(path: string, { config: file, json }: { config?: string; json?: boolean }): void {
+interface InspectFlags {
+  config?: string
+  json?: boolean
+  derive?: boolean
+}
+
+async function inspect(path: string, { config: file, json, derive }: InspectFlags): Promise<void> {
   const addon = loadAddon()
   const config = configOf(file)
   const devices = config.devices.length > 0 ? config.devices : defaultDevices(addon.devices())
   const found = findDevices(devices, addon, pino({ level: 'silent' }))
   const card = readModelCard(path, (gguf) => addon.readGguf(gguf))
   const report = inspectCard(card, { devices: found.map(({ budget }) => budget), scheduler: config.scheduler })
+  if (derive) await measureRounding(report, (precision) => roundingError(addon, card, precision))
   console.log(json ? JSON.stringify(report, null, 2) : formatInspection(report))
+}
+
+/** What rounding takes of a rung, found by loading it on the CPU. */
+async function roundingError(addon: NativeAddon, card: ModelCard, precision: Precision): Promise<number> {
+  const { spec, files, weights } = card
+  const device = addon.openDevice({
+    kind: 'cpu',
+    index: 0,
+    kvArenaBytes: KV_UNIT_BYTES,
+    threads: availableParallelism(),
+  })
+  try {
+    const sizes = { maxSlots: 1, maxBatchTokens: 16, blockSize: 16 }
+    const model = await device.loadModel({ spec, files, weights, precision, ...sizes })
+    const error = model.roundingError
+    await model.unload()
+    return error
+  } finally {
+    await device.close()
+  }
 }
 
 /** A bar on standard error where that is a terminal. */
@@ -141,9 +169,10 @@ function positive(text: string): number {
 const program = new Command('edgeshift').description('Look at models without serving them')
 program
   .command('inspect <path>')
-  .description('describe a model file or folder without loading it')
+  .description('describe a model file or folder from its headers')
   .option('--config <file>', 'configuration whose devices are tried (default: models.yaml, where there is one)')
   .option('--json', 'print JSON')
+  .option('--derive', 'load the quantized rungs in turn on the CPU and state what rounding takes')
   .action(inspect)
 program.command('verify <path>').description('check hashes and that every value is finite').action(verify)
 program

@@ -1,10 +1,10 @@
 /** What `edgeshift verify` does: reads every byte of a model once, hashes it and looks at every float. */
 import { createHash, type Hash } from 'node:crypto'
-import { type Dirent, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
+import { type Dirent, readdirSync, statSync } from 'node:fs'
 import { open } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { join } from 'node:path'
 import type { GgufFile } from '../native.js'
-import { locateModel, type Located, readTensorTable } from '../registry/index.js'
+import { knownHash, locateModel, type Located, readTensorTable } from '../registry/index.js'
 import { finiteCheck } from './finite.js'
 
 const PIECE_BYTES = 4 * 2 ** 20
@@ -163,23 +163,4 @@ async function fill(handle: Handle, piece: Buffer, position: number): Promise<vo
     if (bytesRead === 0) throw new Error(`the file ends at byte ${position + filled}`)
     filled += bytesRead
   }
-}
-
-/**
- * The hash that the hub gave: in the download's metadata (second line), or the name of the blob that a link of the
- * hub's cache points to. 64 hex digits are a SHA-256, 40 a git object.
- */
-function knownHash(file: string): string | undefined {
-  const hash = /^(?:[0-9a-f]{64}|[0-9a-f]{40})$/
-  const metadata = join(dirname(file), '.cache', 'huggingface', 'download', `${basename(file)}.metadata`)
-  const candidates = [() => readFileSync(metadata, 'utf8').split('\n')[1]?.trim(), () => basename(readlinkSync(file))]
-  for (const candidate of candidates) {
-    try {
-      const found = candidate()
-      if (found !== undefined && hash.test(found)) return found
-    } catch {
-      // Neither has to exist.
-    }
-  }
-  return undefined
 }

@@ -1,5 +1,6 @@
 /** What the router decides from, and what it decides. Plain data: nothing here reads a clock or keeps state. */
 import type { ModelConfig, Precision } from '../../engine/config/index.js'
+import type { Derivation, Quality } from '../../proto/gen/edgeshift/v1/card.js'
 import type { ErrorCode } from '../errors.js'
 import type { Needs } from '../request.js'
 
@@ -41,6 +42,10 @@ export interface RungFacts {
   maxModelLen: number
   /** Share of the unquantized model's quality, above 0 and at most 1. */
   quality: number
+  /** What that was measured by, where it was. */
+  measured?: Quality
+  /** How the rung was made of wider weights at its last load. */
+  derivation?: Derivation
   /** Of one sequence's decode. */
   tokensPerSecond: number
   /** Of one prompt's prefill. */

@@ -1,5 +1,7 @@
 #include "addon/model.h"
 
+#include <cmath>
+
 #include "addon/convert.h"
 #include "addon/instance.h"
 
@@ -73,6 +75,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
                      {InstanceAccessor<&ModelObject::weight_bytes>("weightBytes", napi_enumerable),
                       InstanceAccessor<&ModelObject::workspace_bytes>("workspaceBytes", napi_enumerable),
                       InstanceAccessor<&ModelObject::block_bytes>("blockBytes", napi_enumerable),
+                      InstanceAccessor<&ModelObject::rounding_error>("roundingError", napi_enumerable),
                       InstanceMethod("setSlot", &ModelObject::set_slot), InstanceMethod("step", &ModelObject::step),
                       InstanceMethod("unload", &ModelObject::unload)});
 }
@@ -88,6 +91,8 @@ ModelObject::ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mode
   weight_bytes_ = static_cast<double>(resident_->model->weight_bytes());
   workspace_bytes_ = static_cast<double>(resident_->model->workspace_bytes());
   block_bytes_ = static_cast<double>(resident_->model->block_bytes());
+  const RoundingSums rounding = resident_->model->rounding();
+  rounding_error_ = rounding.weights > 0 ? std::sqrt(rounding.error / rounding.weights) : 0;
 }
 
 ModelObject::~ModelObject() {
@@ -109,6 +114,10 @@ Napi::Value ModelObject::workspace_bytes(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelObject::block_bytes(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), block_bytes_);
+}
+
+Napi::Value ModelObject::rounding_error(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), rounding_error_);
 }
 
 void ModelObject::check_loaded(Napi::Env env) const {

@@ -34,6 +34,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
 
  private:
   Napi::Value weight_bytes(const Napi::CallbackInfo& info);
+  Napi::Value rounding_error(const Napi::CallbackInfo& info);
   Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
   Napi::Value block_bytes(const Napi::CallbackInfo& info);
   void set_slot(const Napi::CallbackInfo& info);
@@ -43,6 +44,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
 
   std::shared_ptr<ResidentModel> resident_;
   double weight_bytes_ = 0;
+  double rounding_error_ = 0;
   double workspace_bytes_ = 0;
   double block_bytes_ = 0;
 };

@@ -35,7 +35,8 @@ std::vector<PackedMatrix> make_weights(cpu::ThreadPool& pool, const Shape& shape
     if (!buffer.ok()) std::exit(1);
     PackedMatrix packed;
     if (i == 0) {
-      if (!cpu::pack(pool, parts, form, buffer.value().data(), packed).ok()) std::exit(1);
+      RoundingSums rounding;
+      if (!cpu::pack(pool, parts, form, buffer.value().data(), packed, rounding).ok()) std::exit(1);
     } else {
       packed = out[0];
       packed.data = buffer.value().data();

@@ -154,11 +154,12 @@ constexpr size_t kSmallTensor = size_t(16) << 20;
 // Converts the rows of `part` that fall into `count` tiles, the first of which starts at row `first` of the part
 // (possibly negative).
 Status pack_part(const WeightReader& part, CanonicalForm form, const TileLayout& t, int64_t first, int count, char* tiles,
-                 CanonicalStorage& strip) {
+                 CanonicalStorage& strip, RoundingSums& rounding) {
   int64_t begin = std::max<int64_t>(0, first);
   int64_t end = std::min<int64_t>(part.n(), first + int64_t(count) * kTileRows);
   if (begin >= end) return {};
   ES_RETURN_IF_ERROR(part.read(int(begin), int(end), form, strip));
+  rounding.add(strip.rounding);
   CanonicalMatrix view = strip.view();
   for (int64_t row = begin; row < end;) {
     const int64_t place = row - first;
@@ -177,12 +178,12 @@ struct PackJob {
   int64_t n;
   int k;
 
-  Status run(int64_t tile, int count, CanonicalStorage& strip) const {
+  Status run(int64_t tile, int count, CanonicalStorage& strip, RoundingSums& rounding) const {
     char* tiles = memory + size_t(tile) * layout.bytes;
     clear(tile, count, tiles);
     int64_t first = tile * kTileRows;
     for (const WeightReader* part : parts) {
-      ES_RETURN_IF_ERROR(pack_part(*part, form, layout, first, count, tiles, strip));
+      ES_RETURN_IF_ERROR(pack_part(*part, form, layout, first, count, tiles, strip, rounding));
       if (done) give_back(*part, first, count);
       first -= part->n();
     }
@@ -253,7 +254,7 @@ size_t packed_bytes(const CanonicalMatrix& m) {
   return packed_bytes(form_of(m), m.n, m.k, m.permutation != nullptr);
 }
 
-Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out,
+Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out, RoundingSums& rounding,
             const DoneReading& done) {
   int64_t n = 0;
   for (const WeightReader* part : parts) {
@@ -268,13 +269,14 @@ Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, Pac
   pool.for_ranges(tile_count(int(n)), kStripTiles, [&](int64_t begin, int64_t end, int) {
     // Kept by its thread: memory from the system has to be cleared each time.
     static thread_local CanonicalStorage strip;
-    for (int64_t tile = begin; tile < end; tile += kStripTiles) {
-      Status status = job.run(tile, int(std::min<int64_t>(kStripTiles, end - tile)), strip);
-      if (status.ok()) continue;
-      std::lock_guard lock(mutex);
-      failure = status;
-      return;
+    RoundingSums took;
+    Status status;
+    for (int64_t tile = begin; tile < end && status.ok(); tile += kStripTiles) {
+      status = job.run(tile, int(std::min<int64_t>(kStripTiles, end - tile)), strip, took);
     }
+    std::lock_guard lock(mutex);
+    rounding.add(took);
+    if (!status.ok()) failure = std::move(status);
   });
   ES_RETURN_IF_ERROR(failure);
   for (const WeightReader* part : parts) {

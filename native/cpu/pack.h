@@ -28,9 +28,9 @@ size_t packed_bytes(CanonicalForm form, int n, int k, bool with_order = false);
 using DoneReading = std::function<void(std::span<const uint8_t>)>;
 
 // Converts and packs parts stacked along n, in parallel, with staging for some rows per worker. `memory` holds
-// packed_bytes(form, sum of n, k, order), aligned to 64. invalid_argument when the parts' k differ; else what the
-// parts' read gives.
-Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out,
+// packed_bytes(form, sum of n, k, order), aligned to 64. Adds what rounding took to `rounding`. invalid_argument when the
+// parts' k differ; else what the parts' read gives.
+Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out, RoundingSums& rounding,
             const DoneReading& done = {});
 
 // Packs one canonical matrix, act-order included.

@@ -63,11 +63,11 @@ class DevicePacker final : public WeightPacker {
     return source_.allocate(largest);
   }
 
-  Status pack(const PackJob& job) override {
+  Status pack(const PackJob& job, RoundingSums& rounding) override {
     const SourceLayout layout(job.form, job.rows(), job.k());
     int row = 0;
     for (const WeightReader* part : job.parts) {
-      ES_RETURN_IF_ERROR(upload(*part, layout, row));
+      ES_RETURN_IF_ERROR(upload(*part, layout, row, rounding));
       row += part->n();
       if (done_) done_(part->bytes_of(0, part->n()));
     }
@@ -81,19 +81,23 @@ class DevicePacker final : public WeightPacker {
  private:
   // Converts a part by pieces and copies each to its rows. The copies are from pageable memory: each has left its host
   // buffer when the call returns.
-  Status upload(const WeightReader& part, const SourceLayout& layout, int first_row) {
+  Status upload(const WeightReader& part, const SourceLayout& layout, int first_row, RoundingSums& rounding) {
     const int64_t piece = std::max<int64_t>(1, int64_t(kPieceBytes / (size_t(layout.k) * 4)));
     std::mutex mutex;
     Status failure;
     pool_.for_ranges(part.n(), piece, [&](int64_t begin, int64_t end, int) {
       CanonicalStorage rows;
+      RoundingSums took;
       Status status = to_status(cudaSetDevice(device_), "cudaSetDevice");
       for (int64_t at = begin; status.ok() && at < end; at += piece) {
         const int64_t stop = std::min(end, at + piece);
         status = part.read(int(at), int(stop), layout.form, rows);
-        if (status.ok()) status = copy(rows, layout, size_t(first_row) + size_t(at));
+        if (!status.ok()) break;
+        took.add(rows.rounding);
+        status = copy(rows, layout, size_t(first_row) + size_t(at));
       }
       std::lock_guard lock(mutex);
+      rounding.add(took);
       if (failure.ok()) failure = std::move(status);
     });
     return failure;
@@ -201,6 +205,7 @@ Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec
   DevicePacker packer(pool, options, device, stream, out);
   Status status = load_weights(spec, sources, options.precision, packer, host);
   if (status.ok()) status = finish(spec, host, out);
+  out.rounding = host.rounding;
   // Also on error: nothing may be freed while a copy or a kernel still uses it.
   Status settled = to_status(cudaStreamSynchronize(stream), "loading weights");
   if (!status.ok()) return status;

@@ -13,6 +13,7 @@ namespace edgeshift::cuda {
 struct DeviceWeights {
   TransformerWeights weights;
   std::vector<Buffer> buffers;
+  RoundingSums rounding;
 
   size_t bytes() const;
 };

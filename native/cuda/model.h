@@ -45,6 +45,7 @@ class CudaModel final : public Model {
   Status prepare();
 
   size_t weight_bytes() const override { return weights_.bytes(); }
+  RoundingSums rounding() const override { return weights_.rounding; }
   size_t workspace_bytes() const override;
   size_t block_bytes() const override { return kv_.block_bytes(); }
   Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;

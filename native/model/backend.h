@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "model/spec.h"
 #include "ops/sample.h"
+#include "quant/row_kernels.h"
 #include "quant/weight_source.h"
 
 namespace edgeshift {
@@ -44,6 +45,9 @@ class Model {
   virtual size_t weight_bytes() const = 0;
   virtual size_t workspace_bytes() const = 0;
   virtual size_t block_bytes() const = 0;
+  // What rounding to nearest took at the load: each rounded matrix counts by its number of weights, with its squared error
+  // as a share of its own squares. Zeros where every matrix is as the file has it.
+  virtual RoundingSums rounding() const = 0;
   // Starts or replaces a slot's sampling state. `ropes` replace the model's rotary tables for this sequence, one for
   // each of the same size (rope scaling that depends on the prompt's length); empty = the model's.
   virtual Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes = {}) = 0;

@@ -27,6 +27,7 @@ class CpuModel final : public Model {
            CpuWorkspace workspace);
 
   size_t weight_bytes() const override { return weights_.bytes(); }
+  RoundingSums rounding() const override { return weights_.rounding; }
   size_t workspace_bytes() const override { return workspace_.memory.bytes(); }
   size_t block_bytes() const override { return kv_.block_bytes(); }
   Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;

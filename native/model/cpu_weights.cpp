@@ -24,10 +24,10 @@ class CpuPacker final : public WeightPacker {
     return Status();
   }
 
-  Status pack(const PackJob& job) override {
+  Status pack(const PackJob& job, RoundingSums& rounding) override {
     char* place = static_cast<char*>(memory_.data()) + used_;
     used_ += bytes_of(job);
-    return cpu::pack(pool_, job.parts, job.form, place, *job.out, done_);
+    return cpu::pack(pool_, job.parts, job.form, place, *job.out, rounding, done_);
   }
 
  private:

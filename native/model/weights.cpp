@@ -46,7 +46,14 @@ class Loader {
   Status pack() {
     ES_RETURN_IF_ERROR(packer_.reserve(jobs_));
     std::ranges::stable_sort(jobs_, std::ranges::greater(), &PackJob::file_bytes);
-    for (const PackJob& job : jobs_) ES_RETURN_IF_ERROR(packer_.pack(job));
+    for (const PackJob& job : jobs_) {
+      RoundingSums took;
+      ES_RETURN_IF_ERROR(packer_.pack(job, took));
+      if (!(took.weights > 0)) continue;
+      // In shares of its own size: or an embedding of large values would hide what happens to all other matrices.
+      const double count = double(job.rows()) * job.k();
+      out_.rounding.add({count * took.error / took.weights, count});
+    }
     out_.embed = embed_.front();
     out_.head = map_.has("head") ? head_.front() : out_.embed;
     return Status();

@@ -41,6 +41,7 @@ struct ModelWeights {
   const float* final_norm = nullptr;
   std::vector<ModelLayer> layers;
   std::deque<std::vector<float>> vectors;
+  RoundingSums rounding;  // as Model::rounding
 };
 
 // One packed matrix to be: parts in order along n, all of one act-order.
@@ -67,8 +68,8 @@ class WeightPacker {
   virtual bool one_matrix() const = 0;
   // Told of all matrices before the first is packed.
   virtual Status reserve(std::span<const PackJob> jobs) = 0;
-  // Reads, packs and describes one in *job.out.
-  virtual Status pack(const PackJob& job) = 0;
+  // Reads, packs and describes one in *job.out, and adds what rounding took.
+  virtual Status pack(const PackJob& job, RoundingSums& rounding) = 0;
 };
 
 // Checks, converts and packs all weights. Heads are padded (model/head_padding.h): where shapes above say head_dim, the

@@ -49,6 +49,25 @@ void matches_the_reference() {
   }
 }
 
+// What rounding took of a model's matrices, against the packed weights' own difference: more the fewer the bits.
+void states_what_rounding_took() {
+  const Net net = make_net({});
+  auto backend = open();
+  auto share = [&](Precision precision) {
+    auto model = backend->load(net.spec, net.sources(), {precision, 4, 64, kBlock, {}});
+    const RoundingSums sums = model.value()->rounding();
+    return sums.weights > 0 ? std::sqrt(sums.error / sums.weights) : 0.0;
+  };
+  double count = 0;
+  for (const auto& [slot, tensor] : net.tensors) {
+    if (tensor.shape.size() == 2) count += double(tensor.values.size());
+  }
+  const double all = backend->load(net.spec, net.sources(), {Precision::int8, 4, 64, kBlock, {}}).value()->rounding().weights;
+  ES_CHECK(all == count);
+  const double fp16 = share(Precision::fp16), int8 = share(Precision::int8), int4 = share(Precision::int4);
+  ES_CHECK(fp16 == 0 && int8 > 0.001 && int8 < 0.008 && int4 > 0.03 && int4 < 0.12);
+}
+
 void refuses_bad_loads() {
   auto backend = open();
   auto expect = [&](const Net& net, std::vector<WeightSource> sources, Code code, const std::string& part) {
@@ -150,6 +169,7 @@ void samples_and_continues() {
 
 int main() {
   refuses_bad_batches();
+  states_what_rounding_took();
   refuses_bad_loads();
   matches_the_reference();
   samples_and_continues();

@@ -119,7 +119,13 @@ void check_stacked() {
     CanonicalForm form = cpu::packed_form(parts, precision);
     Result<cpu::Buffer> memory = cpu::Buffer::allocate(cpu::packed_bytes(form, 43, k));
     PackedMatrix packed;
-    ES_CHECK(cpu::pack(pool, parts, form, memory.value().data(), packed).ok());
+    RoundingSums rounding;
+    ES_CHECK(cpu::pack(pool, parts, form, memory.value().data(), packed, rounding).ok());
+    // Only the floats are rounded, and not at fp16.
+    double squares = 0;
+    for (int i = 25 * k; i < 43 * k; ++i) squares += double(expected[size_t(i)]) * expected[size_t(i)];
+    ES_CHECK(std::fabs(rounding.weights - (precision == Precision::fp16 ? 0 : squares)) < 1e-4 * squares);
+    ES_CHECK((rounding.error > 0) == (precision != Precision::fp16));
     std::vector<int32_t> tokens;
     for (int i = 0; i < 43; ++i) tokens.push_back(i);
     ES_CHECK(cpu::embed(pool, {tokens.data(), 43, &packed, out.data()}).ok());
@@ -132,7 +138,8 @@ void check_stacked() {
   BlockReader narrow("b", BlockType::q4_1, b.data(), 20, 32);
   parts[1] = &narrow;
   PackedMatrix packed;
-  ES_CHECK(cpu::pack(pool, parts, {Precision::fp16, 0, false}, nullptr, packed).code() == Code::invalid_argument);
+  RoundingSums rounding;
+  ES_CHECK(cpu::pack(pool, parts, {Precision::fp16, 0, false}, nullptr, packed, rounding).code() == Code::invalid_argument);
 }
 
 }  // namespace

@@ -13,6 +13,9 @@ const MODELS: [id: string, folder: string][] = [
 
 const config = (): string => {
   const models = MODELS.map(([id, path]) => `  - { id: ${id}, variants: [{ path: ${JSON.stringify(path)} }] }`)
+  models.push(
+    `  - { id: derived, variants: [{ path: ${JSON.stringify(goldenFolder('plain/qwen3'))} }, { precision: int4, from: fp16 }] }`,
+  )
   return `server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0" }\nmodels:\n${models.join('\n')}\n`
 }
 
@@ -25,6 +28,7 @@ afterAll(() => box.close())
 interface Rung {
   id: string
   status: string
+  derivation?: { method: string; group_size: number; relative_error: number }
   error?: string
 }
 
@@ -38,7 +42,14 @@ test('each is served at the rung its files are stored in; a broken one fails alo
     'gptq:int4 ready',
     'awq:int4 ready',
     'broken:fp16 failed',
+    'derived:fp16 ready',
+    'derived:int4 ready',
   ])
+  const derived = data.find(({ id }) => id === 'derived')?.variants
+  expect(derived?.map(({ derivation }) => derivation?.method)).toEqual([undefined, 'round_to_nearest'])
+  // Random weights: a sixteenth of the range of 32 of them, and the head in 8 bits.
+  expect(derived?.[1]?.derivation?.relative_error).toBeGreaterThan(0.03)
+  expect(derived?.[1]?.derivation?.relative_error).toBeLessThan(0.12)
 })
 
 test.each([

@@ -74,6 +74,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     state: VariantState.READY,
     error: '',
     weightBytes: 1000,
+    roundingError: 0,
     neededBytes: 1000,
     pinned: false,
     loads: 1,

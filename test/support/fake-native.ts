@@ -78,6 +78,7 @@ class FakeNativeModel extends FakeExecutor implements NativeModel {
   readonly weightBytes: number
   readonly workspaceBytes: number
   readonly blockBytes = KV_UNIT_BYTES
+  readonly roundingError = 0
 
   constructor(
     memory: FakeMemory,

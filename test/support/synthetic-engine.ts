@@ -67,6 +67,7 @@ for (const model of config.models) {
       state: VariantState.READY,
       error: '',
       weightBytes: 0,
+      roundingError: 0,
       neededBytes: 0,
       pinned: false,
       loads: 1,

@@ -34,6 +34,16 @@ describe('a ladder by its files', () => {
     ['fp16 of 4-bit weights', [{ path: 'int4', precision: 'fp16' }], ['m:fp16: ok']],
     ['derived', [{ path: 'fp16' }, { path: 'fp16', precision: 'int4', from: 'fp16' }], ['m:fp16: ok', 'm:int4: ok']],
     [
+      'derived from a rung whose precision is read',
+      [{ path: 'fp16' }, { path: 'int8' }, { path: 'fp16', precision: 'int4', from: 'int8' }],
+      ['m:fp16: ok', 'm:int8: ok', 'm:int4: ok'],
+    ],
+    [
+      'derived from what no file holds',
+      [{ path: 'int8' }, { path: 'int8', precision: 'int4', from: 'fp16' }],
+      ['m:int8: ok', 'm:int4: no file of the ladder holds fp16 weights'],
+    ],
+    [
       'int8 of 4-bit weights',
       [{ path: 'int4', precision: 'int8' }],
       ['m:int8: int4: models.yaml says precision int8; the files say int4'],

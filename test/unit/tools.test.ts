@@ -5,11 +5,14 @@ import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
 import { parseConfig } from '../../engine/config/index.js'
 import { finiteCheck } from '../../engine/tools/finite.js'
-import { inspectCard } from '../../engine/tools/inspect.js'
+import { inspectCard, measureRounding } from '../../engine/tools/inspect.js'
 import { formatInspection } from '../../engine/tools/inspect-text.js'
 import { verifyModel } from '../../engine/tools/verify.js'
+import { readModelCard } from '../../engine/registry/index.js'
+import { card } from '../support/gguf-cards.js'
 import { goldenCard, goldenFolder } from '../support/golden.js'
 import { readGgufInTypeScript } from '../support/read-gguf.js'
+import { tinyGguf } from '../support/tiny-gguf.js'
 import { SMOLLM2_FILE, smollm2Card } from '../support/smollm2.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'edgeshift-tools-'))
@@ -30,6 +33,7 @@ describe('inspect', () => {
       contextLength: 8192,
       chatTemplate: true,
       kvBytesPerToken: 23_040,
+      notices: [],
       problems: [],
     })
     const q = report.storage.find(({ module }) => module === 'q')
@@ -67,6 +71,54 @@ describe('inspect', () => {
     )
     expect(report.problems).toEqual(['no tokenizer'])
     expect(formatInspection(report)).toContain('problem: no tokenizer')
+  })
+
+  test('what has been measured, what the hub said of the files, what is rounded', async () => {
+    const folder = join(scratch, 'measured')
+    cpSync(goldenFolder('plain/qwen2'), folder, { recursive: true })
+    const measured = { perplexity: 18.5, reference_perplexity: 18.25, text: 'some text' }
+    writeFileSync(join(folder, 'quality.json'), JSON.stringify({ rungs: { int4: measured } }))
+    const downloads = join(folder, '.cache', 'huggingface', 'download')
+    mkdirSync(downloads, { recursive: true })
+    const hash = 'ab'.repeat(32)
+    writeFileSync(join(downloads, 'model.safetensors.metadata'), `commit\n${hash}\n0\n`)
+    const report = inspectCard(readModelCard(folder, readGgufInTypeScript), { devices: [], scheduler })
+    expect(report.files).toMatchObject([{ hash }])
+    expect(report.rungs.map(({ quality }) => quality?.perplexity)).toEqual([undefined, undefined, 18.5])
+    await measureRounding(report, async (precision) => (precision === 'int8' ? 0.004 : 0.0712))
+    const text = formatInspection(report)
+    expect(text).toContain(`${hash}  model.safetensors`)
+    expect(text).toMatch(/int8 .* derived, rounding takes 0\.400%/)
+    expect(text).toMatch(/int4 .* rounding takes 7\.120%, perplexity 18\.5 \(reference 18\.25, some text\)/)
+    await measureRounding(report, () => Promise.reject(new Error('no memory')))
+    expect(report.problems).toEqual(['int8: no memory', 'int4: no memory'])
+  })
+
+  test.each([
+    ['not JSON', '{', /quality\.json: the file is not JSON/],
+    ['an unknown rung', '{ "rungs": { "int2": {} } }', /quality\.json: rungs: Unrecognized key/],
+    ['a perplexity of nothing', '{ "rungs": { "int4": { "perplexity": 0 } } }', /rungs\.int4\.perplexity: Too small/],
+    ['too long', ' '.repeat(70_000), /has 70000 bytes; at most 65536 are read/],
+  ])('a quality file that is %s is a notice', (_, content, message) => {
+    const folder = join(scratch, 'quality')
+    cpSync(goldenFolder('plain/qwen2'), folder, { recursive: true })
+    writeFileSync(join(folder, 'quality.json'), content)
+    const { quality, notices } = readModelCard(folder, readGgufInTypeScript)
+    expect(quality).toEqual({})
+    expect(notices).toEqual([expect.stringMatching(message)])
+  })
+
+  test('blocks that have no linear form are named', () => {
+    const isQueryOrKey = (name: string) => /attn_[qk]\.weight/.test(name)
+    const file = tinyGguf({}, (tensors) =>
+      tensors.map((tensor) => {
+        const [rows = 0, inputs = 0] = tensor.shape
+        return isQueryOrKey(tensor.name) ? { ...tensor, type: 'mxfp4', bytes: (rows * inputs * 17) / 32 } : tensor
+      }),
+    )
+    const { notices } = card(file, join(scratch, 'x.gguf'))
+    expect(notices).toEqual([expect.stringMatching(/^2 matrices of mxfp4, which has no linear form: rounded to int8/)])
+    expect(card(tinyGguf(), join(scratch, 'x.gguf')).notices).toEqual([])
   })
 })
 

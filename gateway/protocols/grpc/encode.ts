@@ -71,7 +71,9 @@ function encodeVariant(rung: RungFacts): ModelVariant {
   const { name, precision, state, weightBytes, device, neededBytes, pinned, breaker } = rung
   const why = whyNotResident(rung) ?? ''
   const facts = { name, precision, state, weightBytes, device, neededBytes, pinned }
-  return { ...facts, serves: canServe(rung), why, breaker: breaker.state }
+  const { derivation, measured } = rung
+  const card = { ...(derivation && { derivation }), ...(measured && { quality: measured }) }
+  return { ...facts, serves: canServe(rung), why, breaker: breaker.state, ...card }
 }
 
 /** Gathers a request's events into the answer of a unary call. Owns `n` choices and nothing else. */

@@ -1,4 +1,5 @@
 /** The model directory as GET /v1/models states it. */
+import type { Derivation, Quality } from '../../../proto/gen/edgeshift/v1/card.js'
 import type { ModelFacts, RungFacts } from '../../router/facts.js'
 import { canServe, whyNotResident } from '../../router/standing.js'
 import type { ModelDirectory } from '../../services.js'
@@ -37,6 +38,7 @@ function encodeModel(
 /** Figures that nobody has measured yet are left out. */
 function encodeVariant(rung: RungFacts): object {
   const { name, precision, state, weightBytes, neededBytes, device, error, breaker, pinned, loads } = rung
+  const { derivation, measured } = rung
   const why = whyNotResident(rung)
   return {
     id: name,
@@ -53,12 +55,22 @@ function encodeVariant(rung: RungFacts): object {
     loads,
     breaker: breaker.state,
     ...(why !== undefined && { why }),
+    ...(derivation && { derivation: encodeDerivation(derivation) }),
+    ...(measured && { measured_quality: encodeQuality(measured) }),
     ...(error !== undefined && { error }),
   }
 }
 
 function rounded(value: number): number {
   return Math.round(value * 10) / 10
+}
+
+function encodeDerivation({ method, groupSize, relativeError }: Derivation): object {
+  return { method, group_size: groupSize, relative_error: relativeError }
+}
+
+function encodeQuality({ perplexity, referencePerplexity, text }: Quality): object {
+  return { perplexity, reference_perplexity: referencePerplexity, text }
 }
 
 const BEST_FIRST = ['ready', 'loading', 'unloaded', 'failed'] as const

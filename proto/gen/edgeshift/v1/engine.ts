@@ -22,6 +22,7 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { Derivation, Quality } from "./card.js";
 
 export const protobufPackage = "edgeshift.v1";
 
@@ -239,6 +240,12 @@ export interface VariantStatus {
   loads: number;
   /** Neither resident nor loadable at once, because what would have to go is at work: a Submit waits for it in order. */
   queueable: boolean;
+  /** How the rung was made of wider weights at its last load; absent where the files hold it, or before the first load. */
+  derivation?:
+    | Derivation
+    | undefined;
+  /** What has been measured of the rung; absent where nothing has. */
+  quality?: Quality | undefined;
 }
 
 export interface DeviceStatus {
@@ -2090,6 +2097,8 @@ function createBaseVariantStatus(): VariantStatus {
     pinned: false,
     loads: 0,
     queueable: false,
+    derivation: undefined,
+    quality: undefined,
   };
 }
 
@@ -2145,6 +2154,12 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     }
     if (message.queueable !== false) {
       writer.uint32(136).bool(message.queueable);
+    }
+    if (message.derivation !== undefined) {
+      Derivation.encode(message.derivation, writer.uint32(146).fork()).join();
+    }
+    if (message.quality !== undefined) {
+      Quality.encode(message.quality, writer.uint32(154).fork()).join();
     }
     return writer;
   },
@@ -2298,6 +2313,22 @@ export const VariantStatus: MessageFns<VariantStatus> = {
             message.queueable = reader.bool();
             continue;
           }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.derivation = Derivation.decode(reader, reader.uint32());
+            continue;
+          }
+          case 19: {
+            if (tag !== 154) {
+              break;
+            }
+
+            message.quality = Quality.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2332,6 +2363,12 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     message.pinned = object.pinned ?? false;
     message.loads = object.loads ?? 0;
     message.queueable = object.queueable ?? false;
+    message.derivation = (object.derivation !== undefined && object.derivation !== null)
+      ? Derivation.fromPartial(object.derivation)
+      : undefined;
+    message.quality = (object.quality !== undefined && object.quality !== null)
+      ? Quality.fromPartial(object.quality)
+      : undefined;
     return message;
   },
 };

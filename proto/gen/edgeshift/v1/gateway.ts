@@ -20,6 +20,7 @@ import {
   type ServiceError,
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
+import { Derivation, Quality } from "./card.js";
 
 export const protobufPackage = "edgeshift.v1";
 
@@ -222,6 +223,12 @@ export interface ModelVariant {
   /** closed | half_open | open */
   breaker: string;
   pinned: boolean;
+  /** Absent where the files hold the rung, or before its first load. */
+  derivation?:
+    | Derivation
+    | undefined;
+  /** Absent where nobody has measured it. */
+  quality?: Quality | undefined;
 }
 
 export interface TokenizeRequest {
@@ -2221,6 +2228,8 @@ function createBaseModelVariant(): ModelVariant {
     why: "",
     breaker: "",
     pinned: false,
+    derivation: undefined,
+    quality: undefined,
   };
 }
 
@@ -2255,6 +2264,12 @@ export const ModelVariant: MessageFns<ModelVariant> = {
     }
     if (message.pinned !== false) {
       writer.uint32(80).bool(message.pinned);
+    }
+    if (message.derivation !== undefined) {
+      Derivation.encode(message.derivation, writer.uint32(90).fork()).join();
+    }
+    if (message.quality !== undefined) {
+      Quality.encode(message.quality, writer.uint32(98).fork()).join();
     }
     return writer;
   },
@@ -2352,6 +2367,22 @@ export const ModelVariant: MessageFns<ModelVariant> = {
             message.pinned = reader.bool();
             continue;
           }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.derivation = Derivation.decode(reader, reader.uint32());
+            continue;
+          }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.quality = Quality.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2379,6 +2410,12 @@ export const ModelVariant: MessageFns<ModelVariant> = {
     message.why = object.why ?? "";
     message.breaker = object.breaker ?? "";
     message.pinned = object.pinned ?? false;
+    message.derivation = (object.derivation !== undefined && object.derivation !== null)
+      ? Derivation.fromPartial(object.derivation)
+      : undefined;
+    message.quality = (object.quality !== undefined && object.quality !== null)
+      ? Quality.fromPartial(object.quality)
+      : undefined;
     return message;
   },
 };

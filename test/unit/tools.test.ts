@@ -9,7 +9,7 @@ import { inspectCard, measureRounding } from '../../engine/tools/inspect.js'
 import { formatInspection } from '../../engine/tools/inspect-text.js'
 import { verifyModel } from '../../engine/tools/verify.js'
 import { readModelCard } from '../../engine/registry/index.js'
-import { card } from '../support/gguf-cards.js'
+import { card as ggufCard } from '../support/gguf-cards.js'
 import { goldenCard, goldenFolder } from '../support/golden.js'
 import { readGgufInTypeScript } from '../support/read-gguf.js'
 import { tinyGguf } from '../support/tiny-gguf.js'
@@ -116,9 +116,9 @@ describe('inspect', () => {
         return isQueryOrKey(tensor.name) ? { ...tensor, type: 'mxfp4', bytes: (rows * inputs * 17) / 32 } : tensor
       }),
     )
-    const { notices } = card(file, join(scratch, 'x.gguf'))
+    const { notices } = ggufCard(file, join(scratch, 'x.gguf'))
     expect(notices).toEqual([expect.stringMatching(/^2 matrices of mxfp4, which has no linear form: rounded to int8/)])
-    expect(card(tinyGguf(), join(scratch, 'x.gguf')).notices).toEqual([])
+    expect(ggufCard(tinyGguf(), join(scratch, 'x.gguf')).notices).toEqual([])
   })
 })
 

@@ -85,7 +85,7 @@ export class Core {
     const bounds = {
       maxPromptTokens: LIMITS.maxPromptTokens,
       engineWaitMs: config.server.engine_wait,
-      failoverWaitMs: START_TIMEOUT_MS,
+      failoverWaitMs: config.server.failover_wait,
       maxEngineWaiting: MAX_ENGINE_WAITING,
     }
     this.#pipeline = new Pipeline(this.#models, this.engine, bounds, feedback)

@@ -32,6 +32,9 @@ const server = z.strictObject({
   engine_wait: duration()
     .prefault('5s')
     .describe('How long a request waits for an engine that is being started or a rung that is being loaded.'),
+  failover_wait: duration()
+    .prefault('60s')
+    .describe('How long a request that was lost in flight waits for its rung to come back.'),
   engine_timeout: duration()
     .prefault('30s')
     .describe('An engine that does not answer a health check for this long is killed and started anew.'),

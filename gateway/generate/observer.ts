@@ -53,7 +53,7 @@ export class RunTelemetry implements RunObserver {
   onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void {
     this.#metrics.countFailover(cause, replayedTokens)
     const { request, route } = record
-    this.#log.warn({ requestId: request.id, cause, variant: route?.variant, replayedTokens }, 'request goes on')
+    this.#log.debug({ requestId: request.id, cause, variant: route?.variant, replayedTokens }, 'request goes on')
   }
 
   onEnd(record: RunRecord, error: GatewayError | undefined): void {

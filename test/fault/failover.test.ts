@@ -13,12 +13,13 @@ const SEED = Number(process.env.FAULT_SEED ?? 1)
 
 const PROMPTS = ['Tell me a story about a fox.', 'List five rivers.', 'What is 17 times 23?', 'Écris un poème 🦊.']
 
-/** Greedy and sampled: every request is one of these. */
+/** Greedy and sampled, with and without a penalty for what is in the answer already: every request is one of these. */
 const JOBS: readonly Job[] = [0, 1, 2, 3, 4].flatMap((group) =>
   PROMPTS.map((content, index) => ({
     content,
     seed: group * PROMPTS.length + index,
     temperature: group === 0 ? 0 : 0.9,
+    frequency_penalty: group % 2,
     maxTokens: 10 + (index % 3) * 2,
   })),
 )

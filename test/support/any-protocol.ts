@@ -13,6 +13,7 @@ export interface Job {
   content: string
   seed: number
   temperature: number
+  frequency_penalty: number
   maxTokens: number
 }
 
@@ -144,7 +145,7 @@ function httpBody({ content, maxTokens, ...job }: Job) {
   return { model: 'chat', messages, max_tokens: maxTokens, ignore_eos: true, ...job }
 }
 
-function grpcRequest({ content, maxTokens, seed, temperature }: Job) {
-  const options = GenerateOptions.create({ maxTokens, seed, temperature, ignoreEos: true })
+function grpcRequest({ content, maxTokens, seed, temperature, frequency_penalty: frequencyPenalty }: Job) {
+  const options = GenerateOptions.create({ maxTokens, seed, temperature, frequencyPenalty, ignoreEos: true })
   return { model: 'chat', messages: [{ role: 'user', content, name: '' }], options }
 }

@@ -328,3 +328,19 @@ it('100 loads and unloads leave the ledger to the byte, and the counters go on',
   expect(fake.engine.devices[0]?.counters.steps).toBeGreaterThanOrEqual(400)
   expect(fake.engine.devices[0]?.arena.heldSlabs).toBe(0)
 })
+
+it('1,000 moves of a flapping budget cause no load that nobody asked for, and the ledger follows each', async () => {
+  const fake = start({ variants: three })
+  const { slots, managed } = fake.residency
+  const ends: FinishReason[] = []
+  for (let move = 0; move < 1000; move++) {
+    for (const slot of slots.values()) slot.setBudget((move % 2 === 0 ? 45 : 100) * UNIT)
+    fake.residency.review()
+    await fake.residency.settled()
+    expect(fake.slot().overBudget).toBe(false)
+    if (move % 25 === 0) ends.push(await answered(ask(fake, Object.keys(three)[ends.length % 3] ?? '')))
+  }
+  expect(new Set(ends)).toEqual(new Set([FinishReason.LENGTH]))
+  const loads = [...managed.values()].reduce((sum, { variant }) => sum + variant.loads, 0)
+  expect(loads).toBeLessThanOrEqual(ends.length)
+})

@@ -1,0 +1,53 @@
+/** A budget that holds only the last rung: what is asked for better is answered there, with the reason, until it grows. */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, expect, it } from 'vitest'
+import { GatewayProcess } from '../support/gateway-process.js'
+import { SMOLLM2_FILE } from '../support/smollm2.js'
+
+/** Gigabytes: the runtime, one full sequence's KV and int4; with 2 everything fits. */
+const SMALL = 0.23
+let box: GatewayProcess
+
+const config = (memory: number): string => `
+server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }
+devices: [{ id: cpu0, kind: cpu, memory_gb: ${memory} }]
+models:
+  - id: smollm2
+    max_model_len: 256
+    variants: [{ precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }, { precision: int8, from: fp16 }, { precision: int4, from: fp16 }]
+    policy: { recover_after: 100ms, min_dwell: 100ms }
+`
+
+beforeAll(async () => {
+  box = await GatewayProcess.startShipped(() => config(SMALL)).ready()
+}, 60_000)
+afterAll(() => box.close())
+
+async function ask(model: string, fields: object = {}): Promise<{ status: number; variant: string; reason: string }> {
+  const response = await fetch(`${box.url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ model, prompt: 'Hello', max_tokens: 2, ...fields }),
+  })
+  await response.text()
+  const header = (name: string): string => response.headers.get(`x-edgeshift-${name}`) ?? ''
+  return { status: response.status, variant: header('variant'), reason: header('reason') }
+}
+
+it('serves fp16 at int4 with the reason, refuses it where nothing else will do, and goes up when memory grows', async () => {
+  const squeezed = await ask('smollm2:fp16')
+  expect(squeezed).toMatchObject({ status: 200, variant: 'smollm2:int4' })
+  expect(squeezed.reason).toMatch(/^degraded_oom/)
+  expect(await ask('smollm2:fp16', { degrade: 'forbid' })).toMatchObject({ status: 503 })
+  const file = join(box.tmp, 'models.yaml')
+  writeFileSync(file, config(2))
+  await box.until(
+    () => box.log.some(({ msg, memory }) => msg === 'configuration reloaded' && memory !== undefined),
+    'the edit',
+  )
+  let served = squeezed
+  while (served.variant !== 'smollm2:fp16') served = await ask('smollm2')
+  expect(served.status).toBe(200)
+  expect(await ask('smollm2:fp16', { degrade: 'forbid' })).toMatchObject({ status: 200, variant: 'smollm2:fp16' })
+}, 60_000)

@@ -4,9 +4,9 @@
  */
 import { toRoute, unavailable } from './explain.js'
 import type { ModelFacts, RouteRequest, RouteResult, RungFacts } from './facts.js'
-import { bytesOf, exclusions, refuseExcluded } from './limits.js'
+import { bytesOf, exclusionOf, exclusions, refuseExcluded, worstRank } from './limits.js'
 import { resolveWish } from './precision.js'
-import { meetsDeadline, standingOf } from './standing.js'
+import { kindOf, meetsDeadline } from './standing.js'
 
 /** Bytes that a weight takes on a device, about. */
 const WEIGHT_BYTES = { fp16: 2, int8: 1.06, int4: 0.56 } as const
@@ -24,10 +24,11 @@ const QUEUE_PENALTY = 0.3
 const LOAD_PENALTY_PER_SECOND = 0.05
 const MAX_LOAD_PENALTY = 0.3
 
+const USUAL_DIFFICULTY = 0.5
+
 interface Candidate {
   model: ModelFacts
   rung: RungFacts
-  queued: boolean
   /** log2 of the weights of the unquantized model that would be as good. */
   strength: number
   /** log2 of tokens per second. */
@@ -43,30 +44,39 @@ export function chooseAutomatically(
   models: readonly ModelFacts[],
   only?: ModelFacts,
 ): RouteResult {
-  const candidates = models.flatMap((model) => candidatesOf(model, request))
+  const candidates: Candidate[] = []
+  for (const model of models) addCandidates(candidates, model, request)
   const eligible = only ? candidates.filter(({ model }) => model === only) : candidates
-  const timely = eligible.filter(({ rung }) => meetsDeadline(rung, request, 'begun'))
-  const [first] = timely
-  if (first) return serveBest(request, candidates, timely, first)
+  const best = bestOf(request, candidates, eligible)
+  if (best) {
+    const { difficulty = USUAL_DIFFICULTY } = request
+    const text = `difficulty ${difficulty.toFixed(2)}, best of ${candidates.length} rungs that can serve`
+    return { kind: 'serve', route: toRoute(best.model.id, best.rung, { code: 'auto', text }) }
+  }
   if (eligible.length > 0) return refuse('deadline_exceeded', 'no model can begin to answer within the deadline')
   return refuseAll(request, only ? [only] : models)
 }
 
-function candidatesOf(model: ModelFacts, request: RouteRequest): Candidate[] {
-  const excluded = exclusions(model, request)
-  const only = request.precision === undefined ? undefined : resolveWish(request.precision, model.variants)
-  return model.variants.flatMap((rung, index) => {
-    if (excluded[index] !== undefined || (only !== undefined && rung.precision !== only)) return []
-    const { kind } = standingOf(rung)
-    if (kind !== 'usable' && kind !== 'queue') return []
-    return [{ model, rung, queued: kind === 'queue', strength: strengthOf(model, rung), speed: speedOf(rung) }]
-  })
+/** Called for every model of the box: nothing here makes a text. */
+function addCandidates(candidates: Candidate[], model: ModelFacts, request: RouteRequest): void {
+  const worst = worstRank(model, request)
+  const wanted = request.precision === undefined ? undefined : resolveWish(request.precision, model.variants)
+  let size: number | undefined
+  for (const rung of model.variants) {
+    const kind = kindOf(rung)
+    if (kind !== 'usable' && kind !== 'queue') continue
+    if (wanted !== undefined && rung.precision !== wanted) continue
+    if (exclusionOf(rung, request, worst) !== undefined) continue
+    size ??= Math.log2(weightsOf(model))
+    const strength = size + QUALITY_DOUBLINGS * Math.log2(rung.quality)
+    candidates.push({ model, rung, strength, speed: speedOf(rung) })
+  }
 }
 
-function strengthOf({ variants }: ModelFacts, { quality }: RungFacts): number {
+/** About how many weights the model has. */
+function weightsOf({ variants }: ModelFacts): number {
   const known = variants.find((rung) => bytesOf(rung) > 0)
-  const weights = known ? bytesOf(known) / WEIGHT_BYTES[known.precision] : 1
-  return Math.log2(weights) + QUALITY_DOUBLINGS * Math.log2(quality)
+  return known ? bytesOf(known) / WEIGHT_BYTES[known.precision] : 1
 }
 
 /** Decoding reads every weight once per token: where nothing is measured, speed goes by size. */
@@ -74,41 +84,60 @@ function speedOf(rung: RungFacts): number {
   return Math.log2(rung.tokensPerSecond > 0 ? rung.tokensPerSecond : 1e10 / Math.max(1, bytesOf(rung)))
 }
 
-function serveBest(
+/** The eligible rung with the best score that can begin before the deadline; the first of equals. */
+function bestOf(
   request: RouteRequest,
   all: readonly Candidate[],
-  candidates: readonly Candidate[],
-  first: Candidate,
-): RouteResult {
-  const { difficulty = 0.5, speedPriority = 0 } = request
-  const strength = rangeOf(all.map((candidate) => candidate.strength))
-  const speed = rangeOf(all.map((candidate) => candidate.speed))
-  const score = (candidate: Candidate): number => {
-    const shortfall = Math.max(0, difficulty - strength(candidate.strength))
-    const loading = Math.min(MAX_LOAD_PENALTY, (candidate.rung.loadMs / 1000) * LOAD_PENALTY_PER_SECOND)
-    const fast = (SPEED + (1 - SPEED) * speedPriority) * speed(candidate.speed)
-    return fast - (1 - speedPriority) * SHORTFALL * shortfall - loading - (candidate.queued ? QUEUE_PENALTY : 0)
+  eligible: readonly Candidate[],
+): Candidate | undefined {
+  const strength = new Range()
+  const speed = new Range()
+  for (const candidate of all) {
+    strength.add(candidate.strength)
+    speed.add(candidate.speed)
   }
-  let best = first
-  let highest = score(first)
-  for (const candidate of candidates) {
-    const value = score(candidate)
-    if (value > highest) [best, highest] = [candidate, value]
+  let best: Candidate | undefined
+  let highest = -Infinity
+  for (const candidate of eligible) {
+    if (!meetsDeadline(candidate.rung, request, 'begun')) continue
+    const value = score(candidate.rung, request, strength.place(candidate.strength), speed.place(candidate.speed))
+    if (value <= highest) continue
+    best = candidate
+    highest = value
   }
-  const text = `difficulty ${difficulty.toFixed(2)}, best of ${all.length} rungs that can serve`
-  return { kind: 'serve', route: toRoute(best.model.id, best.rung, { code: 'auto', text }) }
+  return best
 }
 
-/** Places a value between the least and the greatest: 0 to 1; 1 when all are the same. */
-function rangeOf(values: readonly number[]): (value: number) => number {
-  const least = Math.min(...values)
-  const width = Math.max(...values) - least
-  return (value) => (width > 0 ? (value - least) / width : 1)
+/** `strength` and `speed` from 0 to 1. */
+function score(rung: RungFacts, request: RouteRequest, strength: number, speed: number): number {
+  const { difficulty = USUAL_DIFFICULTY, speedPriority = 0 } = request
+  const shortfall = Math.max(0, difficulty - strength)
+  const loading = Math.min(MAX_LOAD_PENALTY, (rung.loadMs / 1000) * LOAD_PENALTY_PER_SECOND)
+  const waiting = kindOf(rung) === 'queue' ? QUEUE_PENALTY : 0
+  const fast = (SPEED + (1 - SPEED) * speedPriority) * speed
+  return fast - (1 - speedPriority) * SHORTFALL * shortfall - loading - waiting
+}
+
+/** The least and the greatest of some values. */
+class Range {
+  private least = Infinity
+  private greatest = -Infinity
+
+  add(value: number): void {
+    if (value < this.least) this.least = value
+    if (value > this.greatest) this.greatest = value
+  }
+
+  /** Where a value lies between them: 0 to 1; 1 when all are the same. */
+  place(value: number): number {
+    const width = this.greatest - this.least
+    return width > 0 ? (value - this.least) / width : 1
+  }
 }
 
 /** Nothing can serve: wait where a rung is coming, else say what is wrong. */
 function refuseAll(request: RouteRequest, models: readonly ModelFacts[]): RouteResult {
-  const coming = models.some((model) => model.variants.some((rung) => standingOf(rung).kind === 'coming'))
+  const coming = models.some((model) => model.variants.some((rung) => kindOf(rung) === 'coming'))
   if (coming) return { kind: 'wait', why: 'no rung of any model is ready' }
   const refusals = models.map((model) => {
     const excluded = exclusions(model, request)

@@ -6,15 +6,23 @@ import { rankOf, resolveWish } from './precision.js'
 export type Exclusion = 'min_precision' | 'memory_limit' | 'context'
 
 /** What excludes each rung of the ladder, in its order; undefined = nothing. */
-export function exclusions({ variants, policy }: ModelFacts, request: RouteRequest): (Exclusion | undefined)[] {
-  const { minPrecision, memoryLimitBytes = Infinity, promptTokens, maxTokens = 1 } = request
+export function exclusions(model: ModelFacts, request: RouteRequest): (Exclusion | undefined)[] {
+  const worst = worstRank(model, request)
+  return model.variants.map((rung) => exclusionOf(rung, request, worst))
+}
+
+/** Rank of the worst precision that the request and the policy leave. */
+export function worstRank({ variants, policy }: ModelFacts, { minPrecision }: RouteRequest): number {
   const asked = minPrecision === undefined ? Infinity : rankOf(resolveWish(minPrecision, variants))
-  const worst = Math.min(asked, policy.min_precision === undefined ? Infinity : rankOf(policy.min_precision))
-  return variants.map((rung) => {
-    if (rankOf(rung.precision) > worst) return 'min_precision'
-    if (bytesOf(rung) > memoryLimitBytes) return 'memory_limit'
-    return rung.maxModelLen > 0 && promptTokens + maxTokens > rung.maxModelLen ? 'context' : undefined
-  })
+  return Math.min(asked, policy.min_precision === undefined ? Infinity : rankOf(policy.min_precision))
+}
+
+/** What excludes one rung, given the worst rank. */
+export function exclusionOf(rung: RungFacts, request: RouteRequest, worst: number): Exclusion | undefined {
+  const { memoryLimitBytes = Infinity, promptTokens, maxTokens = 1 } = request
+  if (rankOf(rung.precision) > worst) return 'min_precision'
+  if (bytesOf(rung) > memoryLimitBytes) return 'memory_limit'
+  return rung.maxModelLen > 0 && promptTokens + maxTokens > rung.maxModelLen ? 'context' : undefined
 }
 
 /** Bytes that a rung takes on a device; 0 while they are not known. */

@@ -6,9 +6,11 @@ export type PrecisionWish = Precision | 'high' | 'medium' | 'low'
 /** Everything a client may write. */
 export const PRECISION_WISHES = ['high', 'medium', 'low', ...LADDER] as const
 
+const RANKS = new Map(LADDER.map((precision, rank) => [precision, rank]))
+
 /** Place in the order of precisions, 0 = best. */
 export function rankOf(precision: Precision): number {
-  return LADDER.indexOf(precision)
+  return RANKS.get(precision) ?? LADDER.length
 }
 
 /**

@@ -21,23 +21,32 @@ export interface Out {
 
 const USABLE: Standing = { kind: 'usable' }
 
-/** Where a rung stands, its breaker first. */
+/** What a rung can do, its breaker first. */
+export function kindOf({ breaker, state, loadable, queueable }: RungFacts): Standing['kind'] {
+  if (breaker.state === 'open') return 'out'
+  if (state === 'ready' || loadable) return 'usable'
+  if (state === 'loading') return 'coming'
+  return queueable ? 'queue' : 'out'
+}
+
+/** The same with the reasons. */
 export function standingOf(rung: RungFacts): Standing {
   const { breaker, state, precision } = rung
+  const kind = kindOf(rung)
+  if (kind === 'usable') return USABLE
+  if (kind === 'coming') return { kind, why: `${precision} is being loaded` }
+  if (kind === 'queue') return { kind, why: `${precision} waits for memory that is in use` }
   if (breaker.state === 'open') {
     const { cause, retryAfterMs, why } = breaker
-    return { kind: 'out', cause, retryAfterMs, why: `${precision} ${why}` }
+    return { kind, cause, retryAfterMs, why: `${precision} ${why}` }
   }
-  if (state === 'ready' || rung.loadable) return USABLE
-  if (state === 'loading') return { kind: 'coming', why: `${precision} is being loaded` }
-  if (rung.queueable) return { kind: 'queue', why: `${precision} waits for memory that is in use` }
-  if (state === 'failed') return { kind: 'out', cause: 'failure', why: `${precision} failed${because(rung)}` }
-  return { kind: 'out', cause: 'oom', why: `${precision} does not fit${because(rung)}` }
+  if (state === 'failed') return { kind, cause: 'failure', why: `${precision} failed${because(rung)}` }
+  return { kind, cause: 'oom', why: `${precision} does not fit${because(rung)}` }
 }
 
 /** True when a request that asks for the rung gets it, at the cost of a load where it is not resident. */
 export function canServe(rung: RungFacts): boolean {
-  return standingOf(rung).kind === 'usable'
+  return kindOf(rung) === 'usable'
 }
 
 /** Why a rung is not on its device, or does not serve although it is; undefined = it serves from there. */

@@ -48,6 +48,8 @@ export interface VariantOutlook {
   loadable: boolean
   /** It would be loaded when others have come to rest. */
   queueable: boolean
+  /** Variants that it would evict, or that have to come to rest. */
+  room: string[]
   /** Why neither. */
   reason: string
   /** When to try again after a failure; 0 = unknown. */

@@ -68,8 +68,8 @@ function toRungFacts(rung: RungName, known: VariantStatus | undefined, engine: E
   const common = { name, precision, quality: USUAL_QUALITY[precision], ...unmeasured, breaker: CLOSED }
   if (known) {
     const { weightBytes, neededBytes, device, error, loadable, queueable, maxModelLen } = known
-    const { pinned, loads, running, waiting: queued } = known
-    const memory = { weightBytes, neededBytes, device, loadable, queueable, pinned, loads }
+    const { pinned, loads, room, running, waiting: queued } = known
+    const memory = { weightBytes, neededBytes, device, loadable, queueable, room, pinned, loads }
     const told = { ...memory, maxModelLen, running, queued }
     const { derivation, quality } = known
     return {
@@ -96,6 +96,7 @@ const NOTHING_TOLD = {
   device: '',
   loadable: false,
   queueable: false,
+  room: [],
   pinned: false,
   loads: 0,
   maxModelLen: 0,

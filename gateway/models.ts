@@ -5,6 +5,7 @@ import type { ModelConfig } from '../engine/config/index.js'
 import { fetchAssets } from './engine-client/connect.js'
 import { GatewayError } from './errors.js'
 import { type EngineSnapshot, toModelFacts } from './model-facts.js'
+import type { GenerateInput } from './request.js'
 import { decideRoute } from './router/decide.js'
 import type { Lost, ModelFacts, RouteRequest, RouteResult } from './router/facts.js'
 import type { RungMeter } from './router/meter.js'
@@ -110,6 +111,15 @@ export class Models implements ModelDirectory {
 
   vocabSize(name: string): number {
     return this.#readyText(name).vocabSize
+  }
+
+  async countTokens(name: string, input: GenerateInput, tenant: string): Promise<number> {
+    if (input.kind === 'tokens') return input.tokens.length
+    const text = this.#readyText(name)
+    const tokens = await (input.kind === 'chat'
+      ? text.encodeChat(input.messages, tenant)
+      : text.encodePrompt(input.text, tenant))
+    return tokens.length
   }
 
   /** Gets the text sides that are missing from a connected engine. Rejects when the connection fails. */

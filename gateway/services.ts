@@ -1,7 +1,7 @@
 /** What protocol adapters are given: the pipeline, the model directory and the box's state. Wired in main.ts. */
 import type { Logger } from 'pino'
 import type { Registry } from 'prom-client'
-import type { Generator } from './request.js'
+import type { GenerateInput, Generator } from './request.js'
 import type { Streams } from './resume/streams.js'
 import type { ModelFacts, RungFacts } from './router/facts.js'
 
@@ -13,6 +13,8 @@ export interface ModelDirectory {
   tokenize(name: string, text: string, parseSpecial: boolean): Promise<number[]>
   detokenize(name: string, tokens: readonly number[]): Promise<string>
   vocabSize(name: string): number
+  /** Tokens of a prompt as the model would see it. */
+  countTokens(name: string, input: GenerateInput, tenant: string): Promise<number>
 }
 
 /** State of a rung: as the engine says, `on_demand` = a request loads it, `broken` = it keeps failing and is left alone. */

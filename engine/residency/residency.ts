@@ -108,14 +108,15 @@ export class Residency implements VariantLoader {
   }
 
   outlook(variant: Variant): VariantOutlook {
-    const outlook = { loadable: false, queueable: false, reason: variant.error, retryAfterMs: 0 }
+    const outlook = { loadable: false, queueable: false, room: [], reason: variant.error, retryAfterMs: 0 }
     const managed = this.managed.get(variant.name)
     if (!managed || managed.place) return outlook
     const wait = managed.retryAt - this.engine.options.clock()
     if (wait > 0) return { ...outlook, retryAfterMs: Math.ceil(wait) }
     const plan = this.plan(managed)
     if (plan.kind === 'refuse') return { ...outlook, reason: plan.reason }
-    return { ...outlook, loadable: plan.kind === 'load', queueable: plan.kind === 'wait' }
+    if (plan.kind === 'load') return { ...outlook, loadable: true, room: plan.evict }
+    return plan.kind === 'wait' ? { ...outlook, queueable: true, room: plan.drain } : outlook
   }
 
   /** Loads a variant, at the cost of idle ones if need be. Rejects with a ResidencyError. */

@@ -42,6 +42,7 @@ export function variantStatus(variant: Variant, outlook: VariantOutlook | undefi
     loads,
     loadable: outlook?.loadable ?? false,
     queueable: outlook?.queueable ?? false,
+    room: outlook?.room ?? [],
     ...(variant.roundingError > 0 && { derivation: derivationOf(variant) }),
     ...(variant.quality && { quality: variant.quality }),
   }

@@ -11,6 +11,7 @@ import { loadKeyFile } from '../keys/watch.js'
 import { loadTlsPair } from '../tls.js'
 import { formatBanner } from './banner.js'
 import { keysCommand } from './keys.js'
+import { routeCommand, RouteError } from './route.js'
 
 /** A program beside this file: bundled, or from sources when this runs from sources. */
 function besides(bundle: string, source: string): string {
@@ -25,7 +26,11 @@ function nodeCommand(file: string): EngineCommand {
 
 /** Prints one line for failures that a person can act on; anything else keeps its stack. Ends the process. */
 function fail(error: unknown): never {
-  const known = error instanceof ConfigError || error instanceof ListenError || error instanceof KeyEditError
+  const known =
+    error instanceof ConfigError ||
+    error instanceof ListenError ||
+    error instanceof KeyEditError ||
+    error instanceof RouteError
   console.error(known ? error.message : error)
   process.exit(1)
 }
@@ -131,6 +136,7 @@ program
     }
   })
 program.addCommand(keysCommand(configOption, fail))
+program.addCommand(routeCommand(fail))
 for (const [name, description] of TOOLS) {
   program
     .command(name)

@@ -48,6 +48,11 @@ export class ScopedModels implements ModelDirectory {
     return this.#inner.vocabSize(name)
   }
 
+  async countTokens(name: string, input: GenerateInput, tenant: string): Promise<number> {
+    this.find(name)
+    return this.#inner.countTokens(name, input, tenant)
+  }
+
   #lookUp(name: string): ModelFacts | undefined {
     try {
       return this.#inner.find(name)

@@ -29,6 +29,8 @@ export interface RungFacts {
   loadable: boolean
   /** Not resident; a submit waits in order until what is at work makes room. */
   queueable: boolean
+  /** What its load evicts, or what it has to wait for. */
+  room: readonly string[]
   /** Device bytes of weights and workspace. */
   neededBytes: number
   /** Never unloaded to make room. */

@@ -6,6 +6,7 @@ import { openAccess } from '../../gateway/keys/access.js'
 import type {
   GenerateEvent,
   GenerateHandle,
+  GenerateInput,
   GenerateRequest,
   GenerateSink,
   Generator,
@@ -169,6 +170,15 @@ class FakeDirectory implements ModelDirectory {
 
   detokenize(name: string, tokens: readonly number[]): Promise<string> {
     return settle(() => (this.find(name), String.fromCharCode(...tokens)))
+  }
+
+  countTokens(name: string, input: GenerateInput): Promise<number> {
+    return settle(() => {
+      this.find(name)
+      if (input.kind === 'tokens') return input.tokens.length
+      const texts = input.kind === 'text' ? [input.text] : input.messages.map(({ content }) => content)
+      return texts.join('').length
+    })
   }
 
   vocabSize(name: string): number {

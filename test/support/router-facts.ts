@@ -23,6 +23,7 @@ function rungFacts(id: string, precision: Precision, sketch: RungSketch, scale: 
     device: 'cpu0',
     loadable: false,
     queueable: false,
+    room: [],
     neededBytes: BYTES[precision] * scale,
     pinned: false,
     loads: 0,

@@ -63,6 +63,7 @@ const status: EngineStatus = {
       pinned: false,
       loads: 1,
       queueable: false,
+      room: [],
     })),
   ),
 }

@@ -18,6 +18,7 @@ import { encodeChatAnswer, encodeCompletionAnswer } from './answer.js'
 import { chatChunks, completionChunks } from './chunks.js'
 import { encodeModelList, encodeModelNamed } from './models.js'
 import { openApiDocument } from './openapi.js'
+import { dryRun } from './route.js'
 import { type Endpoint, respond } from './respond.js'
 import { lastEvent, type Place, placeIn } from './resume.js'
 import { Heartbeat, type StreamTimes } from './sse.js'
@@ -115,6 +116,11 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
   })
   route('GET', '/v1/models', (c) => json(c, encodeModelList(admit(c).models)))
   route('GET', '/v1/models/:id{.+}', (c) => json(c, encodeModelNamed(admit(c).models, c.req.param('id') ?? '')))
+  route('POST', '/v1/route', async (c) => {
+    const { models, tenant } = admit(c)
+    const origin = readOrigin((name) => headerText(c.env.incoming.headers[name]), tenant, c.get('exchange').id)
+    json(c, await dryRun(await body(c), origin, { limits, models }))
+  })
   route('POST', '/tokenize', async (c) => {
     const { models } = admit(c)
     const { model, prompt, parse_special: parseSpecial = false } = parseBody(tokenizeBodySchema, await body(c))

@@ -1,6 +1,7 @@
 /** The OpenAPI document, from the schemas that validate. */
 import { z } from 'zod'
 import { chatBodySchema, completionBodySchema, detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
+import { routeBodySchema } from './route.js'
 
 const ERROR_SCHEMA = {
   type: 'object',
@@ -40,6 +41,12 @@ export function openApiDocument(): object {
         parameters: [{ name: 'id', in: 'path', required: true, schema: { type: 'string' } }],
         ...get('getModel', 'One model by id, "id:rung" or tag.'),
       },
+      '/v1/route': post(
+        'route',
+        'What would serve a request: a dry run. Takes chats and completions, too.',
+        'RouteRequest',
+        false,
+      ),
       '/tokenize': post('tokenize', 'Text to token ids.', 'TokenizeRequest', false),
       '/detokenize': post('detokenize', 'Token ids to text.', 'DetokenizeRequest', false),
       '/health': get('health', 'Readiness: 503 while loading or draining.'),
@@ -50,12 +57,21 @@ export function openApiDocument(): object {
       schemas: {
         ChatRequest: schemaOf(chatBodySchema),
         CompletionRequest: schemaOf(completionBodySchema),
+        RouteRequest: routeRequest,
         TokenizeRequest: schemaOf(tokenizeBodySchema),
         DetokenizeRequest: schemaOf(detokenizeBodySchema),
         Error: ERROR_SCHEMA,
       },
     },
   }
+}
+
+const routeRequest = {
+  anyOf: [
+    schemaOf(routeBodySchema),
+    { $ref: '#/components/schemas/ChatRequest' },
+    { $ref: '#/components/schemas/CompletionRequest' },
+  ],
 }
 
 function schemaOf(schema: z.ZodType): object {

@@ -245,7 +245,11 @@ export interface VariantStatus {
     | Derivation
     | undefined;
   /** What has been measured of the rung; absent where nothing has. */
-  quality?: Quality | undefined;
+  quality?:
+    | Quality
+    | undefined;
+  /** what a load would evict, or what it has to wait for */
+  room: string[];
 }
 
 export interface DeviceStatus {
@@ -2099,6 +2103,7 @@ function createBaseVariantStatus(): VariantStatus {
     queueable: false,
     derivation: undefined,
     quality: undefined,
+    room: [],
   };
 }
 
@@ -2160,6 +2165,9 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     }
     if (message.quality !== undefined) {
       Quality.encode(message.quality, writer.uint32(154).fork()).join();
+    }
+    for (const v of message.room) {
+      writer.uint32(162).string(v!);
     }
     return writer;
   },
@@ -2329,6 +2337,14 @@ export const VariantStatus: MessageFns<VariantStatus> = {
             message.quality = Quality.decode(reader, reader.uint32());
             continue;
           }
+          case 20: {
+            if (tag !== 162) {
+              break;
+            }
+
+            message.room.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2369,6 +2385,7 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     message.quality = (object.quality !== undefined && object.quality !== null)
       ? Quality.fromPartial(object.quality)
       : undefined;
+    message.room = object.room?.map((e) => e) || [];
     return message;
   },
 };

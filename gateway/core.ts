@@ -4,6 +4,7 @@ import { type Config, ConfigWatcher } from '../engine/config/index.js'
 import type { EngineCommand } from './engine-client/process.js'
 import { DEFAULT_RESTART_POLICY, type RestartPolicy } from './engine-client/restart-policy.js'
 import { createSocketDir, removeSocketDir, removeStaleSocketDirs } from './engine-client/socket-dir.js'
+import { EngineOperator } from './engine-client/operator.js'
 import { EngineSupervisor } from './engine-client/supervisor.js'
 import { RunTelemetry } from './generate/observer.js'
 import { Pipeline } from './generate/pipeline.js'
@@ -107,6 +108,7 @@ export class Core {
       access: this.#access(config, granted, log),
       limits: LIMITS,
       streams: this.#streams,
+      operator: new EngineOperator(this.engine),
       log,
       metrics: metrics.registry,
     }

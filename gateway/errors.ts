@@ -17,6 +17,7 @@ const CATALOGUE = {
   not_found: { http: 404, grpc: grpcStatus.UNIMPLEMENTED, type: 'invalid_request_error' },
   method_not_allowed: { http: 405, grpc: grpcStatus.UNIMPLEMENTED, type: 'invalid_request_error' },
   deadline_exceeded: { http: 408, grpc: grpcStatus.DEADLINE_EXCEEDED, type: 'timeout_error' },
+  conflict: { http: 409, grpc: grpcStatus.FAILED_PRECONDITION, type: 'invalid_request_error' },
   body_too_large: { http: 413, grpc: grpcStatus.RESOURCE_EXHAUSTED, type: 'invalid_request_error' },
   unsupported_media_type: { http: 415, grpc: grpcStatus.INVALID_ARGUMENT, type: 'invalid_request_error' },
   poison_request: { http: 422, grpc: grpcStatus.FAILED_PRECONDITION, type: 'server_error' },
@@ -29,6 +30,7 @@ const CATALOGUE = {
   engine_unavailable: { http: 503, grpc: grpcStatus.UNAVAILABLE, type: 'server_error' },
   loading: { http: 503, grpc: grpcStatus.UNAVAILABLE, type: 'server_error' },
   shutting_down: { http: 503, grpc: grpcStatus.UNAVAILABLE, type: 'server_error' },
+  insufficient_memory: { http: 507, grpc: grpcStatus.RESOURCE_EXHAUSTED, type: 'server_error' },
 } as const
 
 /** A code of the catalogue. */

@@ -63,6 +63,51 @@ export interface Access {
   health(token: string | undefined): HealthReport
 }
 
+/** A rung as the engine holds it. */
+export interface VariantResidency {
+  /** "model:rung". */
+  name: string
+  model: string
+  state: 'unloaded' | 'loading' | 'ready' | 'failed'
+  device: string
+  weightBytes: number
+  /** Why it failed. */
+  error?: string
+  /** Device bytes that a load takes. */
+  neededBytes: number
+  /** Never unloaded to make room. */
+  pinned: boolean
+  /** Times it was loaded since the engine's start. */
+  loads: number
+  running: number
+  waiting: number
+}
+
+/** A device's memory, bytes. */
+export interface DeviceState {
+  id: string
+  kind: string
+  budgetBytes: number
+  usedBytes: number
+}
+
+/** What the engine holds. */
+export interface Residency {
+  variants: VariantResidency[]
+  devices: DeviceState[]
+}
+
+/**
+ * What only operators may do; rungs by "model:rung". Rejects with model_not_found, conflict (pinned, at work),
+ * insufficient_memory or engine_unavailable.
+ */
+export interface Operator {
+  residency(): Promise<Residency>
+  load(variant: string): Promise<VariantResidency>
+  unload(variant: string): Promise<VariantResidency>
+  pin(variant: string, pinned: boolean): Promise<VariantResidency>
+}
+
 /** Everything an adapter may use. `generator`, `models` and `health` are the box's own: callers get theirs by `access`. */
 export interface Services {
   access: Access
@@ -70,6 +115,7 @@ export interface Services {
   models: ModelDirectory
   health(): HealthReport
   limits: Limits
+  operator: Operator
   /** What clients may come back to. */
   streams: Streams
   log: Logger

@@ -11,6 +11,7 @@ import { loadKeyFile } from '../keys/watch.js'
 import { loadTlsPair } from '../tls.js'
 import { formatBanner } from './banner.js'
 import { keysCommand } from './keys.js'
+import { AdminError, modelsCommand } from './models.js'
 import { routeCommand, RouteError } from './route.js'
 
 /** A program beside this file: bundled, or from sources when this runs from sources. */
@@ -24,13 +25,12 @@ function nodeCommand(file: string): EngineCommand {
   return { command: process.execPath, args: [...loader, file] }
 }
 
+/** Failures that a person can act on. */
+const FOR_PEOPLE = [ConfigError, ListenError, KeyEditError, AdminError, RouteError]
+
 /** Prints one line for failures that a person can act on; anything else keeps its stack. Ends the process. */
 function fail(error: unknown): never {
-  const known =
-    error instanceof ConfigError ||
-    error instanceof ListenError ||
-    error instanceof KeyEditError ||
-    error instanceof RouteError
+  const known = error instanceof Error && FOR_PEOPLE.some((kind) => error instanceof kind)
   console.error(known ? error.message : error)
   process.exit(1)
 }
@@ -137,6 +137,7 @@ program
   })
 program.addCommand(keysCommand(configOption, fail))
 program.addCommand(routeCommand(fail))
+program.addCommand(modelsCommand(configOption, fail))
 for (const [name, description] of TOOLS) {
   program
     .command(name)

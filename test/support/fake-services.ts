@@ -14,7 +14,15 @@ import type {
 } from '../../gateway/request.js'
 import { STREAM_BYTES, Streams } from '../../gateway/resume/streams.js'
 import type { ModelFacts } from '../../gateway/router/facts.js'
-import type { HealthReport, Limits, ModelDirectory, Services } from '../../gateway/services.js'
+import type {
+  HealthReport,
+  Limits,
+  ModelDirectory,
+  Operator,
+  Residency,
+  Services,
+  VariantResidency,
+} from '../../gateway/services.js'
 import { modelFacts } from './router-facts.js'
 
 /** One request as the fake generator sees it; the test or its script drives it. */
@@ -191,6 +199,50 @@ async function settle<T>(work: () => T): Promise<T> {
   return work()
 }
 
+/** Holds the rungs of MODELS; fp16 does not fit, and what is pinned is not unloaded. */
+class FakeOperator implements Operator {
+  readonly #variants = new Map<string, VariantResidency>(
+    MODELS.flatMap(({ id, variants }) => variants.map((variant) => [variant.name, residencyOf(id, variant)])),
+  )
+
+  residency(): Promise<Residency> {
+    const devices = [{ id: 'cpu0', kind: 'cpu', budgetBytes: 4_000_000_000, usedBytes: 1024 }]
+    return Promise.resolve({ variants: [...this.#variants.values()], devices })
+  }
+
+  load(name: string): Promise<VariantResidency> {
+    return settle(() => {
+      if (name === 'fake:fp16') throw new GatewayError('insufficient_memory', 'it needs 4 GB of 2 GB')
+      return this.#change(name, { state: 'ready' })
+    })
+  }
+
+  unload(name: string): Promise<VariantResidency> {
+    return settle(() => {
+      if (this.#change(name, {}).pinned) throw new GatewayError('conflict', `${name} is pinned`)
+      return this.#change(name, { state: 'unloaded' })
+    })
+  }
+
+  pin(name: string, pinned: boolean): Promise<VariantResidency> {
+    return settle(() => this.#change(name, { pinned }))
+  }
+
+  #change(name: string, change: Partial<VariantResidency>): VariantResidency {
+    const variant = this.#variants.get(name)
+    if (!variant) throw new GatewayError('model_not_found', name)
+    return Object.assign(variant, change)
+  }
+}
+
+function residencyOf(
+  model: string,
+  { name, state, weightBytes, device }: ModelFacts['variants'][number],
+): VariantResidency {
+  const work = { pinned: false, loads: 0, running: 0, waiting: 0 }
+  return { model, name, state, weightBytes, neededBytes: weightBytes, device, ...work }
+}
+
 /** Small enough that every bound is easy to pass over in a test. */
 export const TEST_LIMITS: Limits = {
   maxBodyBytes: 64 * 1024,
@@ -221,6 +273,7 @@ export function fakeServices(script?: FakeScript): FakeServices {
     access: openAccess(granted),
     report,
     limits: TEST_LIMITS,
+    operator: new FakeOperator(),
     streams: new Streams({ graceMs: 60_000, ...STREAM_BYTES }),
     log: pino({ level: 'silent' }),
     metrics: new Registry(),

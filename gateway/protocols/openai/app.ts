@@ -14,6 +14,7 @@ import { parseBody } from '../fields.js'
 import { bearerToken, type Origin, readOrigin } from '../origin.js'
 import { checkText, decodeTokenIds } from '../prompt.js'
 import { checkResumable, startCall } from '../start.js'
+import { ADMIN_ACTIONS, encodeResidency, encodeVariant, namedVariant } from './admin.js'
 import { encodeChatAnswer, encodeCompletionAnswer } from './answer.js'
 import { chatChunks, completionChunks } from './chunks.js'
 import { encodeModelList, encodeModelNamed } from './models.js'
@@ -64,8 +65,10 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
     if (grant.key !== undefined) c.get('exchange').key = grant.key
     return grant
   }
-  const admitAdmin = (c: HttpContext): void => {
-    if (!admit(c).admin) throw new GatewayError('forbidden', 'this needs a key with admin: true')
+  const admitAdmin = (c: HttpContext): Grant => {
+    const grant = admit(c)
+    if (grant.admin) return grant
+    throw new GatewayError('forbidden', 'this needs a key with admin: true')
   }
   const body = (c: HttpContext): Promise<unknown> => readJson(c.env.incoming, limits.maxBodyBytes)
 
@@ -142,6 +145,18 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
     const text = await services.metrics.metrics()
     sendText(c.env.outgoing, 200, text, { 'content-type': services.metrics.contentType })
   })
+  route('GET', '/admin/models', async (c) => {
+    admitAdmin(c)
+    json(c, encodeResidency(await services.operator.residency()))
+  })
+  for (const [name, act] of Object.entries(ADMIN_ACTIONS)) {
+    route('POST', `/admin/models/${name}`, async (c) => {
+      const { models, key } = admitAdmin(c)
+      const variant = namedVariant(await body(c), models)
+      log.info({ id: c.get('exchange').id, key, variant, action: name }, 'operator')
+      json(c, encodeVariant(await act(services.operator, variant)))
+    })
+  }
   const openApi = JSON.stringify(openApiDocument())
   route('GET', '/openapi.json', (c) => sendText(c.env.outgoing, 200, openApi))
   return app

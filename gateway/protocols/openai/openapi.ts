@@ -1,5 +1,6 @@
 /** The OpenAPI document, from the schemas that validate. */
 import { z } from 'zod'
+import { ADMIN_ACTIONS, adminBodySchema } from './admin.js'
 import { chatBodySchema, completionBodySchema, detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
 import { routeBodySchema } from './route.js'
 
@@ -51,6 +52,18 @@ export function openApiDocument(): object {
       '/detokenize': post('detokenize', 'Token ids to text.', 'DetokenizeRequest', false),
       '/health': get('health', 'Readiness: 503 while loading or draining.'),
       '/metrics': get('metrics', 'Prometheus metrics.', 'text/plain'),
+      '/admin/models': get('listResidency', 'What is in memory: rungs and devices. Admin keys only.'),
+      ...Object.fromEntries(
+        Object.keys(ADMIN_ACTIONS).map((name) => [
+          `/admin/models/${name}`,
+          post(
+            `${name}Model`,
+            `Does "${name}" to one rung and answers with how it is then. Admin keys only.`,
+            'AdminRequest',
+            false,
+          ),
+        ]),
+      ),
       '/openapi.json': get('openapi', 'This document.'),
     },
     components: {
@@ -60,6 +73,7 @@ export function openApiDocument(): object {
         RouteRequest: routeRequest,
         TokenizeRequest: schemaOf(tokenizeBodySchema),
         DetokenizeRequest: schemaOf(detokenizeBodySchema),
+        AdminRequest: schemaOf(adminBodySchema),
         Error: ERROR_SCHEMA,
       },
     },

@@ -1,0 +1,85 @@
+/** What an operator asks of the engine beside its requests. */
+import { Metadata, type ServiceError, status as grpcStatus } from '@grpc/grpc-js'
+import {
+  type DeviceStatus,
+  type EngineClient,
+  type VariantStatus,
+  VariantState,
+} from '../../proto/gen/edgeshift/v1/engine.js'
+import { type ErrorCode, GatewayError } from '../errors.js'
+import type { DeviceState, Operator, Residency, VariantResidency } from '../services.js'
+import type { EngineSupervisor } from './supervisor.js'
+
+/** A load reads a whole checkpoint; an unload or a pin answers at once. */
+const TIMEOUT_MS = 600_000
+
+const CODES: Partial<Record<grpcStatus, ErrorCode>> = {
+  [grpcStatus.NOT_FOUND]: 'model_not_found',
+  [grpcStatus.FAILED_PRECONDITION]: 'conflict',
+  [grpcStatus.RESOURCE_EXHAUSTED]: 'insufficient_memory',
+}
+
+type Engine = Pick<EngineSupervisor, 'client' | 'status' | 'refresh'>
+type Reply = (error: ServiceError | null, status: VariantStatus) => void
+type Asked = (client: EngineClient, metadata: Metadata, options: { deadline: number }, reply: Reply) => void
+
+/** The operator's side of a supervised engine. */
+export class EngineOperator implements Operator {
+  constructor(private readonly engine: Engine) {}
+
+  async residency(): Promise<Residency> {
+    await this.engine.refresh()
+    const { status } = this.engine
+    if (!status) throw noEngine()
+    return { variants: status.variants.map(toResidency), devices: status.devices.map(toDevice) }
+  }
+
+  load(variant: string): Promise<VariantResidency> {
+    return this.#ask((client, ...rest) => client.load({ variant }, ...rest))
+  }
+
+  unload(variant: string): Promise<VariantResidency> {
+    return this.#ask((client, ...rest) => client.unload({ variant }, ...rest))
+  }
+
+  pin(variant: string, pinned: boolean): Promise<VariantResidency> {
+    return this.#ask((client, ...rest) => client.pin({ variant, pinned }, ...rest))
+  }
+
+  async #ask(ask: Asked): Promise<VariantResidency> {
+    const { client, status } = this.engine
+    if (!client || !status) throw noEngine()
+    const answer = await new Promise<VariantStatus>((resolve, reject) => {
+      ask(client, new Metadata(), { deadline: Date.now() + TIMEOUT_MS }, (error, value) =>
+        error ? reject(toError(error)) : resolve(value),
+      )
+    })
+    await this.engine.refresh()
+    return toResidency(answer)
+  }
+}
+
+function noEngine(): GatewayError {
+  return new GatewayError('engine_unavailable', 'the engine is being started', { retryAfterMs: 2000 })
+}
+
+function toError({ code, details }: ServiceError): GatewayError {
+  return new GatewayError(CODES[code] ?? 'engine_unavailable', details)
+}
+
+const STATES: Partial<Record<VariantState, VariantResidency['state']>> = {
+  [VariantState.LOADING]: 'loading',
+  [VariantState.READY]: 'ready',
+  [VariantState.FAILED]: 'failed',
+}
+
+function toResidency(variant: VariantStatus): VariantResidency {
+  const { name, model, device, weightBytes, neededBytes, pinned, loads, running, waiting, error } = variant
+  const state = STATES[variant.state] ?? 'unloaded'
+  const facts = { name, model, state, device, weightBytes, neededBytes, pinned, loads, running, waiting }
+  return error === '' ? facts : { ...facts, error }
+}
+
+function toDevice({ id, kind, budgetBytes, ledger }: DeviceStatus): DeviceState {
+  return { id, kind, budgetBytes, usedBytes: ledger.reduce((sum, { bytes }) => sum + bytes, 0) }
+}

@@ -5,6 +5,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
+import { POISON_TOKEN } from '../support/poisonable-engine.js'
 import { randoms } from '../support/randoms.js'
 
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
@@ -28,7 +29,7 @@ let box: GatewayProcess
 let clients: AnyProtocol
 
 beforeAll(async () => {
-  box = await GatewayProcess.startShipped(onlyRung('int4')).ready()
+  box = await GatewayProcess.startShipped(onlyRung('int4'), 'poisonable-engine.ts').ready()
   clients = new AnyProtocol(box)
 })
 
@@ -61,15 +62,24 @@ async function undisturbed(): Promise<string[]> {
 }
 
 /** Asks every job in every way at the same time; all must succeed. */
-function askAll(killer: Killer): Promise<{ job: number; answer: Answer }[]> {
+function askAll(onNews: () => void): Promise<{ job: number; answer: Answer }[]> {
   return Promise.all(
     JOBS.flatMap((asked, job) =>
       Array.from({ length: WAYS }, async (_, way) => ({
         job,
-        answer: await clients.ask(way, asked, killer.onNews),
+        answer: await clients.ask(way, asked, onNews),
       })),
     ),
   )
+}
+
+/** A request that kills the engine as often as it is given it. */
+function askPoison(): Promise<Response> {
+  return fetch(`${box.url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ model: 'chat', prompt: [504, 2000, POISON_TOKEN] }),
+  })
 }
 
 describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
@@ -81,7 +91,7 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
     for (let round = 0; round < ROUNDS; round++) {
       // All that streams is about 800 events.
       const killer = new Killer(Array.from({ length: KILLS_A_ROUND }, () => 1 + Math.floor(random() * 350)))
-      const answers = await askAll(killer)
+      const answers = await askAll(killer.onNews)
       expect(killer.kills).toBe(KILLS_A_ROUND)
       for (const [index, { job, answer }] of answers.entries()) {
         expect({ round, index, text: answer.text }).toEqual({ round, index, text: expected[job] })
@@ -99,5 +109,21 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
     expect(metrics).toMatch(/^edgeshift_replayed_tokens_total [1-9]/m)
     expect(metrics).not.toMatch(/outcome="(?!ok")/)
     expect(metrics).toMatch(/^edgeshift_num_requests_in_flight 0$/m)
+  })
+})
+
+describe('a poison request (long form)', { timeout: 400_000 }, () => {
+  it.skipIf(ROUNDS === 1)('among 100 is refused alone', async () => {
+    const expected = await undisturbed()
+    const started = box.enginePids.length
+    let poison: Promise<Response> | undefined
+    let news = 0
+    const answers = await askAll(() => {
+      if (++news === 100) poison = askPoison()
+    })
+    const refusal = await poison
+    expect([refusal?.status, await refusal?.json()]).toMatchObject([422, { error: { code: 'poison_request' } }])
+    for (const { job, answer } of answers) expect(answer.text).toBe(expected[job])
+    expect(box.enginePids.length - started).toBeLessThanOrEqual(7)
   })
 })

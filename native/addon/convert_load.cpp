@@ -64,7 +64,7 @@ Activation read_activation(const Napi::Object& object) {
   const std::string name = read_string(object, "activation");
   if (name == "silu") return Activation::silu;
   if (name == "gelu_tanh") return Activation::gelu_tanh;
-  throw_argument(object.Env(), "activation ", quoted(name), " is not silu or gelu_tanh");
+  throw_argument(object.Env(), "activation ", edgeshift::quoted(name), " is not silu or gelu_tanh");
 }
 
 ModelSpec read_spec(const Napi::Object& object) {
@@ -96,7 +96,7 @@ Precision read_precision(const Napi::Object& request) {
   if (name == "fp16") return Precision::fp16;
   if (name == "int8") return Precision::int8;
   if (name == "int4") return Precision::int4;
-  throw_argument(request.Env(), "precision ", quoted(name), " is not one of fp16, int8, int4");
+  throw_argument(request.Env(), "precision ", edgeshift::quoted(name), " is not one of fp16, int8, int4");
 }
 
 std::vector<int64_t> read_shape(const Napi::Object& object, const std::string& slot) {
@@ -107,7 +107,7 @@ std::vector<int64_t> read_shape(const Napi::Object& object, const std::string& s
     const Napi::Value dim = shape.Get(i);
     const double value = dim.IsNumber() ? dim.As<Napi::Number>().DoubleValue() : -1;
     if (!(value >= 1 && value <= double(kMaxSafeInteger)) || value != std::floor(value)) {
-      throw_argument(object.Env(), "shape of ", quoted(slot), " has a bad dimension");
+      throw_argument(object.Env(), "shape of ", edgeshift::quoted(slot), " has a bad dimension");
     }
     out.push_back(static_cast<int64_t>(value));
   }
@@ -125,7 +125,7 @@ Storage read_storage(const Napi::Object& object) {
     for (const auto& [known, value] : table) {
       if (name == known) return value;
     }
-    throw_argument(object.Env(), field, " ", quoted(name), " is not known");
+    throw_argument(object.Env(), field, " ", edgeshift::quoted(name), " is not known");
   };
   Storage storage;
   storage.method = find(kMethods, "method");
@@ -234,7 +234,7 @@ Status map_weights(MappedLoad& load) {
     const MappedFile& file = load.files[path];
     uint64_t end = 0;
     if (!checked_add(offset, tensor.bytes, end) || end > file.size()) {
-      return error(Code::invalid_file, load.paths[path], ": weight ", quoted(weight.slot), " at byte ", offset, " (",
+      return error(Code::invalid_file, load.paths[path], ": weight ", edgeshift::quoted(weight.slot), " at byte ", offset, " (",
                    tensor.bytes, " bytes) runs past the end of the file");
     }
     tensor.data = file.data() + offset;

@@ -63,6 +63,7 @@ class CloseTask : public Task {
 
  protected:
   Status work() override { return Status(); }
+  bool must_wait() const override { return true; }
   Napi::Value result(Napi::Env env) override {
     device_->shut_down();
     return env.Undefined();
@@ -80,8 +81,11 @@ Device::Device(Napi::Env env, std::unique_ptr<Backend> backend) : env_(env), bac
   // After the function above, so that it runs before the function's own clean-up.
   napi_add_env_cleanup_hook(env, on_environment_end, this);
   auto done = [this](std::unique_ptr<Task> task) { settled_.NonBlockingCall(task.release()); };
-  steps_.emplace(done);
-  loads_.emplace(done);
+  waits_.emplace(&Task::run_wait, done);
+  steps_.emplace(&Task::run, [this, done](std::unique_ptr<Task> task) {
+    task->waits() ? waits_->push(std::move(task)) : done(std::move(task));
+  });
+  loads_.emplace(&Task::run, done);
 }
 
 Device::~Device() { shut_down(); }
@@ -90,7 +94,9 @@ void Device::shut_down() {
   if (stopped_) return;
   stopped_ = closing_ = true;
   loads_.reset();
+  // A step that is being started may have to wait until one before it has been read.
   steps_.reset();
+  waits_.reset();
   // Otherwise the models free their memory first; each keeps this device until then.
   if (models == 0) backend_.reset();
   napi_remove_env_cleanup_hook(env_, on_environment_end, this);
@@ -136,7 +142,7 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "options is not an object");
   const auto options = info[0].As<Napi::Object>();
   const std::string kind = read_string(options, "kind");
-  if (kind != "cpu" && kind != "cuda") throw_status(env, error(Code::unsupported, "there is no backend for ", quoted(kind)));
+  if (kind != "cpu" && kind != "cuda") throw_status(env, error(Code::unsupported, "there is no backend for ", edgeshift::quoted(kind)));
   const int index = static_cast<int>(read_integer(options, "index", 0, kind == "cpu" ? 0 : 1023));
   const int threads = static_cast<int>(read_integer(options, "threads", 1, 1024));
   const auto arena = static_cast<size_t>(read_integer(options, "kvArenaBytes", 0, int64_t(1) << 50));

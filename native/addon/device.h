@@ -11,8 +11,8 @@
 
 namespace edgeshift::addon {
 
-// Two threads per device: one runs the steps, one the loads, so that decoding goes on while another model loads.
-// Each runs its tasks in order. All members are for the JavaScript thread except where said.
+// Three threads per device: one starts the steps, one waits for their results, so that the device never waits for the
+// host, and one runs the loads, so that decoding goes on while another model loads. Each runs its tasks in order. All members are for the JavaScript thread except where said.
 class Device {
  public:
   Device(Napi::Env env, std::unique_ptr<Backend> backend);
@@ -51,6 +51,7 @@ class Device {
   bool closing_ = false;
   bool stopped_ = false;
   // Last: they use everything above.
+  std::optional<TaskThread> waits_;
   std::optional<TaskThread> steps_;
   std::optional<TaskThread> loads_;
 };

@@ -17,14 +17,20 @@ class StepTask : public Task {
  protected:
   Status work() override {
     if (!resident_->pending_failure.ok()) return std::exchange(resident_->pending_failure, Status());
-    return resident_->model->step(batch_, result_);
+    Result<std::unique_ptr<PendingStep>> pending = resident_->model->begin(batch_);
+    if (!pending.ok()) return pending.status();
+    pending_ = std::move(pending.value());
+    return pending_->ready() ? wait() : Status();
   }
+  bool must_wait() const override { return pending_ != nullptr; }
+  Status wait() override { return std::exchange(pending_, nullptr)->wait(result_); }
   Napi::Value result(Napi::Env env) override { return to_object(env, result_, batch_); }
 
  private:
   std::shared_ptr<ResidentModel> resident_;
   StepBatch batch_;
   StepResult result_;
+  std::unique_ptr<PendingStep> pending_;  // gone before the model
 };
 
 class SetSlotTask : public Task {
@@ -52,7 +58,10 @@ class UnloadTask : public Task {
   UnloadTask(Napi::Env env, std::shared_ptr<ResidentModel> resident) : Task(env), resident_(std::move(resident)) {}
 
  protected:
-  Status work() override {
+  Status work() override { return Status(); }
+  // Behind every step that was begun before.
+  bool must_wait() const override { return true; }
+  Status wait() override {
     resident_->model.reset();
     return Status();
   }

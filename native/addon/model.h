@@ -10,7 +10,8 @@
 
 namespace edgeshift::addon {
 
-// A model and the device that it runs on. Its Model is used and freed on the device's step thread only.
+// A model and the device that it runs on. Its Model is used on the device's step thread and freed on its wait thread, behind
+// the steps that were begun before.
 struct ResidentModel {
   ResidentModel(std::shared_ptr<Device> device, std::unique_ptr<Model> model, int vocab, const LoadOptions& options)
       : device(std::move(device)), model(std::move(model)), vocab(vocab), max_slots(options.max_slots) {}

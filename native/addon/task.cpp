@@ -5,9 +5,9 @@
 
 namespace edgeshift::addon {
 
-void Task::run() noexcept {
+void Task::guarded(Status (Task::*part)()) noexcept {
   try {
-    status_ = work();
+    status_ = (this->*part)();
   } catch (const std::bad_alloc&) {
     status_ = Status(Code::out_of_memory, "out of memory");
   } catch (const std::exception& e) {
@@ -24,8 +24,8 @@ void Task::settle(Napi::Env env) {
   }
 }
 
-TaskThread::TaskThread(std::function<void(std::unique_ptr<Task>)> done)
-    : done_(std::move(done)), thread_([this] { loop(); }) {}
+TaskThread::TaskThread(void (Task::*part)() noexcept, std::function<void(std::unique_ptr<Task>)> done)
+    : part_(part), done_(std::move(done)), thread_([this] { loop(); }) {}
 
 TaskThread::~TaskThread() {
   {
@@ -54,7 +54,7 @@ void TaskThread::loop() {
       task = std::move(queue_.front());
       queue_.pop_front();
     }
-    task->run();
+    (task.get()->*part_)();
     done_(std::move(task));
   }
 }

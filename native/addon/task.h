@@ -14,7 +14,7 @@
 
 namespace edgeshift::addon {
 
-// Created, settled and destroyed on the JavaScript thread; only work() runs elsewhere.
+// Created, settled and destroyed on the JavaScript thread; only work() and wait() run elsewhere.
 class Task {
  public:
   explicit Task(Napi::Env env) : deferred_(Napi::Promise::Deferred::New(env)) {}
@@ -24,8 +24,12 @@ class Task {
 
   Napi::Promise promise() const { return deferred_.Promise(); }
 
-  // Runs work(); an exception (out of memory) becomes the task's status.
-  void run() noexcept;
+  // Run work() and wait(); an exception (out of memory) becomes the task's status.
+  void run() noexcept { guarded(&Task::work); }
+  void run_wait() noexcept { guarded(&Task::wait); }
+
+  // After run(): whether wait() is to follow, on another thread.
+  bool waits() const { return status_.ok() && must_wait(); }
 
   // Resolves or rejects the promise.
   void settle(Napi::Env env);
@@ -33,21 +37,26 @@ class Task {
  protected:
   // On a device thread. May not touch JavaScript.
   virtual Status work() = 0;
+  // Work that needs a second part, which may take long: wait(), on a thread that does nothing else.
+  virtual bool must_wait() const { return false; }
+  virtual Status wait() { return Status(); }
   // On the JavaScript thread after work() succeeded.
   virtual Napi::Value result(Napi::Env env) { return env.Undefined(); }
   // On the JavaScript thread after work() failed.
   virtual void failed() {}
 
  private:
+  void guarded(Status (Task::*part)()) noexcept;
+
   Napi::Promise::Deferred deferred_;
   Status status_;
 };
 
-// One thread that runs tasks in order and hands each back when it is done. Parks when idle.
+// One thread that runs tasks in order and hands each on when it is done. Parks when idle.
 class TaskThread {
  public:
-  // `done` is called on the thread for every task that has run.
-  explicit TaskThread(std::function<void(std::unique_ptr<Task>)> done);
+  // Runs `part` of every task and then calls `done` on the thread.
+  TaskThread(void (Task::*part)() noexcept, std::function<void(std::unique_ptr<Task>)> done);
   // Waits for the task that runs now; the queued ones are dropped without running.
   ~TaskThread();
 
@@ -56,6 +65,7 @@ class TaskThread {
  private:
   void loop();
 
+  void (Task::*const part_)() noexcept;
   std::function<void(std::unique_ptr<Task>)> done_;
   std::mutex mutex_;
   std::condition_variable wake_;

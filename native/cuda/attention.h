@@ -4,8 +4,8 @@
 #include "core/dtype.h"
 #include "cuda/launch.h"
 #include "cuda/next_read.h"
+#include "cuda/rope_kv.h"
 #include "ops/attention.h"
-#include "ops/rope_kv.h"
 
 namespace edgeshift::cuda {
 
@@ -16,7 +16,7 @@ size_t attention_workspace_bytes(int sequences, int heads, int head_dim, int spl
 // One new token per sequence (batch->t == batch->s). Rotates q and k as rope_kv does (rope.q is not used), writes this step's
 // keys and values to the cache, and attends. `splits` blocks share each (sequence, kv head); 1 needs no workspace.
 // unsupported: head_dim not 64, 96, 128 or 256; more than 8 query heads per kv head; block_size not a multiple of 16.
-Status decode_attention(const RopeKvArgs<f16>& rope, const AttentionArgs<f16>& args, int splits, void* workspace, NextRead next,
+Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, int splits, void* workspace, NextRead next,
                         const Launch& on);
 
 // Any number of new tokens per sequence, whose keys and values are in the cache.

@@ -10,7 +10,7 @@ namespace {
 constexpr int kQueries = 8;
 
 struct DecodeParams {
-  RopeKvArgs<f16> rope;
+  RopeArgs rope;
   AttentionArgs<f16> args;
   SequenceBatch batch;
   KvLayout kv;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) dec
   bool writes = split == active - 1;
   uint32_t own_block = cache.blocks[position / p.kv.block_size];
   uint32_t next_block = tile + kWarps < end ? block_of(tile + kWarps) : 0;
-  fill_rotation(table, p.rope.inv_freq, p.rope.rotary_dim / 2, p.rope.scale, position);
+  fill_rotation(table, p.rope, sequence, position);
   __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -200,7 +200,7 @@ size_t attention_workspace_bytes(int sequences, int heads, int head_dim, int spl
   return size_t(kTickets) * 4 + round_up(rows * 8) + round_up(rows * head_dim * 4);
 }
 
-Status decode_attention(const RopeKvArgs<f16>& rope, const AttentionArgs<f16>& args, int splits, void* workspace,
+Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, int splits, void* workspace,
                         NextRead next, const Launch& on) {
   const SequenceBatch& batch = *args.batch;
   const KvLayout& kv = *args.kv;

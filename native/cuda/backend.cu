@@ -10,7 +10,6 @@
 namespace edgeshift {
 namespace {
 
-constexpr int kMaxSampleThreads = 4;
 constexpr int kMaxLoadThreads = 8;
 constexpr int kMaxQueriesPerKvHead = 8;
 
@@ -36,10 +35,7 @@ Status with_place(const char* place, const Status& status) {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(int index) : samplers_(threads_up_to(kMaxSampleThreads)) {
-    state_.on.device.index = index;
-    state_.samplers = &samplers_;
-  }
+  explicit CudaBackend(int index) { state_.on.device.index = index; }
   ~CudaBackend() override {
     cudaSetDevice(state_.on.device.index);
     if (state_.on.stream) cudaStreamDestroy(state_.on.stream);
@@ -78,7 +74,6 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  cpu::ThreadPool samplers_;
   cuda::DeviceState state_;
   cudaStream_t loads_ = nullptr;
 };

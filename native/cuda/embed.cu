@@ -7,6 +7,7 @@ namespace {
 
 struct EmbedParams {
   const int32_t* tokens;
+  const int32_t* last_tokens;
   const unsigned char* table;
   StripLayout layout;
   Precision precision;
@@ -20,6 +21,7 @@ __global__ void embed_kernel(const __grid_constant__ EmbedParams p) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   int token = __ldcg(p.tokens + blockIdx.x);
+  if (token < 0 && p.last_tokens) token = __ldcg(p.last_tokens - 1 - token);
   int k = blockIdx.y * blockDim.x + threadIdx.x;
   if (k >= p.hidden) return;
   bool known = token >= 0 && token < p.vocab;
@@ -28,10 +30,10 @@ __global__ void embed_kernel(const __grid_constant__ EmbedParams p) {
 
 }  // namespace
 
-Status embed(const EmbedArgs& args, const Launch& on) {
+Status embed(const EmbedArgs& args, const int32_t* last_tokens, const Launch& on) {
   const PackedMatrix& w = *args.table;
   if (args.t < 1) return {Code::invalid_argument, "cuda embed: no tokens"};
-  EmbedParams params{args.tokens, static_cast<const unsigned char*>(w.data), strip_layout(w.precision, w.n, w.k, w.group),
+  EmbedParams params{args.tokens, last_tokens, static_cast<const unsigned char*>(w.data), strip_layout(w.precision, w.n, w.k, w.group),
                      w.precision, w.n, w.k, args.out, args.scale};
   return launch(on, embed_kernel, dim3(args.t, (w.k + 255) / 256), 256, 0, params);
 }

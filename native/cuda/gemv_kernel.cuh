@@ -234,6 +234,8 @@ __device__ inline void add_chunk(const unsigned char* from, const unsigned char*
 // Thread i < 16 t holds y of row i % 16 and token i / 16 of the strip.
 __device__ inline void finish_row(const GemvParams& p, int strip, float y) {
   int token = threadIdx.x / kStripRows, row = threadIdx.x % kStripRows;
+  int n = strip * kStripRows + row;
+  if (p.bias && n < p.n) y += p.bias[n];
   float other = __shfl_down_sync(~0u, y, 8);
   if (token >= p.t) return;
   if (p.epilogue == Epilogue::gate) {
@@ -243,9 +245,7 @@ __device__ inline void finish_row(const GemvParams& p, int strip, float y) {
     static_cast<half*>(p.out)[size_t(token) * (p.n / 2) + at] = __float2half_rn(gate * other);
     return;
   }
-  int n = strip * kStripRows + row;
   if (n >= p.n) return;
-  if (p.bias) y += p.bias[n];
   size_t at = size_t(token) * p.n + n;
   if (p.epilogue == Epilogue::store) {
     static_cast<half*>(p.out)[at] = __float2half_rn(y);

@@ -51,14 +51,10 @@ class DevicePacker final : public WeightPacker {
 
   int head_dim(int head_dim) const override { return kernel_head_dim(head_dim); }
   bool one_matrix() const override { return true; }
+  bool pads_norms() const override { return true; }
 
   Status reserve(std::span<const PackJob> jobs) override {
     size_t largest = 0;
-    for (const PackJob& job : jobs) {
-      for (const WeightReader* part : job.parts) {
-        if (!part->order().empty()) return {Code::unsupported, "act-order on a CUDA device"};
-      }
-    }
     for (const PackJob& job : jobs) largest = std::max(largest, SourceLayout(job.form, job.rows(), job.k()).bytes);
     return source_.allocate(largest);
   }
@@ -75,10 +71,21 @@ class DevicePacker final : public WeightPacker {
     Buffer& memory = out_.buffers.emplace_back();
     ES_RETURN_IF_ERROR(memory.allocate(packed_bytes(source)));
     ES_RETURN_IF_ERROR(cuda::pack(source, job.gate_up ? RowOrder::gate_up : RowOrder::plain, memory.as<void>(), *job.out, stream_));
-    return {};
+    return copy_order(job);
   }
 
  private:
+  // The order of the inputs, for the gather before the product. The copy is from pageable memory, as the rows' are.
+  Status copy_order(const PackJob& job) {
+    const std::span<const int32_t> order = job.order();
+    if (order.empty()) return {};
+    Buffer& inputs = out_.buffers.emplace_back();
+    ES_RETURN_IF_ERROR(inputs.allocate(order.size_bytes()));
+    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(inputs.as<void>(), order.data(), order.size_bytes(), cudaMemcpyHostToDevice, stream_));
+    job.out->permutation = inputs.as<int32_t>();
+    return {};
+  }
+
   // Converts a part by pieces and copies each to its rows. The copies are from pageable memory: each has left its host
   // buffer when the call returns.
   Status upload(const WeightReader& part, const SourceLayout& layout, int first_row, RoundingSums& rounding) {
@@ -149,13 +156,26 @@ class VectorUpload {
   std::vector<Place> places_;
 };
 
-Status finish(const ModelSpec& spec, ModelWeights& host, DeviceWeights& out) {
+// A bias of gate and up, one after the other, in the order of the rows of RowOrder::gate_up: eight of each in turn.
+std::vector<float> interleaved(const float* bias, int ffn) {
+  std::vector<float> out(size_t(ffn) * 2);
+  for (int i = 0; i < ffn; ++i) {
+    float* place = out.data() + i / 8 * 16 + i % 8;
+    place[0] = bias[i];
+    place[8] = bias[ffn + i];
+  }
+  return out;
+}
+
+[[nodiscard]] Status finish(const ModelSpec& spec, ModelWeights& host, DeviceWeights& out) {
   const size_t hidden = size_t(spec.hidden), head = size_t(kernel_head_dim(spec.head_dim));
   TransformerWeights& w = out.weights;
   w.embed = host.embed;
   w.head = host.head;
   w.layers.resize(host.layers.size());
   w.inv_freq.resize(spec.ropes.size());
+  // The kernels' mean is over the padded head (WeightPacker::pads_norms).
+  w.head_norm_eps = spec.norm_eps * float(spec.head_dim) / float(head);
   VectorUpload vectors;
   vectors.add(host.final_norm, hidden, &w.final_norm);
   for (size_t r = 0; r < spec.ropes.size(); ++r) {
@@ -164,7 +184,6 @@ Status finish(const ModelSpec& spec, ModelWeights& host, DeviceWeights& out) {
   for (size_t i = 0; i < host.layers.size(); ++i) {
     const ModelLayer& from = host.layers[i];
     LayerWeights& to = w.layers[i];
-    if (from.gate_up_bias) return {Code::unsupported, "biases of the gate and up projections on a CUDA device"};
     to.qkv = from.qkv.front();
     to.o = from.o.front();
     to.gate_up = from.gate_up.front();
@@ -177,6 +196,7 @@ Status finish(const ModelSpec& spec, ModelWeights& host, DeviceWeights& out) {
     vectors.add(from.k_norm, head, &to.k_norm);
     vectors.add(from.qkv_bias, size_t(spec.heads + 2 * spec.kv_heads) * head, &to.qkv_bias);
     vectors.add(from.o_bias, hidden, &to.o_bias);
+    if (from.gate_up_bias) vectors.add(interleaved(from.gate_up_bias, spec.ffn).data(), 2 * size_t(spec.ffn), &to.gate_up_bias);
     vectors.add(from.down_bias, hidden, &to.down_bias);
   }
   return vectors.upload(out.buffers.emplace_back());

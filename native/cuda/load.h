@@ -22,7 +22,7 @@ struct DeviceWeights {
 int kernel_head_dim(int head_dim);
 
 // Reads the sources on `pool`, a bounded piece at a time per thread, and packs them on the device. Everything is freed on
-// error. unsupported: biases of the gate and up projections.
+// error.
 Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec& spec,
                                           const std::vector<WeightSource>& sources, const LoadOptions& options,
                                           int device, cudaStream_t stream);

@@ -24,7 +24,7 @@ struct FusedMatmulArgs {
   const void* x = nullptr;
   const float* norm = nullptr;  // [k] or null
   float eps = 0;
-  const float* bias = nullptr;  // [n] or null
+  const float* bias = nullptr;  // [n] or null; of a weight in RowOrder::gate_up in the same order (gate_up_bias())
   void* out = nullptr;
   Epilogue epilogue = Epilogue::store;
   Activation activation = Activation::silu;

@@ -1,10 +1,6 @@
 #include "cuda/model.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-
-#include "cpu/ops.h"
 
 namespace edgeshift::cuda {
 namespace {
@@ -14,12 +10,70 @@ constexpr int kMaxSplits = 16;
 // What a decode kernel asks L2 for of the matrix after it (docs/cuda.md, versions).
 constexpr size_t kLookahead = size_t(4) << 20;
 
+SampleRow row_of(const SampleResult& from) {
+  SampleRow row;
+  row.token = from.token;
+  row.logprob = from.logprob;
+  row.rank = from.rank;
+  row.top_tokens.assign(from.top_tokens, from.top_tokens + from.alternatives);
+  row.top_logprobs.assign(from.top_logprobs, from.top_logprobs + from.alternatives);
+  return row;
+}
+
+// One token and one sampled row per sequence, in their order: the step that repeats.
+bool is_decode(const StepBatch& b) {
+  if (b.tokens.size() != b.slots.size() || b.row_tokens.size() != b.slots.size()) return false;
+  for (size_t i = 0; i < b.row_tokens.size(); ++i) {
+    if (b.row_tokens[i] != int32_t(i) || b.row_targets[i] != -1) return false;
+  }
+  return true;
+}
+
+// Floats of a sequence's own rotary tables: each one's inverse frequencies, then its scale.
+int rope_width(const ModelSpec& spec) {
+  int width = 0;
+  for (const RopeTable& rope : spec.ropes) width += int(rope.inv_freq.size()) + 1;
+  return width;
+}
+
 }  // namespace
 
-Status PinnedBuffer::allocate(size_t bytes) {
-  ES_CUDA_RETURN_IF_ERROR(cudaMallocHost(&data_, std::max<size_t>(bytes, 16)));
-  return {};
-}
+class CudaModel::Pending final : public PendingStep {
+ public:
+  Pending(CudaModel& model, Flight& flight, size_t rows) : model_(model), flight_(&flight), rows_(rows) {}
+  ~Pending() override { land(); }
+
+  bool ready() const override { return !flight_ || cudaEventQuery(flight_->end) == cudaSuccess; }
+
+  Status wait(StepResult& result) override {
+    Status status = read(result);
+    land();
+    return status;
+  }
+
+ private:
+  Status read(StepResult& result) const {
+    ES_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(flight_->end));
+    float milliseconds = 0;
+    ES_CUDA_RETURN_IF_ERROR(cudaEventElapsedTime(&milliseconds, flight_->begin, flight_->end));
+    result.device_micros = int64_t(milliseconds * 1e3f);
+    result.rows.clear();
+    const SampleResult* rows = flight_->results.as<SampleResult>();
+    for (size_t r = 0; r < rows_; ++r) result.rows.push_back(row_of(rows[r]));
+    return {};
+  }
+
+  // The flight may be taken again once nothing writes to it.
+  void land() {
+    if (!flight_) return;
+    cudaEventSynchronize(flight_->end);
+    model_.flights_.give_back(*std::exchange(flight_, nullptr));
+  }
+
+  CudaModel& model_;
+  Flight* flight_;
+  const size_t rows_;
+};
 
 CudaModel::CudaModel(const DeviceState& device, ModelSpec spec, const LoadOptions& options, DeviceWeights weights)
     : device_(device),
@@ -28,109 +82,169 @@ CudaModel::CudaModel(const DeviceState& device, ModelSpec spec, const LoadOption
       kv_{spec_.layers, spec_.kv_heads, spec_.head_dim, options.block_size},
       logit_rows_(std::min(options.max_batch_tokens, std::max(kLogitRows, options.max_slots))),
       weights_(std::move(weights)),
+      rope_width_(rope_width(spec_)),
       slots_(spec_, options) {}
 
 CudaModel::~CudaModel() { cudaSetDevice(device_.on.device.index); }
 
 Status CudaModel::prepare() {
+  const size_t vocab = size_t(spec_.vocab), slots = size_t(options_.max_slots), rows = size_t(logit_rows_);
   ES_RETURN_IF_ERROR(workspace_.allocate(spec_, device_.on.device, options_.max_batch_tokens, logit_rows_, kMaxSplits));
-  return logits_.allocate(size_t(logit_rows_) * size_t(spec_.vocab) * sizeof(float));
+  ES_RETURN_IF_ERROR(arrays_.open(options_));
+  ES_RETURN_IF_ERROR(adjusted_.allocate(rows * vocab * sizeof(float)));
+  ES_RETURN_IF_ERROR(counts_.allocate(slots * vocab * sizeof(uint16_t)));
+  ES_RETURN_IF_ERROR(last_tokens_.allocate(slots * sizeof(int32_t)));
+  ES_RETURN_IF_ERROR(results_.allocate(rows * sizeof(SampleResult)));
+  ES_RETURN_IF_ERROR(ropes_.allocate(slots * size_t(rope_width_) * sizeof(float)));
+  return flights_.open();
 }
 
-size_t CudaModel::workspace_bytes() const { return workspace_.bytes() + batch_.bytes(); }
+size_t CudaModel::workspace_bytes() const {
+  size_t sum = workspace_.bytes() + arrays_.bytes();
+  for (const Buffer* buffer : {&adjusted_, &counts_, &last_tokens_, &results_, &ropes_}) sum += buffer->bytes();
+  return sum;
+}
 
 Status CudaModel::set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) {
-  if (!ropes.empty()) return {Code::unsupported, "rotary tables of a sequence's own on a CUDA device"};
-  return slots_.set(slot, std::move(state), {});
+  const bool penalties = state.repetition_penalty != 1 || state.presence_penalty != 0 || state.frequency_penalty != 0;
+  ES_RETURN_IF_ERROR(slots_.set(slot, std::move(state), std::move(ropes)));
+  std::erase(fresh_, slot);
+  if (penalties) fresh_.push_back(slot);
+  return slots_[slot].ropes.empty() ? Status() : set_ropes(slot);
 }
 
-// All index arrays behind one another in one copy.
-Status CudaModel::upload(const StepBatch& batch, DeviceBatch& out) {
-  words_.clear();
-  std::vector<size_t> places;
-  auto add = [&](const auto& values) {
-    places.push_back(words_.size());
-    words_.insert(words_.end(), values.begin(), values.end());
-  };
-  add(tokens_);
-  add(batch.seq_starts);
-  add(batch.first_positions);
-  add(batch.block_starts);
-  add(batch.blocks);
-  add(batch.row_tokens);
-  const size_t bytes = words_.size() * sizeof(int32_t);
-  if (batch_.bytes() < bytes) ES_RETURN_IF_ERROR(batch_.allocate(bytes + bytes / 2));
-  ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(batch_.as<void>(), words_.data(), bytes, cudaMemcpyHostToDevice, device_.on.stream));
-  const int32_t* base = batch_.as<int32_t>();
-  out.sequences = sequence_batch(batch);
-  out.tokens = base + places[0];
-  out.sequences.starts = base + places[1];
-  out.sequences.first_positions = base + places[2];
-  out.sequences.block_starts = base + places[3];
-  out.sequences.blocks = reinterpret_cast<const uint32_t*>(base + places[4]);
-  out.rows = base + places[5];
-  return {};
-}
-
-Status CudaModel::forward(const Forward& pass) {
-  Launch on = device_.on;
-  if (pass.batch.max_count > 1) return prefill_forward(pass, on);
-  on.chain = true;
-  const int splits = choose_splits(spec_, on.device, pass.batch.s, pass.batch.max_context, kMaxSplits);
-  return decode_forward(pass, splits, on);
+// Behind the steps that still use the slot's last tables. The copy is from pageable memory: it has left it on return.
+Status CudaModel::set_ropes(int slot) {
+  ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_.on.device.index));
+  std::vector<float> row;
+  for (const RopeTable& rope : slots_[slot].ropes) {
+    row.insert(row.end(), rope.inv_freq.begin(), rope.inv_freq.end());
+    row.push_back(rope.scale);
+  }
+  // Kernels look for tables from now on only: those of other models save the question.
+  if (!std::exchange(own_ropes_, true)) graphs_.clear();
+  return to_status(cudaMemcpyAsync(ropes_.as<float>() + size_t(slot) * size_t(rope_width_), row.data(), row.size() * sizeof(float),
+                                   cudaMemcpyHostToDevice, device_.on.stream), "rotary tables");
 }
 
 Status CudaModel::step(const StepBatch& batch, StepResult& result) {
-  const auto start = std::chrono::steady_clock::now();
-  ES_RETURN_IF_ERROR(slots_.check(batch, {spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size,
-                                          kv_.block_bytes(), device_.arena.bytes()}));
-  slots_.resolve(batch, tokens_);
+  Result<std::unique_ptr<PendingStep>> pending = begin(batch);
+  return pending.ok() ? pending.value()->wait(result) : pending.status();
+}
+
+Result<std::unique_ptr<PendingStep>> CudaModel::begin(const StepBatch& batch) {
+  const BatchLimits limits{spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size, kv_.block_bytes(),
+                           device_.arena.bytes()};
+  if (Status status = slots_.check(batch, limits); !status.ok()) return status;
+  Flight& flight = flights_.take();
+  if (Status status = enqueue(batch, flight); !status.ok()) {
+    // What was enqueued may still use the flight's memory.
+    cudaStreamSynchronize(device_.on.stream);
+    flights_.give_back(flight);
+    return status;
+  }
+  // Which tokens they are is known to the device only; how many there are decides the next draws.
+  slots_.append(batch, std::vector<SampleRow>(batch.row_tokens.size()));
+  return std::unique_ptr<PendingStep>(std::make_unique<Pending>(*this, flight, batch.row_tokens.size()));
+}
+
+Status CudaModel::enqueue(const StepBatch& batch, Flight& flight) {
+  const cudaStream_t stream = device_.on.stream;
+  const size_t results = batch.row_tokens.size() * sizeof(SampleResult);
   ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_.on.device.index));
-  DeviceBatch uploaded;
-  ES_RETURN_IF_ERROR(upload(batch, uploaded));
+  ES_RETURN_IF_ERROR(flight.results.reserve(std::max(results, results_.bytes())));
+  if (results > results_.bytes()) {
+    graphs_.clear();
+    ES_RETURN_IF_ERROR(results_.allocate(results));
+  }
+  ES_CUDA_RETURN_IF_ERROR(cudaEventRecord(flight.begin, stream));
+  ES_RETURN_IF_ERROR(arrays_.upload(batch, slots_, fresh_, flight, stream));
+  ES_RETURN_IF_ERROR(count_fresh());
+  ES_RETURN_IF_ERROR(run(batch));
+  if (results > 0) {
+    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(flight.results.as<void>(), results_.as<void>(), results, cudaMemcpyDeviceToHost, stream));
+  }
+  return to_status(cudaEventRecord(flight.end, stream), "a step's end");
+}
+
+Status CudaModel::count_fresh() {
+  const int32_t* tokens = arrays_.history();
+  for (int slot : fresh_) {
+    const SamplingState& s = slots_[slot].state;
+    uint16_t* counts = counts_.as<uint16_t>() + size_t(slot) * size_t(spec_.vocab);
+    ES_RETURN_IF_ERROR(count_tokens(tokens, int(s.tokens.size()), s.prompt_length, counts, spec_.vocab, device_.on));
+    tokens += s.tokens.size();
+  }
+  fresh_.clear();
+  return {};
+}
+
+Status CudaModel::run(const StepBatch& batch) {
+  const Forward pass = forward_of(batch);
+  if (is_decode(batch)) {
+    if (std::exchange(graphs_version_, arrays_.version()) != arrays_.version()) graphs_.clear();
+    return graphs_.run({pass.batch.s, splits_for(pass.batch)}, device_.on.stream, [&] { return decode(pass); });
+  }
+  ES_RETURN_IF_ERROR(forward(pass));
+  return sample_rows(pass, int(batch.row_tokens.size()));
+}
+
+Forward CudaModel::forward_of(const StepBatch& batch) {
   Forward pass;
   pass.spec = &spec_;
   pass.weights = &weights_.weights;
   pass.workspace = &workspace_;
   pass.kv = &kv_;
   pass.arena = device_.arena.as<void>();
-  pass.tokens = uploaded.tokens;
-  pass.batch = uploaded.sequences;
-  pass.head = false;
+  pass.tokens = arrays_.tokens();
+  pass.batch = arrays_.sequences(batch);
+  pass.head = is_decode(batch);
   pass.lookahead = kLookahead;
-  ES_RETURN_IF_ERROR(forward(pass));
-  ES_RETURN_IF_ERROR(sample_rows(batch, pass, uploaded.rows, result.rows));
-  ES_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(device_.on.stream));
-  const auto elapsed = std::chrono::steady_clock::now() - start;
-  result.device_micros = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
-  return {};
+  pass.last_tokens = last_tokens_.as<int32_t>();
+  if (own_ropes_) pass.ropes = {ropes_.as<float>(), arrays_.rope_slots(), rope_width_, 0};
+  return pass;
 }
 
-void CudaModel::cap_logits(int rows) {
-  const float cap = spec_.final_softcap;
-  float* logits = logits_.as<float>();
-  device_.samplers->for_ranges(int64_t(rows) * spec_.vocab, 4096, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) logits[i] = cap * std::tanh(logits[i] / cap);
-  });
+int CudaModel::splits_for(const SequenceBatch& batch) const {
+  return choose_splits(spec_, device_.on.device, batch.s, batch.max_context, kMaxSplits);
 }
 
-Status CudaModel::sample_rows(const StepBatch& batch, const Forward& pass, const int32_t* rows, std::vector<SampleRow>& out) {
-  const int total = int(batch.row_tokens.size());
-  out.assign(size_t(total), SampleRow());
-  for (int begin = 0; begin < total; begin += logit_rows_) {
-    const int count = std::min(logit_rows_, total - begin);
-    ES_RETURN_IF_ERROR(logits_of(pass, rows + begin, count, device_.on));
-    const size_t bytes = size_t(count) * size_t(spec_.vocab) * sizeof(float);
-    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(logits_.as<void>(), workspace_.logits.as<void>(), bytes, cudaMemcpyDeviceToHost,
-                                            device_.on.stream));
-    ES_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(device_.on.stream));
-    if (spec_.final_softcap > 0) cap_logits(count);
-    const std::vector<const SamplingState*> states = slots_.states(batch, begin, count);
-    ::edgeshift::SampleArgs args{logits_.as<float>(), count, spec_.vocab, states.data(), batch.row_targets.data() + begin,
-                                 batch.row_top.data() + begin, out.data() + begin};
-    ES_RETURN_IF_ERROR(cpu::sample(*device_.samplers, args));
+Status CudaModel::decode(const Forward& pass) {
+  Launch on = device_.on;
+  on.chain = true;
+  ES_RETURN_IF_ERROR(decode_forward(pass, splits_for(pass.batch), on));
+  return sample(sample_args(0, pass.batch.s), on);
+}
+
+Status CudaModel::forward(const Forward& pass) {
+  Launch on = device_.on;
+  if (pass.batch.max_count > 1) return prefill_forward(pass, on);
+  on.chain = true;
+  return decode_forward(pass, splits_for(pass.batch), on);
+}
+
+SampleArgs CudaModel::sample_args(int first, int rows) const {
+  SampleArgs args;
+  args.logits = workspace_.logits.as<float>();
+  args.adjusted = adjusted_.as<float>();
+  args.tasks = arrays_.tasks() + first;
+  args.bias_tokens = arrays_.bias_tokens();
+  args.bias_values = arrays_.bias_values();
+  args.counts = counts_.as<uint16_t>();
+  args.last_tokens = last_tokens_.as<int32_t>();
+  args.results = results_.as<SampleResult>() + first;
+  args.rows = rows;
+  args.vocab = spec_.vocab;
+  args.softcap = spec_.final_softcap;
+  return args;
+}
+
+Status CudaModel::sample_rows(const Forward& pass, int total) {
+  for (int first = 0; first < total; first += logit_rows_) {
+    const int count = std::min(logit_rows_, total - first);
+    ES_RETURN_IF_ERROR(logits_of(pass, arrays_.rows() + first, count, device_.on));
+    ES_RETURN_IF_ERROR(sample(sample_args(first, count), device_.on));
   }
-  slots_.append(batch, out);
   return {};
 }
 

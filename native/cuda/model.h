@@ -3,39 +3,25 @@
 
 #include <vector>
 
-#include "cpu/thread_pool.h"
+#include "cuda/flight.h"
+#include "cuda/graphs.h"
 #include "cuda/load.h"
+#include "cuda/sample.h"
+#include "cuda/step_arrays.h"
 #include "cuda/transformer.h"
 #include "model/backend.h"
 #include "model/slots.h"
 
 namespace edgeshift::cuda {
 
-// Page-locked host memory. Move-only.
-class PinnedBuffer {
- public:
-  PinnedBuffer() = default;
-  PinnedBuffer(const PinnedBuffer&) = delete;
-  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
-  ~PinnedBuffer() { cudaFreeHost(data_); }
-  Status allocate(size_t bytes);
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-};
-
 // What all models of a device share; outlives them.
 struct DeviceState {
   Launch on;
   Buffer arena;
-  cpu::ThreadPool* samplers = nullptr;
 };
 
-// Logits come back to the host, which samples them as the CPU backend does: one rule for every device.
+// A step is one copy to the device, its kernels (as a graph when its shape comes again), and one copy back. Sampled tokens
+// stay on the device as the next step's input, so that steps can be started ahead of their results.
 class CudaModel final : public Model {
  public:
   CudaModel(const DeviceState& device, ModelSpec spec, const LoadOptions& options, DeviceWeights weights);
@@ -50,18 +36,22 @@ class CudaModel final : public Model {
   size_t block_bytes() const override { return kv_.block_bytes(); }
   Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;
   Status step(const StepBatch& batch, StepResult& result) override;
+  Result<std::unique_ptr<PendingStep>> begin(const StepBatch& batch) override;
 
  private:
-  struct DeviceBatch {
-    SequenceBatch sequences;
-    const int32_t* tokens = nullptr;
-    const int32_t* rows = nullptr;
-  };
+  class Pending;
 
-  Status upload(const StepBatch& batch, DeviceBatch& out);
+  Status enqueue(const StepBatch& batch, Flight& flight);
+  Status run(const StepBatch& batch);
+  // One token and one sampled row per sequence.
+  Status decode(const Forward& pass);
   Status forward(const Forward& pass);
-  Status sample_rows(const StepBatch& batch, const Forward& pass, const int32_t* rows, std::vector<SampleRow>& out);
-  void cap_logits(int rows);
+  Status sample_rows(const Forward& pass, int total);
+  Status count_fresh();
+  Status set_ropes(int slot);
+  Forward forward_of(const StepBatch& batch);
+  SampleArgs sample_args(int first, int rows) const;
+  int splits_for(const SequenceBatch& batch) const;
 
   const DeviceState& device_;
   const ModelSpec spec_;
@@ -70,10 +60,19 @@ class CudaModel final : public Model {
   const int logit_rows_;
   DeviceWeights weights_;
   Workspace workspace_;
-  Buffer batch_;
-  PinnedBuffer logits_;  // float [logit_rows, vocab]
+  StepArrays arrays_;
+  Buffer adjusted_;     // float [logit_rows, vocab]
+  Buffer counts_;       // uint16 [max_slots, vocab]
+  Buffer last_tokens_;  // int32 [max_slots]
+  Buffer results_;      // SampleResult [rows], at least logit_rows
+  Buffer ropes_;        // float [max_slots, rope_width]: tables of sequences' own
+  const int rope_width_;
+  bool own_ropes_ = false;  // whether a slot ever had any
   SlotTable slots_;
-  std::vector<int32_t> tokens_, words_;
+  std::vector<int> fresh_;  // slots whose counts start anew with the next step
+  StepGraphs graphs_;
+  int graphs_version_ = 0;
+  Flights flights_;
 };
 
 }  // namespace edgeshift::cuda

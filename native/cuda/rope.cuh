@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/device.cuh"
-#include "ops/rope_kv.h"
+#include "cuda/rope_kv.h"
 
 namespace edgeshift::cuda {
 
@@ -10,7 +10,14 @@ inline constexpr int kMaxRotaryPairs = 128;
 
 // (cos, sin) of every pair at `position` into `table` (shared, [rotary_dim / 2]); the block's threads share the work and
 // synchronise before they read.
-__device__ inline void fill_rotation(float2* table, const float* inv_freq, int pairs, float scale, int position) {
+__device__ inline void fill_rotation(float2* table, const RopeArgs& args, int sequence, int position) {
+  const float* inv_freq = args.inv_freq;
+  const int pairs = args.rotary_dim / 2;
+  float scale = args.scale;
+  if (args.own.tables && args.own.slots[sequence] >= 0) {
+    inv_freq = args.own.tables + size_t(args.own.slots[sequence]) * args.own.width + args.own.offset;
+    scale = inv_freq[pairs];
+  }
   for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
     float sine, cosine;
     sincosf(position * inv_freq[i], &sine, &cosine);

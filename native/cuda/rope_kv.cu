@@ -10,7 +10,7 @@ constexpr int kVectorsPerWarp = 4;
 constexpr int kMaxHeadDim = 256;
 
 struct RopeParams {
-  RopeKvArgs<f16> args;
+  RopeArgs args;
   SequenceBatch batch;
   KvLayout kv;
 };
@@ -30,14 +30,14 @@ __global__ void rope_kv_kernel(const __grid_constant__ RopeParams p) {
   __shared__ float2 table[kMaxRotaryPairs];
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const RopeKvArgs<f16>& args = p.args;
+  const RopeArgs& args = p.args;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int token = blockIdx.x;
   int vectors = args.heads + 2 * p.kv.kv_heads, d = p.kv.head_dim;
   int sequence = sequence_of(p.batch, token);
   int position = p.batch.first_positions[sequence] + token - p.batch.starts[sequence];
   uint32_t block = p.batch.blocks[p.batch.block_starts[sequence] + position / p.kv.block_size];
-  fill_rotation(table, args.inv_freq, args.rotary_dim / 2, args.scale, position);
+  fill_rotation(table, args, sequence, position);
   __syncthreads();
   int first = (blockIdx.y * kWarps + warp) * kVectorsPerWarp;
   for (int vector = first; vector < min(first + kVectorsPerWarp, vectors); ++vector) {
@@ -59,7 +59,7 @@ __global__ void rope_kv_kernel(const __grid_constant__ RopeParams p) {
 
 }  // namespace
 
-Status rope_kv(const RopeKvArgs<f16>& args, const Launch& on) {
+Status rope_kv(const RopeArgs& args, const Launch& on) {
   if (args.kv->head_dim > kMaxHeadDim) return {Code::unsupported, "cuda rope_kv: head_dim over 256"};
   int vectors = args.heads + 2 * args.kv->kv_heads;
   RopeParams params{args, *args.batch, *args.kv};

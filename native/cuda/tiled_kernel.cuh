@@ -257,7 +257,9 @@ __device__ inline void store_tile(const TiledParams& p, int strip0, int token0,
   for (int s = 0; s < Shape::warp_strips; ++s) {
     int strip = strip0 + s, n = strip * kStripRows;
     if (p.epilogue == Epilogue::gate) {
+      float gate_bias = p.bias && n + g < p.n ? p.bias[n + g] : 0, up_bias = p.bias && n + g + 8 < p.n ? p.bias[n + g + 8] : 0;
       auto gated = [&](float gate, float up) {
+        gate += gate_bias, up += up_bias;
         return (p.activation == Activation::silu ? silu(gate) : gelu_tanh(gate)) * up;
       };
 #pragma unroll

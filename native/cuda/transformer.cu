@@ -80,7 +80,7 @@ class Pass {
 
   Status embed_tokens() {
     EmbedArgs args{f.tokens, t(), &f.weights->embed, w.residual.as<float>(), spec.embedding_scale};
-    return embed(args, on);
+    return embed(args, f.last_tokens, on);
   }
 
   bool use_gemv(const PackedMatrix& weight, int tokens) const {
@@ -125,8 +125,8 @@ class Pass {
     return product(args);
   }
 
-  RopeKvArgs<f16> rope(int i) {
-    RopeKvArgs<f16> args;
+  RopeArgs rope(int i) {
+    RopeArgs args;
     args.qkv = w.qkv.as<f16>();
     args.q = w.q.as<f16>();
     args.batch = &f.batch;
@@ -139,11 +139,13 @@ class Pass {
       args.inv_freq = f.weights->inv_freq[table];
       args.rotary_dim = int(spec.ropes[table].inv_freq.size()) * 2;
       args.scale = spec.ropes[table].scale;
+      args.own = f.ropes;
+      for (int before = 0; before < table; ++before) args.own.offset += int(spec.ropes[before].inv_freq.size()) + 1;
     }
     args.interleaved = spec.rope_interleaved;
     args.q_norm = layer(i).q_norm;
     args.k_norm = layer(i).k_norm;
-    args.norm_eps = spec.norm_eps;
+    args.norm_eps = f.weights->head_norm_eps;
     return args;
   }
 
@@ -185,6 +187,7 @@ class Pass {
   Status feed_forward(int i) {
     FusedMatmulArgs up;
     up.weight = &layer(i).gate_up;
+    up.bias = layer(i).gate_up_bias;
     up.out = w.activated.as<void>();
     up.epilogue = Epilogue::gate;
     up.activation = spec.activation;

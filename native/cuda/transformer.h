@@ -7,7 +7,7 @@
 #include "cuda/buffer.h"
 #include "cuda/launch.h"
 #include "cuda/matmul.h"
-#include "cuda/sample.h"
+#include "cuda/rope_kv.h"
 #include "model/spec.h"
 #include "ops/kv_layout.h"
 #include "ops/packed_matrix.h"
@@ -23,6 +23,7 @@ struct LayerWeights {
   const float* q_norm = nullptr;          // [head_dim] or null
   const float* k_norm = nullptr;
   const float* o_bias = nullptr;               // [hidden] or null
+  const float* gate_up_bias = nullptr;         // [2 ffn] in the order of gate_up's rows, or null
   const float* down_bias = nullptr;            // [hidden] or null
   const float* post_attention_norm = nullptr;  // [hidden], set when spec.post_norms
   const float* post_ffn_norm = nullptr;
@@ -31,6 +32,7 @@ struct LayerWeights {
 struct TransformerWeights {
   PackedMatrix embed, head;
   const float* final_norm = nullptr;
+  float head_norm_eps = 0;             // of q_norm and k_norm
   std::vector<const float*> inv_freq;  // of spec.ropes, [rotary_dim / 2] each
   std::vector<LayerWeights> layers;
 };
@@ -63,10 +65,12 @@ struct Forward {
   Workspace* workspace = nullptr;
   const KvLayout* kv = nullptr;
   void* arena = nullptr;
-  const int32_t* tokens = nullptr;  // [t] device
+  const int32_t* tokens = nullptr;  // [t] device; below 0: of last_tokens (cuda/embed.h)
   SequenceBatch batch;
   bool head = true;      // false: no logits yet, logits_of() follows
   size_t lookahead = 0;  // bytes of the next weights that a kernel asks L2 for
+  const int32_t* last_tokens = nullptr;  // [slots] device
+  SequenceRopes ropes;                   // offset 0
 };
 
 // Enqueues a step with one token per sequence. `splits` blocks share each sequence's cache.

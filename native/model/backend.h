@@ -38,6 +38,19 @@ struct StepResult {
   int64_t device_micros = 0;
 };
 
+// A step that a device is working on. Must be gone before its model.
+class PendingStep {
+ public:
+  virtual ~PendingStep() = default;
+  // Whether wait() would return at once.
+  virtual bool ready() const = 0;
+  // Waits for the device, once. May run on another thread than the model's calls.
+  virtual Status wait(StepResult& result) = 0;
+};
+
+// Steps of a model that may be under way at once.
+inline constexpr int kMaxPendingSteps = 4;
+
 // A resident variant. Not thread-safe: its device's worker thread makes all calls.
 class Model {
  public:
@@ -53,6 +66,9 @@ class Model {
   virtual Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes = {}) = 0;
   // Checks every index against its bounds, then runs the batch. On error the cache of the batch's own tokens is undefined.
   virtual Status step(const StepBatch& batch, StepResult& result) = 0;
+  // The same without waiting where the device can work ahead: calls that follow take the batch as done. Blocks while
+  // kMaxPendingSteps are under way; steps are to be waited for in the order of their begin().
+  virtual Result<std::unique_ptr<PendingStep>> begin(const StepBatch& batch);
 };
 
 // An open device; owns the KV arena.

@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/text.h"
 #include "cpu/pack.h"
@@ -88,11 +89,21 @@ class Loader {
       ES_RETURN_IF_ERROR(norm(slot("post_ffn_norm"), hidden, layer.post_ffn_norm));
     }
     const bool q_norm = map_.has(slot("q_norm")), k_norm = map_.has(slot("k_norm"));
-    if (padded_ != spec_.head_dim && (q_norm || k_norm)) {
+    if (padded_ != spec_.head_dim && (q_norm || k_norm) && !packer_.pads_norms()) {
       return error(Code::unsupported, "q and k norms with heads of ", spec_.head_dim, " values, which this backend pads to ", padded_);
     }
-    if (q_norm) ES_RETURN_IF_ERROR(norm(slot("q_norm"), spec_.head_dim, layer.q_norm));
-    return k_norm ? norm(slot("k_norm"), spec_.head_dim, layer.k_norm) : Status();
+    if (q_norm) ES_RETURN_IF_ERROR(head_norm(slot("q_norm"), layer.q_norm));
+    return k_norm ? head_norm(slot("k_norm"), layer.k_norm) : Status();
+  }
+
+  Status head_norm(const std::string& slot, const float*& out) {
+    ES_RETURN_IF_ERROR(norm(slot, spec_.head_dim, out));
+    if (padded_ == spec_.head_dim) return Status();
+    std::vector<float>& values = out_.vectors.back();
+    for (float& value : values) value *= std::sqrt(float(spec_.head_dim) / float(padded_));
+    values.resize(size_t(padded_));
+    out = values.data();
+    return Status();
   }
 
   using Rows = std::vector<std::pair<std::string, int>>;

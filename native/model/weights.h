@@ -66,6 +66,9 @@ class WeightPacker {
   virtual int head_dim(int head_dim) const = 0;
   // Whether a stack must be one matrix: parts that do not agree are then read as fp16.
   virtual bool one_matrix() const = 0;
+  // Whether q and k norms may be of padded heads. Their weights come scaled by sqrt(head size / padded size), and the
+  // kernels' epsilon is to be scaled by head size / padded size: the mean over the padded head then gives the same.
+  virtual bool pads_norms() const { return false; }
   // Told of all matrices before the first is packed.
   virtual Status reserve(std::span<const PackJob> jobs) = 0;
   // Reads, packs and describes one in *job.out, and adds what rounding took.

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/host_device.h"
+
 namespace edgeshift {
 
 // Keys of the random draws of one row.
@@ -23,7 +25,7 @@ inline DrawKey draw_key(uint64_t seed, uint64_t position) {
 
 // A 32-bit mix of three multiplications (the constants of Wellons' triple32) with a key in the middle, so that two
 // rows never share a permuted set of draws.
-inline uint32_t draw_bits(DrawKey key, uint32_t token) {
+ES_HOST_DEVICE inline uint32_t draw_bits(DrawKey key, uint32_t token) {
   uint32_t x = token ^ key.input;
   x = (x ^ x >> 17) * 0xed5ad4bbu + key.middle;
   x = (x ^ x >> 11) * 0xac4c1b51u;
@@ -32,7 +34,7 @@ inline uint32_t draw_bits(DrawKey key, uint32_t token) {
 }
 
 // In (0, 1), exact in fp64.
-inline double draw_uniform(uint32_t bits) { return (bits + 0.5) * 0x1p-32; }
+ES_HOST_DEVICE inline double draw_uniform(uint32_t bits) { return (bits + 0.5) * 0x1p-32; }
 
 // Order of the steps, each neutral at the value named:
 //   1 repetition penalty over prompt and output tokens (1), presence and frequency penalties over output tokens (0)

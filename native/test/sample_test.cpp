@@ -7,7 +7,7 @@
 #include "ops/reference/reference.h"
 #include "test/check.h"
 #include "test/isas.h"
-#include "test/random.h"
+#include "test/random_sampling.h"
 
 using namespace edgeshift;
 
@@ -19,28 +19,6 @@ SampleRow run(cpu::ThreadPool& pool, std::vector<float> logits, const SamplingSt
   int32_t targets[] = {target}, tops[] = {top};
   ES_CHECK(cpu::sample(pool, {logits.data(), 1, int(logits.size()), states, targets, tops, &out}).ok());
   return out;
-}
-
-// Parameters of one row, drawn over their whole ranges.
-SamplingState random_state(test::Random& random, int vocab) {
-  SamplingState s;
-  s.temperature = random.below(4) ? 0.05f + 2 * random.uniform() : 0;
-  if (random.below(3) == 0) s.top_k = 1 + random.below(vocab + 10);
-  if (random.below(3) == 0) s.top_p = random.below(4) ? random.uniform() : 0.0f;
-  if (random.below(3) == 0) s.min_p = random.uniform() * 0.3f;
-  if (random.below(3) == 0) s.repetition_penalty = 0.8f + random.uniform();
-  if (random.below(3) == 0) s.presence_penalty = random.normal();
-  if (random.below(3) == 0) s.frequency_penalty = random.normal();
-  s.seed = uint64_t(random.bits()) << 20;
-  for (int i = random.below(40); i > 0; --i) s.tokens.push_back(random.below(vocab));
-  s.prompt_length = random.below(int(s.tokens.size()) + 1);
-  for (int i = random.below(3); i > 0; --i) {
-    s.bias_tokens.push_back(random.below(vocab));
-    s.bias_values.push_back(random.normal() * 20);
-  }
-  for (int i = random.below(3); i > 0; --i) s.stop_tokens.push_back(random.below(vocab));
-  s.min_tokens = random.below(30);
-  return s;
 }
 
 // The fp32 steps may order two nearly equal logits differently from the double ones: such rows are not compared.
@@ -56,7 +34,7 @@ void check_random(cpu::Isa isa) {
   for (int i = 0; i < 400; ++i) {
     int vocab = i % 2 ? 1 + random.below(300) : 64 * (1 + random.below(40));
     std::vector<float> logits = random.normals(size_t(vocab), 0.5f + 4 * random.uniform());
-    SamplingState s = random_state(random, vocab);
+    SamplingState s = test::random_state(random, vocab);
     int token = run(pool, logits, s).token;
     int expected = ref::sample(logits.data(), vocab, s);
     if (token != expected && near_tie(logits, s, token, expected)) continue;
@@ -128,7 +106,7 @@ void check_rows(cpu::Isa isa) {
   constexpr int kRows = 9, kVocab = 777;
   std::vector<float> logits = random.normals(kRows * kVocab, 3);
   std::vector<SamplingState> states;
-  for (int i = 0; i < kRows; ++i) states.push_back(random_state(random, kVocab));
+  for (int i = 0; i < kRows; ++i) states.push_back(test::random_state(random, kVocab));
   std::vector<const SamplingState*> pointers;
   for (const SamplingState& s : states) pointers.push_back(&s);
   std::vector<int32_t> targets(kRows, -1), top(kRows, 3);

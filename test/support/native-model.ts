@@ -19,6 +19,26 @@ const SMOLLM2 = new URL('../../models/smollm2-135m-instruct-q4_1.gguf', import.m
 
 export const cpuDevice: DeviceOptions = { kind: 'cpu', index: 0, threads: 2, kvArenaBytes: 512 << 20 }
 
+/** What a test of a backend runs on: the CPU, and the first GPU where there is one. */
+export interface TestDevice {
+  name: 'the CPU' | 'a GPU'
+  options: DeviceOptions
+  /** No such device here: its tests are skipped. */
+  missing: boolean
+}
+
+/** The devices that tests of a backend run on. */
+export function testDevices(): TestDevice[] {
+  const missing = !loadAddon()
+    .devices()
+    .some(({ kind, index }) => kind === 'cuda' && index === 0)
+  const gpu: DeviceOptions = { ...cpuDevice, kind: 'cuda', threads: 1 }
+  return [
+    { name: 'the CPU', options: cpuDevice, missing: false },
+    { name: 'a GPU', options: gpu, missing },
+  ]
+}
+
 /** Load request for the embedded model. */
 export function smollm2Request(precision: Precision, maxBatchTokens = 512): LoadRequest {
   const card = readModelCard(SMOLLM2, (path) => loadAddon().readGguf(path))

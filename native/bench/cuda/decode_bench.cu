@@ -1,16 +1,19 @@
 // Decode and prefill speed of a named shape with random weights, natively (no Node):
 //   cuda_decode_bench [--shape llama2-7b] [--precision int4] [--group 128] [--batch 1,4,16] [--context 128] [--new 64]
-//                     [--prefill 512,2048] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5] [--json FILE]
+//                     [--prefill 512,2048] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5] [--json FILE] [--model]
 // Decode: CUDA graph of one step replayed --new times from --context cached tokens, the token fed back on the device;
 // median and spread over --repeat runs after one warm-up. Limit: bytes read per step (weights and mean cache) over the
-// read bandwidth measured in the same run.
+// read bandwidth measured in the same run. --model adds the same steps through model/backend.h as the engine makes them:
+// arrays uploaded, tokens read by the host, each step begun before the one before it is waited for; wall clock.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <sstream>
 
+#include "cuda/model.h"
 #include "cuda/sample.h"
 #include "random_model.cuh"
 
@@ -23,7 +26,7 @@ struct Options {
   int group = 128, context = 128, fresh = 64, repeat = 5, splits = 0;
   std::vector<int> batches = {1}, prefill;
   size_t lookahead = 3 << 20;
-  bool plain = false;
+  bool plain = false, model = false;
 };
 
 void require(const Status& status, const char* what) {
@@ -45,6 +48,7 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     std::string name = argv[i];
     if (name == "--plain") { o.plain = true; continue; }
+    if (name == "--model") { o.model = true; continue; }
     if (i + 1 >= argc) { std::fprintf(stderr, "%s needs a value\n", argv[i]); std::exit(2); }
     const char* value = argv[++i];
     if (name == "--shape") o.shape = value;
@@ -61,6 +65,14 @@ Options parse(int argc, char** argv) {
     else { std::fprintf(stderr, "unknown option %s\n", name.c_str()); std::exit(2); }
   }
   return o;
+}
+
+// The sampled tokens become the next step's input.
+__global__ void feed_back(const int32_t* last, int32_t* tokens, int32_t* positions, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    tokens[i] = last[i];
+    ++positions[i];
+  }
 }
 
 __global__ void read_all(const uint4* data, size_t count, uint32_t* sink) {
@@ -133,7 +145,7 @@ void put(const cuda::Buffer& buffer, const std::vector<T>& host) {
 // A batch of `s` sequences with room for `tokens` cached tokens each, blocks shuffled over the arena.
 struct Cache {
   KvLayout layout;
-  cuda::Buffer arena, starts, positions, block_starts, blocks, tokens, slots;
+  cuda::Buffer arena, starts, positions, block_starts, blocks, tokens, tasks, last, results;
   int s, room;
 
   Cache(const ModelSpec& spec, int sequences, int capacity) : s(sequences) {
@@ -149,11 +161,13 @@ struct Cache {
     for (size_t i = 0; i < table.size(); ++i) table[i] = uint32_t(i * 7919 % table.size() * units);
     if (table.size() % 7919 == 0) std::exit(3);
     for (auto [buffer, bytes] : {std::pair{&starts, size_t(s + 1) * 4}, {&positions, size_t(s) * 4}, {&block_starts, size_t(s + 1) * 4},
-                                 {&blocks, table.size() * 4}, {&tokens, size_t(room) * s * 4}, {&slots, s * sizeof(cuda::SampleSlot)}})
+                                 {&blocks, table.size() * 4}, {&tokens, size_t(room) * s * 4}, {&tasks, s * sizeof(cuda::SampleTask)}, {&last, size_t(s) * 4}, {&results, s * sizeof(cuda::SampleResult)}})
       require(buffer->allocate(bytes), "cache");
     put(block_starts, first);
     put(blocks, table);
-    put(slots, std::vector<cuda::SampleSlot>(s));
+    std::vector<cuda::SampleTask> greedy(s);
+    for (int i = 0; i < s; ++i) greedy[i].slot = i;
+    put(tasks, greedy);
     reset(0, 1);
   }
 
@@ -189,8 +203,13 @@ class Bench {
     require(workspace.allocate(model_.spec, on_.device, batch, batch, 16), "workspace");
     cuda::Forward pass{&model_.spec, &model_.weights, &workspace, &cache.layout, cache.arena.as<void>(), cache.tokens.as<int32_t>(),
                        cache.reset(o_.context, 1), o_.lookahead};
-    cuda::SampleArgs sample{workspace.logits.as<float>(), cache.slots.as<cuda::SampleSlot>(), nullptr, cache.tokens.as<int32_t>(),
-                            cache.positions.as<int32_t>(), batch, model_.spec.vocab};
+    cuda::SampleArgs sample;
+    sample.logits = workspace.logits.as<float>();
+    sample.tasks = cache.tasks.as<cuda::SampleTask>();
+    sample.last_tokens = cache.last.as<int32_t>();
+    sample.results = cache.results.as<cuda::SampleResult>();
+    sample.rows = batch;
+    sample.vocab = model_.spec.vocab;
     require(cuda::decode_forward(pass, splits, on_), "decode_forward");
     require(cudaStreamSynchronize(on_.stream), "first step");
     cudaGraph_t graph;
@@ -200,6 +219,7 @@ class Bench {
     require(cudaStreamBeginCapture(on_.stream, cudaStreamCaptureModeThreadLocal), "capture");
     require(cuda::decode_forward(pass, splits, chained), "decode_forward");
     require(cuda::sample(sample, chained), "sample");
+    feed_back<<<1, 256, 0, on_.stream>>>(sample.last_tokens, cache.tokens.as<int32_t>(), cache.positions.as<int32_t>(), batch);
     require(cudaStreamEndCapture(on_.stream, &graph), "capture");
     require(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
     Timer timer;
@@ -232,7 +252,52 @@ class Bench {
     return row("prefill", 1, tokens, seconds, 0);
   }
 
+  // Steps through the Model, two under way at a time.
+  Row through(cuda::CudaModel& model, size_t arena_bytes, int batch) {
+    StepBatch step = first_step(model, arena_bytes, batch);
+    std::vector<double> seconds;
+    for (int i = 0; i <= o_.repeat; ++i) {
+      std::unique_ptr<PendingStep> before;
+      StepResult result;
+      const auto start = std::chrono::steady_clock::now();
+      for (int at = 0; at < o_.fresh; ++at) {
+        for (int32_t& position : step.first_positions) position = o_.context + at;
+        auto pending = model.begin(step);
+        require(pending.status(), "begin");
+        if (before) require(before->wait(result), "wait");
+        before = std::move(pending.value());
+      }
+      require(before->wait(result), "wait");
+      if (i > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / o_.fresh);
+    }
+    size_t kv = size_t(batch) * (o_.context + o_.fresh / 2) * model_.spec.layers * model_.spec.kv_heads * model_.spec.head_dim * 4;
+    return row("model", batch, batch, seconds, model_.read_bytes + kv);
+  }
+
  private:
+  StepBatch first_step(cuda::CudaModel& model, size_t arena_bytes, int batch) {
+    const int per = (o_.context + o_.fresh + 15) / 16;
+    const size_t units = model.block_bytes() / kKvUnitBytes, blocks = arena_bytes / model.block_bytes();
+    StepBatch b;
+    b.seq_starts = b.block_starts = {0};
+    for (int i = 0; i < batch; ++i) {
+      SamplingState state;
+      state.tokens = {1};
+      require(model.set_slot(i, state, {}), "set_slot");
+      b.tokens.push_back(-1);
+      b.seq_starts.push_back(i + 1);
+      b.first_positions.push_back(o_.context);
+      b.slots.push_back(i);
+      for (int j = 0; j < per; ++j) b.blocks.push_back(uint32_t(size_t(i * per + j) * 7919 % blocks * units));
+      b.block_starts.push_back(int32_t(b.blocks.size()));
+      b.row_tokens.push_back(i);
+      b.row_seqs.push_back(i);
+      b.row_targets.push_back(-1);
+      b.row_top.push_back(-1);
+    }
+    return b;
+  }
+
   Row row(const char* what, int batch, int tokens, const std::vector<double>& seconds, size_t bytes) {
     Spread s = spread(seconds);
     double share = bytes ? bytes / bandwidth_ / s.median : 0;
@@ -293,6 +358,19 @@ int main(int argc, char** argv) {
   for (int batch : options.batches)
     if (batch > 0) rows.push_back(runner.decode(batch));
   for (int tokens : options.prefill) rows.push_back(runner.prefill(tokens));
+  if (options.model) {
+    const int most = *std::max_element(options.batches.begin(), options.batches.end());
+    cuda::DeviceState state;
+    state.on = on;
+    const size_t block = KvLayout{model.spec.layers, model.spec.kv_heads, model.spec.head_dim, 16}.block_bytes();
+    require(state.arena.allocate(block * size_t(most) * size_t((options.context + options.fresh + 15) / 16)), "arena");
+    require(cudaMemset(state.arena.as<void>(), 0, state.arena.bytes()), "arena");
+    LoadOptions load{precision, most, 512, 16, {}};
+    cuda::CudaModel resident(state, model.spec, load, cuda::DeviceWeights{model.weights, std::move(model.memory)});
+    require(resident.prepare(), "workspace");
+    for (int batch : options.batches)
+      if (batch > 0) rows.push_back(runner.through(resident, state.arena.bytes(), batch));
+  }
   print(options, bandwidth, rows);
   return 0;
 }

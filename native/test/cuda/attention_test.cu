@@ -21,7 +21,7 @@ struct Case {
 // A batch of sequences whose whole history is known on the host: qkv of every token of every sequence.
 class History {
  public:
-  History(const Case& c, Random& random) : c_(c), row_((c.heads + 2 * c.kv_heads) * c.head_dim) {
+  History(const Case& c, DeviceRandom& random) : c_(c), row_((c.heads + 2 * c.kv_heads) * c.head_dim) {
     for (int length : c.prompts) qkv_.push_back(random.halves(size_t(length + 1) * row_));
     q_norm = random.floats(c.head_dim);
     k_norm = random.floats(c.head_dim);
@@ -127,7 +127,7 @@ void compare(const History& history, const Case& c, const cuda::Buffer& out, con
 }
 
 void run(const Case& c, const cuda::Launch& on, Checks& checks) {
-  Random random(c.heads * 100 + c.head_dim + c.window);
+  DeviceRandom random(c.heads * 100 + c.head_dim + c.window);
   History history(c, random);
   KvLayout kv{2, c.kv_heads, c.head_dim, c.block_size};
   std::vector<int> block_starts = {0}, zeros(c.prompts.size(), 0), ones(c.prompts.size(), 1);

@@ -56,9 +56,9 @@ std::vector<T> download(const cuda::Buffer& buffer, size_t count) {
 inline float half_value(f16 v) { return __half2float(__ushort_as_half(v.bits)); }
 inline f16 half_of(float v) { return {__half_as_ushort(__float2half_rn(v))}; }
 
-class Random {
+class DeviceRandom {
  public:
-  explicit Random(uint64_t seed) : engine_(seed) {}
+  explicit DeviceRandom(uint64_t seed) : engine_(seed) {}
   float normal() { return normal_(engine_); }
   uint32_t bits() { return uint32_t(engine_()); }
   std::vector<f16> halves(size_t count, float scale = 1) {
@@ -90,7 +90,7 @@ struct TestMatrix {
   }
 };
 
-inline TestMatrix random_matrix(Random& random, Precision precision, int n, int k, int group, cuda::RowOrder order) {
+inline TestMatrix random_matrix(DeviceRandom& random, Precision precision, int n, int k, int group, cuda::RowOrder order) {
   TestMatrix m;
   CanonicalMatrix source;
   source.precision = precision;

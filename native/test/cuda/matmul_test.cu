@@ -44,7 +44,7 @@ std::vector<double> inputs(const Case& c, const std::vector<float>& x, const std
 }
 
 void run(const Case& c, bool tiled, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
-  Random random(c.n * 31 + c.k * 7 + c.t);
+  DeviceRandom random(c.n * 31 + c.k * 7 + c.t);
   auto order = c.epilogue == Epilogue::gate ? cuda::RowOrder::gate_up : cuda::RowOrder::plain;
   TestMatrix m = random_matrix(random, c.precision, c.n, c.k, c.group, order);
   std::vector<float> x = random.floats(size_t(c.t) * c.k), weight = random.floats(c.k), bias = random.floats(c.n);

@@ -10,6 +10,7 @@ import { type Config, ConfigError, defaultDevices, loadConfig, parseConfig } fro
 import { type GgufFile, KV_UNIT_BYTES, type NativeAddon, type NativeError, type Precision } from '../native.js'
 import { type ModelCard, ModelFileError, readModelCard } from '../registry/index.js'
 import { findDevices } from '../residency/open.js'
+import { BenchError, benchCommand } from './bench-command.js'
 import { hubAt, PullError } from './hub.js'
 import { inspectCard, measureRounding } from './inspect.js'
 import { formatInspection } from './inspect-text.js'
@@ -155,6 +156,7 @@ function fail(error: unknown): void {
     error instanceof ModelFileError ||
     error instanceof ConfigError ||
     error instanceof PullError ||
+    error instanceof BenchError ||
     isNativeError(error)
   console.error(known ? error.message : error)
   process.exitCode = 1
@@ -184,4 +186,5 @@ program
   .option('--models <folder>', 'folder that models lie in', 'models')
   .addOption(new Option('--max-gb <size>', 'most GB that the model may have').argParser(positive).default(100))
   .action(pull)
+program.addCommand(benchCommand())
 program.parseAsync().catch(fail)

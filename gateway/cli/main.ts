@@ -104,10 +104,14 @@ function runTool(args: readonly string[]): void {
   tool.on('close', (code) => process.exit(code ?? 1))
 }
 
+/** This program, for a tool that serves. */
+const SELF = fileURLToPath(import.meta.url)
+
 const TOOLS: readonly [name: string, description: string][] = [
   ['inspect', 'describe a model file or folder without loading it'],
   ['verify', 'check the hashes and values of a model'],
   ['pull', 'download a model into the models folder'],
+  ['bench', 'measure the speed of a model, or of a named shape with random weights'],
 ]
 
 const configOption = (): Option => new Option('--config <file>', 'models.yaml to use').default('models.yaml')
@@ -145,6 +149,6 @@ for (const [name, description] of TOOLS) {
     .argument('[args...]')
     .helpOption(false)
     .allowUnknownOption()
-    .action((args: string[]) => runTool([name, ...args]))
+    .action((args: string[]) => runTool(name === 'bench' ? [name, '--cli', SELF, ...args] : [name, ...args]))
 }
 await program.parseAsync()

@@ -165,6 +165,8 @@ export interface DeviceOptions {
   threads: number
   /** Bytes of the KV arena, reserved once. Offsets in block tables are in units of `KV_UNIT_BYTES` in it. */
   kvArenaBytes: number
+  /** Page-locked memory that keeps packed weights for loads that come back (CUDA only); 0 when absent. */
+  hostCacheBytes?: number
 }
 
 /** Granularity of block table entries in bytes: entry e addresses arena byte e * KV_UNIT_BYTES. */

@@ -79,7 +79,7 @@ const cudaDevice = z.strictObject({
   memory_gb: gigabytes().optional().describe('Cap in GB beside memory_utilization; the smaller one holds.'),
   host_cache_gb: gigabytes()
     .default(0)
-    .describe(`Pinned host memory that keeps weights ready for a switch. ${NOT_YET}`),
+    .describe('Page-locked host memory that keeps loaded weights, so that a model that comes back needs one copy.'),
   swap_gb: gigabytes().default(0).describe(`Pinned host memory for preempted sequences. ${NOT_YET}`),
 })
 

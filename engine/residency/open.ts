@@ -88,7 +88,9 @@ function openNative(
 ): { native: NativeDevice; reservedBytes: number } {
   const { kind } = config
   const threads = kind === 'cpu' ? config.threads : 1
-  const open = (kvArenaBytes: number) => addon.openDevice({ kind, index: info.index, threads, kvArenaBytes })
+  const hostCacheBytes = config.kind === 'cuda' ? gigabytesToBytes(config.host_cache_gb) : 0
+  const open = (kvArenaBytes: number) =>
+    addon.openDevice({ kind, index: info.index, threads, kvArenaBytes, hostCacheBytes })
   const span = Math.floor((info.memoryBytes * RESERVED_SHARE) / slabBytes) * slabBytes
   if (kind === 'cpu' && span > kvBytes) {
     try {

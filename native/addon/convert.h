@@ -39,6 +39,10 @@ MappedLoad read_load_request(const Napi::Object& request);
 // Maps the files (any thread) and points every weight to its bytes after checking that they lie inside the file.
 Status map_weights(MappedLoad& load);
 
+// Names what the files hold, by path, size and time of change, and the rung (LoadOptions::cache_key); empty when a file cannot
+// be looked at.
+std::string content_key(const MappedLoad& load);
+
 // Copies a StepBatch: the caller may reuse its arrays at once.
 StepBatch read_batch(const Napi::Object& batch);
 

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <filesystem>
 
 #include "addon/convert.h"
 #include "addon/errors.h"
@@ -240,6 +241,19 @@ Status map_weights(MappedLoad& load) {
     tensor.data = file.data() + offset;
   }
   return Status();
+}
+
+std::string content_key(const MappedLoad& load) {
+  std::string key = join(static_cast<int>(load.options.precision));
+  for (const std::string& path : load.paths) {
+    std::error_code failed;
+    const uintmax_t size = std::filesystem::file_size(path, failed);
+    if (failed) return "";
+    const auto changed = std::filesystem::last_write_time(path, failed);
+    if (failed) return "";
+    key += join("\n", path, " ", size, " ", changed.time_since_epoch().count());
+  }
+  return key;
 }
 
 StepBatch read_batch(const Napi::Object& object) {

@@ -19,6 +19,7 @@ class LoadTask : public Task {
  protected:
   Status work() override {
     ES_RETURN_IF_ERROR(map_weights(load_));
+    load_.options.cache_key = content_key(load_);
     load_.options.done_reading = [](std::span<const uint8_t> bytes) { MappedFile::done_reading(bytes); };
     Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
     // A torn file explains whatever else went wrong, and what seems right is not.
@@ -146,7 +147,9 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   const int index = static_cast<int>(read_integer(options, "index", 0, kind == "cpu" ? 0 : 1023));
   const int threads = static_cast<int>(read_integer(options, "threads", 1, 1024));
   const auto arena = static_cast<size_t>(read_integer(options, "kvArenaBytes", 0, int64_t(1) << 50));
-  Result<std::unique_ptr<Backend>> backend = kind == "cpu" ? open_cpu(threads, arena) : open_cuda(index, arena);
+  const auto host_cache = static_cast<size_t>(
+      options.Has("hostCacheBytes") ? read_integer(options, "hostCacheBytes", 0, int64_t(1) << 50) : 0);
+  Result<std::unique_ptr<Backend>> backend = kind == "cpu" ? open_cpu(threads, arena) : open_cuda(index, arena, host_cache);
   if (!backend.ok()) throw_status(env, backend.status());
   device_ = std::make_shared<Device>(env, std::move(backend.value()));
 }

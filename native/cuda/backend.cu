@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "core/text.h"
+#include "cuda/host_cache.h"
 #include "cuda/model.h"
 #include "model/backend.h"
 #include "model/spec_check.h"
@@ -42,7 +43,7 @@ class CudaBackend final : public Backend {
     if (loads_) cudaStreamDestroy(loads_);
   }
 
-  Status open(size_t kv_bytes) {
+  Status open(size_t kv_bytes, size_t host_cache_bytes) {
     const int index = state_.on.device.index;
     ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(index));
     Result<cuda::DeviceTraits> traits = cuda::device_traits(index);
@@ -55,6 +56,7 @@ class CudaBackend final : public Backend {
     ES_RETURN_IF_ERROR(with_place("the KV arena", state_.arena.allocate(kv_bytes)));
     // Attention multiplies masked values by zero: they must be numbers.
     ES_CUDA_RETURN_IF_ERROR(cudaMemset(state_.arena.as<void>(), 0, state_.arena.bytes()));
+    cache_.open(host_cache_bytes, index);
     return cuda::to_status(cudaDeviceSynchronize(), "the KV arena");
   }
 
@@ -63,8 +65,7 @@ class CudaBackend final : public Backend {
     if (Status status = check(spec, options); !status.ok()) return status;
     const int index = state_.on.device.index;
     if (Status status = cuda::to_status(cudaSetDevice(index), "cudaSetDevice"); !status.ok()) return status;
-    cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
-    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, index, loads_);
+    Result<cuda::DeviceWeights> weights = weights_of(spec, sources, options);
     if (!weights.ok()) return weights.status();
     ModelSpec padded = spec;
     padded.head_dim = cuda::kernel_head_dim(spec.head_dim);
@@ -74,7 +75,21 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  // From the host cache where it has them, else from the sources.
+  Result<cuda::DeviceWeights> weights_of(const ModelSpec& spec, const std::vector<WeightSource>& sources, const LoadOptions& options) {
+    Result<std::optional<cuda::DeviceWeights>> kept = cache_.restore(options.cache_key, loads_);
+    if (!kept.ok()) return kept.status();
+    if (kept.value()) return Result<cuda::DeviceWeights>(std::move(*kept.value()));
+    cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
+    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, state_.on.device.index, loads_);
+    if (!weights.ok() || options.cache_key.empty()) return weights;
+    Status status = cache_.keep(options.cache_key, weights.value(), loads_);
+    if (!status.ok()) return status;
+    return weights;
+  }
+
   cuda::DeviceState state_;
+  cuda::HostCache cache_;
   cudaStream_t loads_ = nullptr;
 };
 
@@ -108,13 +123,13 @@ std::vector<CudaDevice> cuda_devices() {
   return out;
 }
 
-Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes) {
+Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes) {
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
   if (found != cudaSuccess) return no_device(found);
   if (index < 0 || index >= count) return error(Code::unsupported, "there is no CUDA device ", index, ", only ", count);
   auto backend = std::make_unique<CudaBackend>(index);
-  if (Status status = backend->open(kv_bytes); !status.ok()) return status;
+  if (Status status = backend->open(kv_bytes, host_cache_bytes); !status.ok()) return status;
   return std::unique_ptr<Backend>(std::move(backend));
 }
 

@@ -55,8 +55,14 @@ class DevicePacker final : public WeightPacker {
 
   Status reserve(std::span<const PackJob> jobs) override {
     size_t largest = 0;
-    for (const PackJob& job : jobs) largest = std::max(largest, SourceLayout(job.form, job.rows(), job.k()).bytes);
-    return source_.allocate(largest);
+    size_t total = 0;
+    for (const PackJob& job : jobs) {
+      const SourceLayout layout(job.form, job.rows(), job.k());
+      largest = std::max(largest, layout.bytes);
+      total += aligned(packed_bytes(layout.view(nullptr))) + aligned(job.order().size_bytes());
+    }
+    ES_RETURN_IF_ERROR(source_.allocate(largest));
+    return out_.buffers.emplace_back().allocate(total);
   }
 
   Status pack(const PackJob& job, RoundingSums& rounding) override {
@@ -68,9 +74,8 @@ class DevicePacker final : public WeightPacker {
       if (done_) done_(part->bytes_of(0, part->n()));
     }
     const CanonicalMatrix source = layout.view(source_.as<char>());
-    Buffer& memory = out_.buffers.emplace_back();
-    ES_RETURN_IF_ERROR(memory.allocate(packed_bytes(source)));
-    ES_RETURN_IF_ERROR(cuda::pack(source, job.gate_up ? RowOrder::gate_up : RowOrder::plain, memory.as<void>(), *job.out, stream_));
+    void* place = take(packed_bytes(source));
+    ES_RETURN_IF_ERROR(cuda::pack(source, job.gate_up ? RowOrder::gate_up : RowOrder::plain, place, *job.out, stream_));
     return copy_order(job);
   }
 
@@ -79,11 +84,17 @@ class DevicePacker final : public WeightPacker {
   Status copy_order(const PackJob& job) {
     const std::span<const int32_t> order = job.order();
     if (order.empty()) return {};
-    Buffer& inputs = out_.buffers.emplace_back();
-    ES_RETURN_IF_ERROR(inputs.allocate(order.size_bytes()));
-    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(inputs.as<void>(), order.data(), order.size_bytes(), cudaMemcpyHostToDevice, stream_));
-    job.out->permutation = inputs.as<int32_t>();
+    auto* inputs = static_cast<int32_t*>(take(order.size_bytes()));
+    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(inputs, order.data(), order.size_bytes(), cudaMemcpyHostToDevice, stream_));
+    job.out->permutation = inputs;
     return {};
+  }
+
+  // The next stretch of the memory that reserve() took for all matrices.
+  void* take(size_t bytes) {
+    char* place = out_.buffers.front().as<char>() + used_;
+    used_ += aligned(bytes);
+    return place;
   }
 
   // Converts a part by pieces and copies each to its rows. The copies are from pageable memory: each has left its host
@@ -128,6 +139,7 @@ class DevicePacker final : public WeightPacker {
   const cudaStream_t stream_;
   DeviceWeights& out_;
   Buffer source_;
+  size_t used_ = 0;
 };
 
 // Vectors behind one another in one allocation, each on a boundary of 256 bytes.

@@ -25,6 +25,8 @@ struct LoadOptions {
   int block_size = 0;
   // Told, from any thread, of bytes of the sources that will not be read again; may be empty.
   std::function<void(std::span<const uint8_t>)> done_reading;
+  // Names the files' content and the rung: a backend may keep what it made of them under it. Empty = not to be kept.
+  std::string cache_key;
 };
 
 // One step, host arrays; fields as StepBatch in engine/native.ts.
@@ -99,8 +101,9 @@ struct CudaDevice {
 // The CUDA devices of this machine; none without a driver or in a build without CUDA.
 std::vector<CudaDevice> cuda_devices();
 
-// Opens CUDA device `index` with an arena of `kv_bytes`. out_of_memory when it cannot be reserved; unsupported when there
+// Opens CUDA device `index` with an arena of `kv_bytes` and room for `host_cache_bytes` of packed weights in page-locked host
+// memory, from which a load that names its content (LoadOptions::cache_key) comes back fast. out_of_memory when it cannot be reserved; unsupported when there
 // is no such device, the driver is too old, or the build has no kernels for it.
-Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes);
+Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes = 0);
 
 }  // namespace edgeshift

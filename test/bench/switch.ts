@@ -32,28 +32,32 @@ const usedMemory = (): number =>
   Number(execFileSync('nvidia-smi', ['--query-gpu=memory.used', '--format=csv,noheader,nounits', '-i', '0']))
 
 /** Decodes until told to stop; the times at which steps ended. */
-function decode(model: NativeModel): { ended: number[]; stop: () => Promise<void> } {
-  const ended: number[] = []
-  let stopping = false
-  const loop = async (): Promise<void> => {
-    model.setSlot(0, greedyState([1]))
+class Decoding {
+  readonly ended: number[] = []
+  private stopping = false
+  private readonly done: Promise<void>
+
+  constructor(private readonly model: NativeModel) {
+    this.done = this.run()
+  }
+
+  stop(): Promise<void> {
+    this.stopping = true
+    return this.done
+  }
+
+  private async run(): Promise<void> {
+    this.model.setSlot(0, greedyState([1]))
     let before: Promise<unknown> = Promise.resolve()
-    for (let i = 0; !stopping; i++) {
-      const step = model.step(makeBatch(model, [{ slot: 0, first: 100 + (i % 100), tokens: [-1], rows: [{ at: 0 }] }]))
+    for (let i = 0; !this.stopping; i++) {
+      const sequence = { slot: 0, first: 100 + (i % 100), tokens: [-1], rows: [{ at: 0 }] }
+      const step = this.model.step(makeBatch(this.model, [sequence]))
       // oxlint-disable-next-line no-await-in-loop -- two are under way, as in the engine
       await before
-      ended.push(performance.now())
+      this.ended.push(performance.now())
       before = step
     }
     await before
-  }
-  const done = loop()
-  return {
-    ended,
-    stop: () => {
-      stopping = true
-      return done
-    },
   }
 }
 
@@ -97,7 +101,7 @@ try {
     hostCacheBytes: 12e9,
   })
   const resident = await device.loadModel(small)
-  const other = decode(resident)
+  const other = new Decoding(resident)
   await new Promise((resolve) => setTimeout(resolve, 1000))
   const quiet = longestGap(other.ended, performance.now() - 800, performance.now())
   console.log(`another model decodes alone: longest time between two steps ${ms(quiet)}`)

@@ -103,7 +103,7 @@ describe.each(RUNGS)('SmolLM2 at the $precision rung on $on.name', ({ on, precis
       (together.logprobs[last] ?? Number.NaN) - (alone.logprobs[0] ?? 0),
       ...(on.options.kind === 'cuda'
         ? []
-        : alone.topLogprobs.map((logprob, i) => (together.topLogprobs[20 * last + i] ?? Number.NaN) - logprob)),
+        : alone.topLogprobs.map((alternative, i) => (together.topLogprobs[20 * last + i] ?? Number.NaN) - alternative)),
     ]
     expect(Math.max(...differences.map(Math.abs))).toBeLessThanOrEqual(most)
     const top = (result: StepResult, from: number): number[] => [...result.topTokens.slice(from, from + 20)]

@@ -39,7 +39,13 @@ const TOLERANCES: Record<Precision, { logprob: number; nearTie: number }> = {
 
 const RUNGS = testDevices().flatMap((on) => (['fp16', 'int8', 'int4'] as const).map((precision) => ({ on, precision })))
 
-describe.each(RUNGS)('SmolLM2 at the $precision rung on $on.name', ({ on, precision }) => {
+/** Where there is no GPU its suites are left out; the CPU's are their twins. */
+const PRESENT = RUNGS.filter(({ on }) => !on.missing)
+test.skipIf(PRESENT.length < RUNGS.length)('a GPU is among the devices (skipped where there is none)', () => {
+  expect(PRESENT.map(({ on }) => on.options.kind)).toContain('cuda')
+})
+
+describe.each(PRESENT)('SmolLM2 at the $precision rung on $on.name', ({ on, precision }) => {
   const { logprob, nearTie } = TOLERANCES[precision]
   let device: NativeDevice
   let model: NativeModel

@@ -25,6 +25,7 @@ const LOAD_PENALTY_PER_SECOND = 0.05
 const MAX_LOAD_PENALTY = 0.3
 
 const USUAL_DIFFICULTY = 0.5
+const USUAL_BANDWIDTH = 1e10
 
 interface Candidate {
   model: ModelFacts
@@ -45,7 +46,8 @@ export function chooseAutomatically(
   only?: ModelFacts,
 ): RouteResult {
   const candidates: Candidate[] = []
-  for (const model of models) addCandidates(candidates, model, request)
+  const bandwidth = bandwidthOf(models)
+  for (const model of models) addCandidates(candidates, model, request, bandwidth)
   const eligible = only ? candidates.filter(({ model }) => model === only) : candidates
   const best = bestOf(request, candidates, eligible)
   if (best) {
@@ -58,7 +60,7 @@ export function chooseAutomatically(
 }
 
 /** Called for every model of the box: nothing here makes a text. */
-function addCandidates(candidates: Candidate[], model: ModelFacts, request: RouteRequest): void {
+function addCandidates(candidates: Candidate[], model: ModelFacts, request: RouteRequest, bandwidth: number): void {
   const worst = worstRank(model, request)
   const wanted = request.precision === undefined ? undefined : resolveWish(request.precision, model.variants)
   let size: number | undefined
@@ -69,7 +71,7 @@ function addCandidates(candidates: Candidate[], model: ModelFacts, request: Rout
     if (exclusionOf(rung, request, worst) !== undefined) continue
     size ??= Math.log2(weightsOf(model))
     const strength = size + QUALITY_DOUBLINGS * Math.log2(rung.quality)
-    candidates.push({ model, rung, strength, speed: speedOf(rung) })
+    candidates.push({ model, rung, strength, speed: speedOf(rung, bandwidth) })
   }
 }
 
@@ -79,9 +81,23 @@ function weightsOf({ variants }: ModelFacts): number {
   return known ? bytesOf(known) / WEIGHT_BYTES[known.precision] : 1
 }
 
-/** Decoding reads every weight once per token: where nothing is measured, speed goes by size. */
-function speedOf(rung: RungFacts): number {
-  return Math.log2(rung.tokensPerSecond > 0 ? rung.tokensPerSecond : 1e10 / Math.max(1, bytesOf(rung)))
+/** Where a rung is not measured its speed goes by its size: decoding reads every weight once per token. */
+function speedOf(rung: RungFacts, bandwidth: number): number {
+  return Math.log2(rung.tokensPerSecond > 0 ? rung.tokensPerSecond : bandwidth / Math.max(1, bytesOf(rung)))
+}
+
+/** Bytes per second at which the measured rungs read their weights, on average. */
+function bandwidthOf(models: readonly ModelFacts[]): number {
+  let sum = 0
+  let count = 0
+  for (const { variants } of models) {
+    for (const rung of variants) {
+      if (rung.tokensPerSecond === 0) continue
+      sum += rung.tokensPerSecond * bytesOf(rung)
+      count++
+    }
+  }
+  return count > 0 && sum > 0 ? sum / count : USUAL_BANDWIDTH
 }
 
 /** The eligible rung with the best score that can begin before the deadline; the first of equals. */

@@ -3,7 +3,7 @@ import { explain, type Left, refuseWish, type Search, stuck, toRoute, unavailabl
 import type { ModelFacts, MoveCause, Refusal, RouteRequest, RouteResult, RungFacts } from './facts.js'
 import { exclusions, refuseExcluded } from './limits.js'
 import { byDistance, fromLevel, wishOf } from './order.js'
-import { meetsDeadline, type Out, type Standing, standingOf, type Timeliness } from './standing.js'
+import { answerMs, meetsDeadline, type Out, type Standing, standingOf, type Timeliness } from './standing.js'
 import { AUTO, findTarget, type Target } from './target.js'
 
 /**
@@ -57,8 +57,26 @@ function serveProbe(model: ModelFacts, rung: RungFacts): RouteResult {
 }
 
 function walk(search: Search): RouteResult {
-  const whole = search.request.deadlineMs === 0 ? undefined : attempt(search, 'whole')
-  return whole?.kind === 'serve' ? whole : attempt(search, 'begun')
+  if (search.request.deadlineMs === 0) return attempt(search, 'begun')
+  const whole = attempt(search, 'whole')
+  return whole.kind === 'serve' ? whole : (hurry(search) ?? attempt(search, 'begun'))
+}
+
+/** No rung is sure to end before the deadline: the fastest one that can begin, where the request may be moved. */
+function hurry(search: Search): RouteResult | undefined {
+  const { model, request, order } = search
+  const [first] = order
+  const wanted = first === undefined ? undefined : model.variants[first]
+  if (first === undefined || !wanted) return undefined
+  const standing = standingFor(wanted, request, 'whole')
+  if (standing.kind !== 'out' || !mayLeave(search, standing.cause)) return undefined
+  const endMs = (index: number): number => {
+    const rung = model.variants[index]
+    if (!rung || standingFor(rung, request, 'begun').kind !== 'usable') return Infinity
+    return answerMs(rung, request.promptTokens, request.maxTokens ?? 1)
+  }
+  const fastest = order.reduce((best, index) => (endMs(index) < endMs(best) ? index : best), first)
+  return endMs(fastest) === Infinity ? undefined : serve(search, fastest, fastest === first ? undefined : standing)
 }
 
 /** Tries the rungs in order; those that would miss the deadline are passed over. */

@@ -138,7 +138,9 @@ describe('deadlines', () => {
     [{ deadlineMs: 1100 }, ready, 'fp16 highest'],
     [{ deadlineMs: 700 }, ready, 'int8 degraded_deadline'],
     [{ deadlineMs: 500 }, ready, 'int4 degraded_deadline'],
-    [{ deadlineMs: 300 }, ready, 'fp16 highest'],
+    [{ deadlineMs: 300 }, ready, 'int4 degraded_deadline'],
+    [{ deadlineMs: 300, degrade: 'forbid' }, ready, 'fp16 highest'],
+    [{ deadlineMs: 300 }, ['failed', 'ready', 'open'], 'int8 degraded_failure'],
     [{ deadlineMs: 140 }, ready, 'int4 degraded_deadline'],
     [{ deadlineMs: 50 }, ready, 'error deadline_exceeded'],
     [{ deadlineMs: 140, degrade: 'forbid' }, ready, 'error deadline_exceeded'],
@@ -176,6 +178,13 @@ describe('auto', () => {
     [1, 'small:fp16 auto'],
   ])('on one model alone, difficulty %s: %s', (difficulty, expected) => {
     expect(choose({ difficulty }, [small])).toBe(expected)
+  })
+
+  it('guesses the speed of what was not measured by that of what was, whatever the box', () => {
+    for (const speed of [0.01, 1, 100]) {
+      const rungs = [{ tokensPerSecond: 0 }, { tokensPerSecond: 0 }, { tokensPerSecond: 30 * speed }] as const
+      expect(choose({ difficulty: 0 }, [modelFacts('m', [...rungs])])).toBe('m:int4 auto')
+    }
   })
 
   it('prefers what is resident where that is as good', () => {

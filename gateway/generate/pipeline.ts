@@ -115,8 +115,10 @@ export class Pipeline implements Generator, RunEnvironment {
     return find() ?? this.#await(find, lost.request.deadlineMs, this.#limits.failoverWaitMs, signal)
   }
 
-  engineSettled(): Promise<void> {
-    return this.#engine.confirm()
+  async engineSettled(stopping: boolean): Promise<void> {
+    if (!stopping) return this.#engine.confirm()
+    const { session } = this.#engine
+    await this.#engine.waitFor(() => (session?.open ? undefined : true), this.#limits.failoverWaitMs)
   }
 
   /** A place for the request now; undefined when one is on its way. Throws when there will be none. */

@@ -31,8 +31,8 @@ export interface RunEnvironment {
   ): Placement | Promise<Placement>
   /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
   nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement>
-  /** Resolves when it is known whether the engine outlived what it just reported. */
-  engineSettled(): Promise<void>
+  /** Resolves when it is known whether the engine outlived what it just reported; `stopping`: when it is gone. */
+  engineSettled(stopping: boolean): Promise<void>
   /** Milliseconds, monotonic. */
   now(): number
   /** Largest prompt that is taken at all. */
@@ -283,11 +283,13 @@ export class Run implements GenerateHandle, ChoiceOwner {
 
   /** A step can fail alone or because the device, and with it the engine, is lost. */
   async #settleRung(): Promise<void> {
-    await this.#env.engineSettled()
+    const stopping = this.#losses.error?.code === 'shutting_down'
+    await this.#env.engineSettled(stopping)
     const { route } = this.record
     if (this.#flight?.session?.open === false) {
       this.#losses.cause = 'engine_failed'
-      this.#blame()
+      // Nobody is to blame for an engine that was asked to stop.
+      if (!stopping) this.#blame()
     } else if (route && !this.#losses.countRung(route.variant, this.record.usage.completionTokens)) {
       throw this.#losses.error
     }

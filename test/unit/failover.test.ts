@@ -221,6 +221,25 @@ async function failStep(setup: Setup, id: number): Promise<void> {
   await settle()
 }
 
+describe('an engine that stops by itself', () => {
+  it('is waited for until it is gone and the next one is there', async () => {
+    const setup = new Setup({}, text)
+    await setup.start(PROMPT)
+    setup.session.delta(1, tinyTokens('x'), RUNNING, START)
+    const error = { code: 'shutting_down', message: 'the engine is stopping', retryAfterMs: 0 }
+    setup.session.delta(1, [], FinishReason.ERROR, { error })
+    await settle()
+    setup.changed()
+    await settle()
+    expect(setup.session.submitted).toHaveLength(1)
+    setup.die()
+    await setup.restart()
+    await settle()
+    expect(setup.session.submitted).toMatchObject([{ prompt: tinyTokens('abx'), replayedTokens: 1 }])
+    expect(ofType(setup.events, 'degraded')).toMatchObject([{ cause: 'engine_failed' }])
+  })
+})
+
 describe('a stream whose rung fails', () => {
   it('is tried once more where it was, then at the next rung', async () => {
     const setup = withLadder()

@@ -139,7 +139,7 @@ export class Engine {
   submit(submit: Submit, owner: SequenceOwner): Sequence | undefined {
     const now = this.options.clock()
     const variant = this.variants.get(submit.variant)
-    const error = this.refusal(variant, submit) ?? this.makeRoom(submit, now)
+    const error = this.refusal(variant, submit) ?? tooLate(variant, submit, now) ?? this.makeRoom(submit, now)
     if (error) {
       owner.deliver(ended(submit.sequenceId, FinishReason.REJECTED, error))
       return undefined
@@ -257,6 +257,15 @@ export class Engine {
 
 function refuse(code: string, message: string): SequenceError {
   return { code, message, retryAfterMs: 0 }
+}
+
+/** Why a request cannot meet its deadline: those before it take longer. A replay has been running, it is let in. */
+function tooLate(variant: Variant | undefined, submit: Submit, now: number): SequenceError | undefined {
+  if (submit.deadlineMs === 0 || submit.replayedTokens > 0) return undefined
+  const wait = variant?.resident?.scheduler.expectedWaitMs(submit, now) ?? 0
+  if (wait <= submit.deadlineMs) return undefined
+  const message = `the requests before it take about ${Math.round(wait)} ms, its deadline is in ${submit.deadlineMs} ms`
+  return { code: 'deadline_exceeded', message, retryAfterMs: Math.ceil(wait - submit.deadlineMs) }
 }
 
 /** No token is wanted, or a replay already fills the context. */

@@ -1,4 +1,4 @@
-import { FinishReason, type SequenceError } from '../../proto/gen/edgeshift/v1/engine.js'
+import { FinishReason, type SequenceError, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { KvArena } from '../kv/arena.js'
 import { chainHash } from '../kv/block-hash.js'
 import type { BlockPool } from '../kv/block-pool.js'
@@ -6,6 +6,7 @@ import type { StepResult } from '../native.js'
 import type { FairShare } from './fair-share.js'
 import { planEntry, type PlanEntry, type StepPlan } from './plan.js'
 import { absorbRows } from './postprocess.js'
+import { countAhead, QueuePace } from './queue-pace.js'
 import { compareSequences, type Sequence } from './sequence.js'
 import { WaitingQueue } from './waiting-queue.js'
 
@@ -56,6 +57,7 @@ export class Scheduler {
   readonly waiting: WaitingQueue
   /** Ordered by compareSequences: the last is preempted first. */
   readonly running: Sequence[] = []
+  private readonly pace = new QueuePace()
   /** Of the executor; reuse is safe at once because it runs calls in order. */
   private readonly freeSlots: number[]
 
@@ -100,6 +102,7 @@ export class Scheduler {
   /** The next step, its blocks taken: decodes, then prefills, then admissions. Undefined when nothing can run now. */
   plan(now: number): StepPlan | undefined {
     const plan: StepPlan = { entries: [], admitted: [], tokens: 0 }
+    this.makeWay()
     const preempted = this.counters.preemptions
     const runnable = this.running.filter((s) => s.heldSince === undefined && canStep(s))
     for (const sequence of runnable) if (isDecode(sequence)) this.extend(plan, sequence)
@@ -213,6 +216,30 @@ export class Scheduler {
     sequence.pending = 0
     sequence.epoch++
     this.waiting.push(sequence)
+    this.pace.observe(this.waiting.size, sequence.arrivedAt)
+  }
+
+  /** Milliseconds that a newcomer waits at least, by the measured pace; undefined while that is not known. */
+  expectedWaitMs(submit: Submit, now: number): number | undefined {
+    const rate = this.pace.perSecond(now)
+    return rate === undefined ? undefined : (countAhead(this.waiting, submit) / rate) * 1000
+  }
+
+  /** Preempts running sequences for waiting ones that are more urgent and find no slot or no blocks. */
+  private makeWay(): void {
+    const head = this.waiting.peek()
+    if (!head || !this.arena.mayAdmit(this.pool)) return
+    for (let worst = this.running.at(-1); worst; worst = this.running.at(-1)) {
+      const { priority } = worst.submit
+      if (head.submit.priority >= priority || this.hasRoom(this.waiting.above(priority))) return
+      this.preempt(worst)
+    }
+  }
+
+  private hasRoom(sequences: readonly Sequence[]): boolean {
+    if (sequences.length > this.freeSlots.length) return false
+    const blocks = sequences.reduce((sum, { length }) => sum + this.blocksFor(length), 0)
+    return this.pool.available() >= blocks + this.watermark
   }
 
   private admitAll(plan: StepPlan, now: number): void {
@@ -315,8 +342,11 @@ export class Scheduler {
   }
 
   private remove(sequence: Sequence, now: number): void {
-    if (sequence.state === 'running') this.leaveRunning(sequence)
-    else this.waiting.remove(sequence)
+    if (sequence.state === 'running') {
+      this.leaveRunning(sequence)
+      this.pace.ended(now)
+    } else this.waiting.remove(sequence)
+    this.pace.observe(this.waiting.size, now)
     sequence.state = 'finished'
     // Without work it is not planned any more, and must not keep others waiting.
     if (this.size === 0) this.arena.setStarving(this.pool, false)

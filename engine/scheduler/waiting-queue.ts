@@ -42,6 +42,11 @@ export class WaitingQueue {
     return best
   }
 
+  /** Those that are more urgent than a priority and may run. */
+  above(priority: number): Sequence[] {
+    return [...this].filter((s) => s.submit.priority < priority && s.heldSince === undefined)
+  }
+
   /** Waiting sequences of a tenant. */
   sizeOf(tenant: string): number {
     return this.tenants.get(tenant)?.length ?? 0

@@ -25,14 +25,24 @@ const LOAD_PENALTY_PER_SECOND = 0.05
 const MAX_LOAD_PENALTY = 0.3
 
 const USUAL_DIFFICULTY = 0.5
-const USUAL_BANDWIDTH = 1e10
+/** log2 of bytes per second, where nothing is measured. */
+const USUAL_BANDWIDTH = 33
+
+/** What a rung is worth whatever is asked for. */
+interface Merit {
+  /** log2 of the weights of the unquantized model that would be as good. */
+  strength: number
+  /** log2 of the measured tokens per second; undefined = not measured. */
+  speed: number | undefined
+  /** log2 of its bytes. */
+  size: number
+}
 
 interface Candidate {
   model: ModelFacts
   rung: RungFacts
-  /** log2 of the weights of the unquantized model that would be as good. */
   strength: number
-  /** log2 of tokens per second. */
+  /** log2 of tokens per second, measured or guessed. */
   speed: number
 }
 
@@ -63,16 +73,34 @@ export function chooseAutomatically(
 function addCandidates(candidates: Candidate[], model: ModelFacts, request: RouteRequest, bandwidth: number): void {
   const worst = worstRank(model, request)
   const wanted = request.precision === undefined ? undefined : resolveWish(request.precision, model.variants)
-  let size: number | undefined
-  for (const rung of model.variants) {
+  const known = meritsOf(model)
+  for (let index = 0; index < model.variants.length; index++) {
+    const rung = model.variants[index]
+    const merit = known[index]
+    if (!rung || !merit) continue
     const kind = kindOf(rung)
     if (kind !== 'usable' && kind !== 'queue') continue
     if (wanted !== undefined && rung.precision !== wanted) continue
     if (exclusionOf(rung, request, worst) !== undefined) continue
-    size ??= Math.log2(weightsOf(model))
-    const strength = size + QUALITY_DOUBLINGS * Math.log2(rung.quality)
-    candidates.push({ model, rung, strength, speed: speedOf(rung, bandwidth) })
+    // Where a rung is not measured its speed goes by its size: decoding reads every weight once per token.
+    candidates.push({ model, rung, strength: merit.strength, speed: merit.speed ?? bandwidth - merit.size })
   }
+}
+
+/** Facts never change once they are made, and serve many decisions. */
+const merits = new WeakMap<ModelFacts, Merit[]>()
+
+function meritsOf(model: ModelFacts): Merit[] {
+  const found = merits.get(model)
+  if (found) return found
+  const weights = Math.log2(weightsOf(model))
+  const made = model.variants.map((rung) => ({
+    strength: weights + QUALITY_DOUBLINGS * Math.log2(rung.quality),
+    speed: rung.tokensPerSecond > 0 ? Math.log2(rung.tokensPerSecond) : undefined,
+    size: Math.log2(Math.max(1, bytesOf(rung))),
+  }))
+  merits.set(model, made)
+  return made
 }
 
 /** About how many weights the model has. */
@@ -81,23 +109,18 @@ function weightsOf({ variants }: ModelFacts): number {
   return known ? bytesOf(known) / WEIGHT_BYTES[known.precision] : 1
 }
 
-/** Where a rung is not measured its speed goes by its size: decoding reads every weight once per token. */
-function speedOf(rung: RungFacts, bandwidth: number): number {
-  return Math.log2(rung.tokensPerSecond > 0 ? rung.tokensPerSecond : bandwidth / Math.max(1, bytesOf(rung)))
-}
-
-/** Bytes per second at which the measured rungs read their weights, on average. */
+/** log2 of the bytes per second at which the measured rungs read their weights, on average. */
 function bandwidthOf(models: readonly ModelFacts[]): number {
   let sum = 0
   let count = 0
-  for (const { variants } of models) {
-    for (const rung of variants) {
-      if (rung.tokensPerSecond === 0) continue
-      sum += rung.tokensPerSecond * bytesOf(rung)
+  for (const model of models) {
+    for (const { speed, size } of meritsOf(model)) {
+      if (speed === undefined) continue
+      sum += speed + size
       count++
     }
   }
-  return count > 0 && sum > 0 ? sum / count : USUAL_BANDWIDTH
+  return count > 0 ? sum / count : USUAL_BANDWIDTH
 }
 
 /** The eligible rung with the best score that can begin before the deadline; the first of equals. */

@@ -1,6 +1,7 @@
 import type { RunObserver, RunRecord } from '../generate/run.js'
 import type { GatewayError } from '../errors.js'
 import type { DegradeCause } from '../request.js'
+import type { Route } from './facts.js'
 import type { RungMeter } from './meter.js'
 import type { RouteTelemetry } from './telemetry.js'
 import type { RungWatch } from './watch.js'
@@ -12,6 +13,8 @@ const NO_VERDICT: ReadonlySet<string> = new Set(['cancelled', 'shutting_down', '
 export class RouteFeedback implements RunObserver {
   /** Rungs that gave a token since the engine's start: when it dies, that is not held against them. */
   readonly #proven = new Set<string>()
+  /** By rung, whose loss was last held against it. */
+  readonly #lost = new Map<string, RunRecord>()
 
   constructor(
     private readonly watch: RungWatch,
@@ -33,7 +36,6 @@ export class RouteFeedback implements RunObserver {
     const { route, firstTokenAt, submittedAt, queueUs, usage } = record
     if (route) {
       const ms = firstTokenAt - submittedAt - queueUs / 1000
-      this.#proven.add(route.variant)
       this.watch.succeeded(route.variant, route.probe)
       this.meter.prefill(route.variant, usage.promptTokens - usage.cachedTokens, ms)
     }
@@ -41,15 +43,16 @@ export class RouteFeedback implements RunObserver {
   }
 
   onTokens(record: RunRecord, count: number, gapMs: number): void {
-    if (record.route && gapMs > 0) this.meter.tokens(record.route.variant, count, gapMs)
+    const { route } = record
+    if (route && gapMs > 0) this.meter.tokens(route.variant, count, gapMs)
+    if (route && !this.#proven.has(route.variant)) this.#prove(route)
     this.next.onTokens(record, count, gapMs)
   }
 
   onLost(record: RunRecord, cause: DegradeCause): void {
     const { route } = record
-    if (route && (cause === 'rung_failed' || !this.#proven.has(route.variant))) {
+    if (route && (cause === 'rung_failed' || this.#isAgainst(route, record)))
       this.watch.failed(route.variant, 'failure')
-    }
     this.next.onLost(record, cause)
   }
 
@@ -66,6 +69,20 @@ export class RouteFeedback implements RunObserver {
   /** The engine's process ended. */
   onEngineEnd(): void {
     this.#proven.clear()
+  }
+
+  /** A replay gives no first token, so any token counts. */
+  #prove({ variant, probe }: Route): void {
+    this.#proven.add(variant)
+    this.watch.succeeded(variant, probe)
+  }
+
+  /** An engine that dies again under the same request and no other says more of the request than of the rung. */
+  #isAgainst({ variant }: Route, record: RunRecord): boolean {
+    if (this.#proven.has(variant)) return false
+    const before = this.#lost.get(variant)
+    this.#lost.set(variant, record)
+    return before !== record
   }
 
   #judge({ route, submittedAt, endedAt, firstTokenAt }: RunRecord, error: GatewayError | undefined): void {

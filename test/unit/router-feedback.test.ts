@@ -90,13 +90,26 @@ describe('what requests saw', () => {
 
   it('holds the death of an engine against a rung only before its first token', () => {
     const heard = new Heard()
-    const served = heard.send()
-    heard.feedback.onFirstToken({ ...served, firstTokenAt: 115 })
-    for (let i = 0; i < 9; i++) heard.feedback.onLost(heard.send(), 'engine_failed')
+    // A replay's tokens count too, and it has had its first one before.
+    for (let i = 0; i < 9; i++) {
+      heard.feedback.onEngineEnd()
+      heard.feedback.onTokens(heard.send(), 1, 10)
+      heard.feedback.onLost(heard.send(), 'engine_failed')
+    }
     expect(heard.send().route?.variant).toBe('m:fp16')
     heard.feedback.onEngineEnd()
     for (let i = 0; i < 3; i++) heard.feedback.onLost(heard.send(), 'engine_failed')
     expect(heard.send().route?.variant).toBe('m:int8')
+  })
+
+  it('does not hold against a rung that one request kills the engine again and again', () => {
+    const heard = new Heard()
+    const poison = heard.send()
+    for (let i = 0; i < 9; i++) {
+      heard.now += 1000
+      heard.feedback.onLost(poison, 'engine_failed')
+    }
+    expect(heard.send().route?.variant).toBe('m:fp16')
   })
 
   it('counts deadlines that the figures said would hold, and no others', () => {

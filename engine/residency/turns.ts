@@ -4,8 +4,8 @@ import type { ManagedVariant, Place } from './device-slot.js'
 
 /** A variant that others wait for serves at least this long after its load, milliseconds. */
 const TURN_MS = 2000
-/** And at least so many times as long as the load took, so that loading never becomes most of the work. */
-const TURN_LOADS = 3
+/** And at least so many times as long as its load took, so that loading never becomes most of the work. */
+const TURN_LOADS = 1
 /** Then its running sequences may go on for so many turns; after that they are preempted and wait for the next load. */
 const GRACE_TURNS = 5
 

@@ -1,13 +1,13 @@
 /**
  * Loads on demand with the embedded model on the CPU: time from a request to its first token when its rung has to be
  * loaded, with the file in the page cache and without; how long another model's stream stands still meanwhile; and many
- * clients on memory for two of six rungs. `npm run bench:residency [-- --mixed-ms 60000]` (Linux).
+ * clients on memory for two rungs, through the gateway. `npm run bench:residency [-- --mixed-ms 60000]` (Linux).
  */
 import { execFileSync } from 'node:child_process'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
 import { engineOnCpu, type CpuEngine } from '../support/engine-on-cpu.js'
-import { runMixed } from '../support/mixed-clients.js'
+import { GatewayProcess } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { Collector, submitOf } from '../support/fake-engine.js'
 import { percentile } from './figures.js'
@@ -100,11 +100,51 @@ for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(
 await stalls(large)
 await large.close()
 
-const small = engineOnCpu(config(0.42, ['a', 'b']))
-await small.settled()
-const rungs = ['a:int8', 'a:int4', 'b:int8', 'b:int4']
-const report = await runMixed(small, rungs, 200, Number(values['mixed-ms']))
-const resident = [...small.engine.variants.values()].filter((variant) => variant.resident).map(({ name }) => name)
-console.log(`200 clients of ${rungs.join(', ')}; resident at the end: ${resident.join(', ')}`)
-console.log(JSON.stringify(report))
-await small.close()
+interface Mixed {
+  latencies: number[]
+  outcomes: Map<string, number>
+}
+
+/** `clients` ask by id, rung and tag, one request after the other; answers count by the rung that served them. */
+async function mixedClients(url: string, names: readonly string[], clients: number, until: number): Promise<Mixed> {
+  const mixed: Mixed = { latencies: [], outcomes: new Map() }
+  const client = async (index: number): Promise<void> => {
+    for (let turn = 0; performance.now() < until; turn++) {
+      const model = names[(index + turn) % names.length]
+      const startedAt = performance.now()
+      const response = await fetch(`${url}/v1/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ model, prompt: PROMPT, max_tokens: 1 + ((index + turn) % 4) }),
+      })
+      await response.text()
+      mixed.latencies.push(performance.now() - startedAt)
+      const outcome = response.headers.get('x-edgeshift-variant') ?? String(response.status)
+      mixed.outcomes.set(outcome, (mixed.outcomes.get(outcome) ?? 0) + 1)
+    }
+  }
+  await Promise.all(Array.from({ length: clients }, (_, index) => client(index)))
+  return mixed
+}
+
+/** Room for two of the rungs asked for. */
+const models = `  - { id: a, tags: [chat, default], max_model_len: 256, variants: ${ladder} }
+  - { id: b, tags: [code], max_model_len: 256, variants: ${ladder} }
+`
+const box = await GatewayProcess.startShipped(
+  () =>
+    `server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }\ndevices: [{ id: cpu0, kind: cpu, memory_gb: 0.42 }]\nmodels:\n${models}`,
+).ready()
+const names = ['chat', 'default', 'code', 'a:int8', 'a:int4', 'b:int8', 'b:int4']
+const { latencies, outcomes } = await mixedClients(box.url, names, 200, performance.now() + Number(values['mixed-ms']))
+const metrics = await (await fetch(`${box.url}/metrics`)).text()
+const loads = [...metrics.matchAll(/^edgeshift_variant_loads\{.*\} (\d+)$/gm)].reduce(
+  (sum, [, n]) => sum + Number(n),
+  0,
+)
+console.log(
+  `200 clients of ${names.join(', ')} over HTTP with memory for two rungs: ${latencies.length} requests, ${loads} loads, ` +
+    `p50 ${percentile(latencies, 0.5).toFixed(0)} ms, p99 ${percentile(latencies, 0.99).toFixed(0)} ms, longest ${Math.max(...latencies).toFixed(0)} ms; ` +
+    [...outcomes].map(([outcome, count]) => `${outcome} ${count}`).join(', '),
+)
+await box.close()

@@ -183,8 +183,8 @@ export interface NativeAddon {
 }
 
 /**
- * An open device: owns the arena and two threads, one that runs loads and one that runs everything else, each in
- * order and off the event loop. Steps of resident models go on while another model loads.
+ * An open device: owns the arena and three threads, each in order and off the event loop: one runs loads, one starts
+ * everything else, one waits for what was started. Steps of resident models go on while another model loads.
  */
 export interface NativeDevice {
   /**

@@ -7,7 +7,10 @@ import type { RouteTelemetry } from './telemetry.js'
 import type { RungWatch } from './watch.js'
 
 /** Endings that say nothing of the rung: the probe that ends so has to be repeated. */
-const NO_VERDICT: ReadonlySet<string> = new Set(['cancelled', 'shutting_down', 'queue_full'])
+const NO_VERDICT: ReadonlySet<string> = new Set(['cancelled', 'shutting_down', 'queue_full', 'deadline_exceeded'])
+
+/** Without a token for that long a rung is too slow; deadlines below it are the client's affair. */
+const SLOW_MS = 5000
 
 /** Turns what requests saw into what the router knows: measured figures, successes and failures. Tells `next`, too. */
 export class RouteFeedback implements RunObserver {
@@ -90,8 +93,7 @@ export class RouteFeedback implements RunObserver {
     if (error === undefined) {
       this.watch.succeeded(route.variant, route.probe)
       this.meter.served(route.variant, endedAt - submittedAt)
-    } else if (error.code === 'deadline_exceeded' && firstTokenAt < 0) {
-      // It was taken because the figures said that it would begin in time.
+    } else if (error.code === 'deadline_exceeded' && firstTokenAt < 0 && endedAt - submittedAt >= SLOW_MS) {
       this.watch.failed(route.variant, 'deadline')
     } else if (route.probe && NO_VERDICT.has(error.code)) {
       this.watch.abandoned(route.variant)

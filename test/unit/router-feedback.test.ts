@@ -112,11 +112,12 @@ describe('what requests saw', () => {
     expect(heard.send().route?.variant).toBe('m:fp16')
   })
 
-  it('counts deadlines that the figures said would hold, and no others', () => {
+  it('counts deadlines that pass without a token in long enough a time, and no others', () => {
     const heard = new Heard()
+    for (let i = 0; i < 9; i++) heard.feedback.onEnd(heard.send(), deadline)
     for (let i = 0; i < 9; i++) heard.feedback.onEnd({ ...heard.send(), firstTokenAt: 115 }, deadline)
     expect(heard.send().route?.variant).toBe('m:fp16')
-    for (let i = 0; i < 3; i++) heard.feedback.onEnd(heard.send(), deadline)
+    for (let i = 0; i < 3; i++) heard.feedback.onEnd({ ...heard.send(), endedAt: 6000 }, deadline)
     expect(heard.send().route).toMatchObject({ variant: 'm:int8', code: 'degraded_deadline' })
   })
 

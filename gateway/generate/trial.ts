@@ -12,7 +12,7 @@
  *    quarter of their number). New requests wait until all have had their turn.
  * 4. A crash counts against a request if that was the only one in flight that had not come through, and had got no
  *    token since it was submitted. The third such crash in a row refuses it; before, it waits for all others.
- * So a poison request costs four to seven restarts. A request is refused wrongly only if the engine is killed from outside
+ * So a poison request costs three to seven restarts. A request is refused wrongly only if the engine is killed from outside
  * within the first step of three trials of its own, all others having come through in between.
  */
 

@@ -99,6 +99,13 @@ describe('failover', { timeout: 120_000 }, () => {
     expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
   })
 
+  it('refuses a poison request that is the only one, and serves the next', async () => {
+    const gateway = await start({ POISON: 'poison' })
+    expect((await ask(gateway, { content: 'This is poison.' })).status).toBe(422)
+    expect((await ask(gateway, { maxTokens: 3 })).status).toBe(200)
+    expect(gateway.enginePids).toHaveLength(4)
+  })
+
   it.each([
     ['step', 'rung_failed', 1],
     ['device', 'engine_failed', 2],

@@ -2,6 +2,7 @@
 
 // GCC's own headers leave the unused operand of unmasked intrinsics undefined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 #include <immintrin.h>
 

@@ -15,6 +15,8 @@ export interface LoadCost {
   /** Largest resident memory during the load above that before it. */
   peakBytes: number
   milliseconds: number
+  /** Of all its threads together: what other work on the machine does not lengthen. */
+  processorMilliseconds: number
 }
 
 /** Loads and unloads. */
@@ -23,32 +25,42 @@ export async function measureLoad(device: NativeDevice, request: LoadRequest): P
   // Forgets the peak so far.
   writeFileSync('/proc/self/clear_refs', '5')
   const start = performance.now()
+  const used = process.cpuUsage()
   const model = await device.loadModel(request)
   const milliseconds = performance.now() - start
+  const { user, system } = process.cpuUsage(used)
   const peakBytes = status('VmHWM') - before
   const { weightBytes, workspaceBytes } = model
   await model.unload()
-  return { weightBytes, workspaceBytes, peakBytes, milliseconds }
+  return { weightBytes, workspaceBytes, peakBytes, milliseconds, processorMilliseconds: (user + system) / 1000 }
 }
 
 /**
  * Milliseconds to read a file from start to end, from the page cache when it is there: into one buffer of 1 MiB over
  * and over, or (fresh) into new memory, as a load must. In a process of its own, which the peak of a load is not.
  */
-export function measureRead(path: string, fresh: boolean): number {
+export function measureRead(path: string, fresh: boolean): Pick<LoadCost, 'milliseconds' | 'processorMilliseconds'> {
   const script = `
     const { openSync, readSync, statSync } = require('node:fs')
     const buffer = Buffer.alloc(${fresh ? 'statSync(process.argv[1]).size' : 1 << 20})
     const file = openSync(process.argv[1], 'r')
     const start = performance.now()
+    const used = process.cpuUsage()
     while (readSync(file, buffer, 0, buffer.length, null) > 0);
-    console.log(performance.now() - start)`
-  return Number(execFileSync(process.execPath, ['-e', script, path]))
+    const milliseconds = performance.now() - start
+    const { user, system } = process.cpuUsage(used)
+    console.log(milliseconds, (user + system) / 1000)`
+  const [milliseconds = 0, processorMilliseconds = 0] = execFileSync(process.execPath, ['-e', script, path], {
+    encoding: 'utf8',
+  })
+    .split(' ')
+    .map(Number)
+  return { milliseconds, processorMilliseconds }
 }
 
 const ELEMENT_BYTES = { f16: 2, bf16: 2, f32: 4 } as const
 
-/** Writes a checkpoint of SmolLM2's shape with small random floats and describes how to load it. */
+/** Writes the tensors of a model of this shape with small random floats and describes how to load them. */
 export function writePlainModel(path: string, type: keyof typeof ELEMENT_BYTES, spec: ModelSpec): LoadRequest {
   const file = openSync(path, 'w')
   const noise = noiseOf(type)

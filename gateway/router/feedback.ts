@@ -16,7 +16,9 @@ const SLOW_MS = 5000
 export class RouteFeedback implements RunObserver {
   /** Rungs that gave a token since the engine's start: when it dies, that is not held against them. */
   readonly #proven = new Set<string>()
-  /** By rung, whose loss was last held against it. */
+  /** Rungs that this engine's death was held against: it is one failure, however long it takes to tell all requests. */
+  readonly #blamed = new Set<string>()
+  /** By rung, which request was last lost there before any token. */
   readonly #lost = new Map<string, RunRecord>()
 
   constructor(
@@ -72,6 +74,7 @@ export class RouteFeedback implements RunObserver {
   /** The engine's process ended. */
   onEngineEnd(): void {
     this.#proven.clear()
+    this.#blamed.clear()
   }
 
   /** A replay gives no first token, so any token counts. */
@@ -85,6 +88,8 @@ export class RouteFeedback implements RunObserver {
     if (this.#proven.has(variant)) return false
     const before = this.#lost.get(variant)
     this.#lost.set(variant, record)
+    if (this.#blamed.has(variant)) return false
+    this.#blamed.add(variant)
     return before !== record
   }
 

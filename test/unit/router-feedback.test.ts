@@ -97,8 +97,12 @@ describe('what requests saw', () => {
       heard.feedback.onLost(heard.send(), 'engine_failed')
     }
     expect(heard.send().route?.variant).toBe('m:fp16')
-    heard.feedback.onEngineEnd()
-    for (let i = 0; i < 3; i++) heard.feedback.onLost(heard.send(), 'engine_failed')
+    // One death is one failure, however many requests it takes and however long they take to hear of it.
+    for (let i = 0; i < 3; i++) {
+      heard.feedback.onEngineEnd()
+      expect(heard.send().route?.variant).toBe('m:fp16')
+      for (let j = 0; j < 9; j++) heard.feedback.onLost(heard.send(), 'engine_failed')
+    }
     expect(heard.send().route?.variant).toBe('m:int8')
   })
 
@@ -107,6 +111,7 @@ describe('what requests saw', () => {
     const poison = heard.send()
     for (let i = 0; i < 9; i++) {
       heard.now += 1000
+      heard.feedback.onEngineEnd()
       heard.feedback.onLost(poison, 'engine_failed')
     }
     expect(heard.send().route?.variant).toBe('m:fp16')

@@ -185,7 +185,9 @@ function optionOn(device: DeviceState, demand: VariantDemand, evict: boolean, in
   const option = (names: string[], lost: readonly ResidentState[], waits: boolean): Option => {
     const freeBytes = device.budgetBytes - device.overheadBytes - total(device.residents) + total(lost)
     const staying = device.residents.filter((resident) => !lost.includes(resident))
-    const kvBytes = kvTarget(device, staying, { bytes: need, minKvBytes: minKv })
+    const target = kvTarget(device, staying, { bytes: need, minKvBytes: minKv })
+    // Blocks in use stay where they are, also when they are more than the share.
+    const kvBytes = waits ? target : Math.max(target, device.usedKvBytes)
     return { device, index, waits, names, lostBytes: total(lost), freeBytes, kvBytes }
   }
   if (going && !device.changing) return option(namesOf(going), going, false)

@@ -1,6 +1,7 @@
 #include "cpu/thread_pool.h"
 
 #include <chrono>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -78,9 +79,11 @@ void ThreadPool::run(int64_t count, int64_t chunk, Function function, const void
   work(0);
   job_.fetch_and(~kOpen, std::memory_order_acq_rel);
   spin_until([this] { return (job_.load(std::memory_order_acquire) & kInside) == 0; });
+  if (failed_.exchange(false, std::memory_order_relaxed)) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-void ThreadPool::work(int worker) {
+// Nothing may be thrown past a worker's own thread, nor past the caller while others are still in the job.
+void ThreadPool::work(int worker) noexcept try {
   for (int i = 0; i < threads_; ++i) {
     Share& share = shares_[size_t((worker + i) % threads_)];
     // The plain load first: an exhausted share's line stays shared.
@@ -91,6 +94,8 @@ void ThreadPool::work(int worker) {
       function_(context_, begin, end, worker);
     }
   }
+} catch (...) {
+  if (!failed_.exchange(true, std::memory_order_relaxed)) failure_ = std::current_exception();
 }
 
 // Enters the job of this generation unless it is over.

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -13,9 +14,9 @@
 
 namespace edgeshift::cpu {
 
-// `threads` workers, the calling thread among them. One thread at a time may call; jobs never nest and never throw.
-// Workers spin for some microseconds after a job, so that the next op of a step finds them awake, then park: an idle
-// pool uses no CPU. A job allocates nothing.
+// `threads` workers, the calling thread among them. One thread at a time may call; jobs never nest. Workers spin for some
+// microseconds after a job, so that the next op of a step finds them awake, then park: an idle pool uses no CPU.
+// The jobs of a step allocate nothing; those of a load may.
 class ThreadPool {
  public:
   // `isa` is the instruction set of every op that runs on this pool (tests force lower ones).
@@ -29,7 +30,8 @@ class ThreadPool {
 
   // Calls body(begin, end, worker) over disjoint ranges that cover [0, count), each of at most `chunk` indices.
   // Every worker starts on its own contiguous share, for streaming, and helps the others when it is through.
-  // Runs on the caller alone when one chunk is enough. Returns when all is done.
+  // Runs on the caller alone when one chunk is enough. Returns when all is done; what a body threw first, on whichever
+  // thread, is then thrown here, and ranges may have been left out.
   template <class Body>
   void for_ranges(int64_t count, int64_t chunk, const Body& body) {
     if (count <= 0) return;
@@ -56,7 +58,7 @@ class ThreadPool {
   };
 
   void run(int64_t count, int64_t chunk, Function function, const void* context);
-  void work(int worker);
+  void work(int worker) noexcept;
   void worker_main(int worker);
   // Ends and joins the workers.
   void stop();
@@ -69,6 +71,9 @@ class ThreadPool {
   int64_t chunk_ = 0;
   Function function_ = nullptr;
   const void* context_ = nullptr;
+  // What the job threw first.
+  std::exception_ptr failure_;
+  std::atomic<bool> failed_{false};
   // The job: generation in the high half, then kOpen, then the number of workers inside. Workers enter an open job and
   // are waited for; one that wakes late finds it closed and is not. So a busy core delays nobody.
   alignas(128) std::atomic<uint64_t> job_{0};

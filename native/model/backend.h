@@ -26,7 +26,7 @@ struct LoadOptions {
   // Told, from any thread, of bytes of the sources that will not be read again; may be empty.
   std::function<void(std::span<const uint8_t>)> done_reading;
   // Names the files' content and the rung: a backend may keep what it made of them under it. Empty = not to be kept.
-  std::string cache_key;
+  std::string cache_key = {};
 };
 
 // One step, host arrays; fields as StepBatch in engine/native.ts.

@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 #include "cpu/thread_pool.h"
 #include "test/check.h"
@@ -42,6 +44,31 @@ void check_succession() {
   }
 }
 
+// A body that throws, on a worker or on the caller, throws at the caller when nobody is inside any more.
+void check_throwing() {
+  cpu::ThreadPool pool(4);
+  for (int i = 0; i < 3000; ++i) {
+    std::atomic<int> inside{0};
+    std::string caught;
+    try {
+      pool.for_ranges(8, 1, [&](int64_t begin, int64_t, int) {
+        ++inside;
+        if (begin == i % 8) {
+          --inside;
+          throw std::runtime_error("range " + std::to_string(begin));
+        }
+        --inside;
+      });
+    } catch (const std::runtime_error& error) {
+      caught = error.what();
+    }
+    ES_CHECK(caught == "range " + std::to_string(i % 8) && inside == 0);
+  }
+  std::atomic<int> sum{0};
+  pool.for_ranges(100, 1, [&](int64_t, int64_t, int) { ++sum; });
+  ES_CHECK(sum == 100);
+}
+
 void check_idle() {
   cpu::ThreadPool pool(4);
   std::atomic<int> sum{0};
@@ -67,6 +94,7 @@ void check_scratch() {
 int main() {
   for (int threads : {1, 2, 5}) check_cover(threads);
   check_succession();
+  check_throwing();
   check_idle();
   check_scratch();
   return test::failures ? 1 : 0;

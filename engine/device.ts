@@ -3,7 +3,7 @@ import { BlockPool } from './kv/block-pool.js'
 import type { KvArena } from './kv/arena.js'
 import type { MemoryLedger } from './residency/ledger.js'
 import { FairShare } from './scheduler/fair-share.js'
-import { Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler/scheduler.js'
+import { noCounts, Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler/scheduler.js'
 import type { Sequence } from './scheduler/sequence.js'
 import type { StepExecutor } from './step/executor.js'
 import { VariantRunner } from './step/runner.js'
@@ -41,16 +41,6 @@ export interface StepCounters extends SchedulerCounters {
   deviceMicros: number
 }
 
-const NO_STEPS: StepCounters = {
-  steps: 0,
-  stepTokens: 0,
-  stepSequences: 0,
-  preemptions: 0,
-  prefixQueries: 0,
-  prefixHits: 0,
-  deviceMicros: 0,
-}
-
 /** A variant whose weights are on a device. */
 export interface ResidentVariant {
   readonly device: EngineDevice
@@ -67,7 +57,7 @@ export class EngineDevice {
   drift: MemoryDrift | undefined
   private readonly share = new FairShare()
   /** Of variants that are not here any more. */
-  private readonly past: StepCounters = { ...NO_STEPS }
+  private readonly past: StepCounters = { ...noCounts(), deviceMicros: 0 }
 
   constructor(
     readonly description: DeviceDescription,

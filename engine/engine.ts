@@ -1,18 +1,12 @@
 import type { Logger } from 'pino'
-import {
-  FinishReason,
-  VariantState,
-  type SequenceDelta,
-  type SequenceError,
-  type Submit,
-} from '../proto/gen/edgeshift/v1/engine.js'
+import { FinishReason, VariantState, type SequenceError, type Submit } from '../proto/gen/edgeshift/v1/engine.js'
 import type { EngineDevice, ResidentVariant } from './device.js'
 import type { Precision } from './native.js'
 import type { MeasuredQuality } from './registry/index.js'
 import { checkSubmit, chooseShed } from './scheduler/admission.js'
 import { RateMeter, retryAfterMs } from './scheduler/rate.js'
 import { Lobby } from './residency/lobby.js'
-import { Sequence, type SequenceOwner } from './scheduler/sequence.js'
+import { endOf, Sequence, type SequenceOwner } from './scheduler/sequence.js'
 
 /** A rung as configured, and how far it is. */
 export interface Variant {
@@ -141,13 +135,13 @@ export class Engine {
     const variant = this.variants.get(submit.variant)
     const error = this.refusal(variant, submit) ?? tooLate(variant, submit, now) ?? this.makeRoom(submit, now)
     if (error) {
-      owner.deliver(ended(submit.sequenceId, FinishReason.REJECTED, error))
+      owner.deliver(endOf(submit.sequenceId, FinishReason.REJECTED, error))
       return undefined
     }
     if (!variant) return undefined
     const sequence = new Sequence(submit, owner, this.arrivals++, now, variant.maxModelLen)
     if (nothingToDo(sequence)) {
-      owner.deliver(ended(submit.sequenceId, FinishReason.LENGTH))
+      owner.deliver(endOf(submit.sequenceId, FinishReason.LENGTH))
       return undefined
     }
     this.place(sequence, variant)
@@ -272,8 +266,4 @@ function tooLate(variant: Variant | undefined, submit: Submit, now: number): Seq
 function nothingToDo(sequence: Sequence): boolean {
   if (sequence.scoreOnly) return !sequence.submit.promptLogprobs
   return sequence.length >= sequence.maxLength
-}
-
-function ended(sequenceId: number, finishReason: FinishReason, error?: SequenceError): SequenceDelta {
-  return { sequenceId, tokens: [], logprobs: [], promptLogprobs: [], finishReason, error }
 }

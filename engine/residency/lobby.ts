@@ -1,5 +1,5 @@
 import type { FinishReason, SequenceError } from '../../proto/gen/edgeshift/v1/engine.js'
-import type { Sequence } from '../scheduler/sequence.js'
+import { endOf, type Sequence } from '../scheduler/sequence.js'
 
 /** Sequences of variants that are not resident, in the order of their arrival; they wait for a load. */
 export class Lobby {
@@ -40,14 +40,7 @@ export class Lobby {
     if (sequence.state === 'finished' || !this.remove(sequence)) return
     sequence.state = 'finished'
     this.onFinish(sequence, now)
-    sequence.owner.deliver({
-      sequenceId: sequence.id,
-      tokens: [],
-      logprobs: [],
-      promptLogprobs: [],
-      finishReason: reason,
-      error,
-    })
+    sequence.owner.deliver(endOf(sequence.id, reason, error))
   }
 
   /** Takes out all that wait for a variant, in order. */

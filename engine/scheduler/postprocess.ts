@@ -1,7 +1,7 @@
 import { FinishReason, type SequenceDelta, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { StepResult } from '../native.js'
 import type { PlanEntry } from './plan.js'
-import type { Sequence } from './sequence.js'
+import { endOf, type Sequence } from './sequence.js'
 
 /**
  * Applies an entry's result rows (from `row` on) to its sequence, delivers what is new and returns the reason when
@@ -39,13 +39,7 @@ function finishReason(sequence: Sequence, token: number): FinishReason {
 
 /** The first delta of a sequence also carries its start and, when asked for, the prompt's log probabilities. */
 function delta(sequence: Sequence, finish: FinishReason): SequenceDelta {
-  const event: SequenceDelta = {
-    sequenceId: sequence.id,
-    tokens: [],
-    logprobs: [],
-    promptLogprobs: [],
-    finishReason: finish,
-  }
+  const event = endOf(sequence.id, finish)
   if (sequence.started) return event
   sequence.started = true
   const queued = (sequence.firstScheduledAt ?? sequence.arrivedAt) - sequence.arrivedAt

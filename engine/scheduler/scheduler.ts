@@ -7,7 +7,7 @@ import type { FairShare } from './fair-share.js'
 import { planEntry, type PlanEntry, type StepPlan } from './plan.js'
 import { absorbRows } from './postprocess.js'
 import { countAhead, QueuePace } from './queue-pace.js'
-import { compareSequences, type Sequence } from './sequence.js'
+import { compareSequences, endOf, type Sequence } from './sequence.js'
 import { WaitingQueue } from './waiting-queue.js'
 
 /** Bounds of one variant's batches. */
@@ -36,6 +36,11 @@ export interface SchedulerCounters {
   prefixHits: number
 }
 
+/** Counters of a scheduler that has done nothing yet. */
+export function noCounts(): SchedulerCounters {
+  return { steps: 0, stepTokens: 0, stepSequences: 0, preemptions: 0, prefixQueries: 0, prefixHits: 0 }
+}
+
 /** A held sequence keeps its slot and blocks this long when others need them, milliseconds. */
 const HOLD_GRACE_MS = 1000
 /** Share of the blocks left free when a sequence is admitted beside running ones, so that they can grow. */
@@ -46,14 +51,7 @@ const WATERMARK = 0.01
  * several plans may be open at once if their steps run in order. No effects beside `owner.deliver`.
  */
 export class Scheduler {
-  readonly counters: SchedulerCounters = {
-    steps: 0,
-    stepTokens: 0,
-    stepSequences: 0,
-    preemptions: 0,
-    prefixQueries: 0,
-    prefixHits: 0,
-  }
+  readonly counters = noCounts()
   readonly waiting: WaitingQueue
   /** Ordered by compareSequences: the last is preempted first. */
   readonly running: Sequence[] = []
@@ -144,14 +142,7 @@ export class Scheduler {
   end(sequence: Sequence, reason: FinishReason, now: number, error?: SequenceError): void {
     if (sequence.state === 'finished') return
     this.remove(sequence, now)
-    sequence.owner.deliver({
-      sequenceId: sequence.id,
-      tokens: [],
-      logprobs: [],
-      promptLogprobs: [],
-      finishReason: reason,
-      error,
-    })
+    sequence.owner.deliver(endOf(sequence.id, reason, error))
   }
 
   /** Ends what is past its deadline or was held too long. */

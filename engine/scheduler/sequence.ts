@@ -23,6 +23,11 @@ export interface SequenceHolder {
   end(sequence: Sequence, reason: FinishReason, now: number, error?: SequenceError): void
 }
 
+/** The delta that ends a sequence without a token. */
+export function endOf(sequenceId: number, finishReason: FinishReason, error?: SequenceError): SequenceDelta {
+  return { sequenceId, tokens: [], logprobs: [], promptLogprobs: [], finishReason, error }
+}
+
 /** A held sequence is ended after this long, milliseconds. */
 const HOLD_LIMIT_MS = 60_000
 

@@ -16,7 +16,7 @@ Status gemv(const FusedMatmulArgs& args, const Launch& on) {
   const PackedMatrix& w = *args.weight;
   if (args.t < 1 || args.t > kGemvTokens) return {Code::invalid_argument, "cuda gemv: 1 to 8 tokens"};
   if (w.k % 8 != 0) return {Code::unsupported, "cuda gemv: k must be a multiple of 8"};
-  if (w.permutation) return {Code::unsupported, "cuda gemv: act-order is not implemented"};
+  if (w.permutation) return {Code::invalid_argument, "cuda gemv: inputs in act-order are gathered by the caller"};
   StripLayout layout = strip_layout(w.precision, w.n, w.k, w.group);
   GemvParams params{static_cast<const unsigned char*>(w.data),
                     layout.strip_bytes(),

@@ -13,7 +13,7 @@ size_t matmul_workspace_bytes(const DeviceTraits& device) {
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
   const PackedMatrix& w = *args.weight;
   if (args.t < 1 || args.norm) return {Code::invalid_argument, "cuda tiled_matmul: t >= 1 and no norm"};
-  if (w.permutation) return {Code::unsupported, "cuda tiled_matmul: act-order is not implemented"};
+  if (w.permutation) return {Code::invalid_argument, "cuda tiled_matmul: inputs in act-order are gathered by the caller"};
   if (w.k % 8 != 0) return {Code::unsupported, "cuda tiled_matmul: k must be a multiple of 8"};
   TiledParams params{};
   params.weight = static_cast<const unsigned char*>(w.data);

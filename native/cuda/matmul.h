@@ -18,7 +18,8 @@ enum class Epilogue {
 };
 
 // y = x * W^T. x is f16 [t, k]; or, when `norm` is set (gemv only), the fp32 residual [t, k], normalised on the way in:
-// x / sqrt(mean(x^2) + eps) * norm.
+// x / sqrt(mean(x^2) + eps) * norm. The inputs stand in the weight's order: of an act-order weight the caller gathers them
+// and clears `permutation` (Pass::product in transformer.cu); with it set the kernels return invalid_argument.
 struct FusedMatmulArgs {
   const PackedMatrix* weight = nullptr;
   const void* x = nullptr;

@@ -92,7 +92,7 @@ Status pack(const CanonicalMatrix& source, RowOrder order, void* data, PackedMat
     return {Code::invalid_argument, "cuda pack: shape and group do not fit"};
   if (source.precision == Precision::int4 && !source.minimums)
     return {Code::invalid_argument, "cuda pack: int4 needs minimums"};
-  if (source.permutation) return {Code::unsupported, "cuda pack: act-order is not implemented"};
+  if (source.permutation) return {Code::invalid_argument, "cuda pack: the order of the inputs stays with the caller"};
   if (order == RowOrder::gate_up && source.n % kStripRows != 0)
     return {Code::unsupported, "cuda pack: gate_up rows must be a multiple of 16"};
   PackJob job{source, strip_layout(source.precision, source.n, source.k, source.group), order,

@@ -13,7 +13,8 @@ namespace edgeshift::cuda {
 size_t packed_bytes(const CanonicalMatrix& source);
 
 // Repacks `source` (device pointers) into `data` (device, packed_bytes(source), 16-byte aligned) and describes it in `out`.
-// gate_up needs n to be a multiple of 16. unsupported: act-order (permutation set).
+// gate_up needs n to be a multiple of 16.
+// The order of the inputs stays with the caller: invalid_argument when `permutation` is set.
 Status pack(const CanonicalMatrix& source, RowOrder order, void* data, PackedMatrix& out, cudaStream_t stream);
 
 }  // namespace edgeshift::cuda

@@ -22,13 +22,8 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "core/host_device.h"
 #include "ops/packed_matrix.h"
-
-#ifdef __CUDACC__
-#define ES_HOST_DEVICE __host__ __device__
-#else
-#define ES_HOST_DEVICE
-#endif
 
 namespace edgeshift::cuda {
 

@@ -1,6 +1,7 @@
 // Model files that are truncated while they are mapped: a marked mapping that reads as zeros, not the end of the process.
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <thread>
 #include <utility>
@@ -30,8 +31,7 @@ struct TemporaryFile {
   int fd;
 
   explicit TemporaryFile(const std::string& content) {
-    const char* folder = std::getenv("TMPDIR");
-    path = std::string(folder ? folder : "/tmp") + "/edgeshift-mapped-XXXXXX";
+    path = std::filesystem::temp_directory_path() / "edgeshift-mapped-XXXXXX";
     fd = ::mkstemp(path.data());
     ES_CHECK(fd >= 0 && ::write(fd, content.data(), content.size()) == ssize_t(content.size()));
   }

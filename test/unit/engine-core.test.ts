@@ -1,35 +1,12 @@
-import { afterEach, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { KV_UNIT_BYTES } from '../../engine/native.js'
 import { StepHungError } from '../../engine/step/step-loop.js'
 import { FinishReason, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
-import {
-  Collector,
-  FAKE_VOCAB,
-  type FakeEngine,
-  fakeEngine,
-  type FakeEngineOptions,
-  neutralSampling,
-  submitOf,
-} from '../support/fake-engine.js'
+import { Collector, FAKE_VOCAB, neutralSampling, submitOf } from '../support/fake-engine.js'
+import { collect, fakeEngines } from '../support/fake-engines.js'
 import { fakeAnswer, FakeExecutor } from '../support/fake-executor.js'
 
-const engines: FakeEngine[] = []
-
-function start(options: FakeEngineOptions = {}): FakeEngine {
-  const fake = fakeEngine(options)
-  engines.push(fake)
-  return fake
-}
-
-afterEach(async () => {
-  for (const { engine } of engines.splice(0)) await engine.stop(FinishReason.CANCELLED)
-})
-
-function submit({ engine }: FakeEngine, request: Submit): Collector {
-  const collector = new Collector()
-  engine.submit(request, collector)
-  return collector
-}
+const start = fakeEngines()
 
 const range = (length: number, from = 0): number[] => Array.from({ length }, (_, i) => from + i)
 
@@ -39,7 +16,7 @@ describe('a step that hangs', () => {
     const executor = { setSlot: () => undefined, step: () => new Promise<never>((_, reject) => steps.push(reject)) }
     const lost = new Promise<unknown>((onDeviceFailed) => {
       const model = { executor, blockBytes: KV_UNIT_BYTES, vocabSize: FAKE_VOCAB }
-      submit(start({ model, stepTimeoutMs: 20, onDeviceFailed }), submitOf(1, [1, 2]))
+      collect(start({ model, stepTimeoutMs: 20, onDeviceFailed }), submitOf(1, [1, 2]))
     })
     expect(await lost).toEqual(new StepHungError(20, 1))
     for (const reject of steps) reject(new Error('interrupted'))
@@ -51,18 +28,18 @@ describe('end of a sequence', () => {
     const fake = start()
     const answer = fakeAnswer([1, 2], 8, 0, FAKE_VOCAB)
     const stopTokenIds = [answer[2] ?? -1]
-    const stopped = submit(fake, submitOf(1, [1, 2], { sampling: neutralSampling({ stopTokenIds }) }))
+    const stopped = collect(fake, submitOf(1, [1, 2], { sampling: neutralSampling({ stopTokenIds }) }))
     expect((await stopped.done).finishReason).toBe(FinishReason.STOP)
     expect(stopped.tokens).toEqual(answer.slice(0, 3))
     // The fake does not mask, as the native side would: what counts here is that the stop is not taken.
-    const longer = submit(fake, submitOf(2, [1, 2], { sampling: neutralSampling({ stopTokenIds, minTokens: 3 }) }))
+    const longer = collect(fake, submitOf(2, [1, 2], { sampling: neutralSampling({ stopTokenIds, minTokens: 3 }) }))
     expect((await longer.done).finishReason).toBe(FinishReason.LENGTH)
   })
 
   it('ends with LENGTH at max_tokens and at max_model_len', async () => {
     const fake = start({ limits: { maxModelLen: 16 } })
-    const byTokens = submit(fake, submitOf(1, [1], { maxTokens: 3 }))
-    const byContext = submit(fake, submitOf(2, range(10), { maxTokens: 100 }))
+    const byTokens = collect(fake, submitOf(1, [1], { maxTokens: 3 }))
+    const byContext = collect(fake, submitOf(2, range(10), { maxTokens: 100 }))
     expect((await byTokens.done).finishReason).toBe(FinishReason.LENGTH)
     expect((await byContext.done).finishReason).toBe(FinishReason.LENGTH)
     expect([byTokens.tokens.length, byContext.tokens.length]).toEqual([3, 6])
@@ -76,25 +53,25 @@ describe('end of a sequence', () => {
       maxTokens: 5,
       sampling: neutralSampling({ stopTokenIds: [answer[4] ?? -1], minTokens: 4 }),
     }
-    const resumed = submit(fake, submitOf(1, [1, 2, ...answer.slice(0, 3)], replay))
+    const resumed = collect(fake, submitOf(1, [1, 2, ...answer.slice(0, 3)], replay))
     expect((await resumed.done).finishReason).toBe(FinishReason.STOP)
     expect(resumed.tokens).toEqual(answer.slice(3, 5))
   })
 
   it('scores a prompt without sampling, and answers an empty request at once', async () => {
     const fake = start()
-    const scored = submit(fake, submitOf(1, [5, 6, 7], { maxTokens: 0, promptLogprobs: true }))
+    const scored = collect(fake, submitOf(1, [5, 6, 7], { maxTokens: 0, promptLogprobs: true }))
     expect((await scored.done).finishReason).toBe(FinishReason.LENGTH)
     expect(scored.deltas[0]?.promptLogprobs.map(({ token }) => token)).toEqual([5, 6, 7])
     expect(scored.deltas[0]?.promptLogprobs[0]?.logprob).toBeNaN()
-    expect(submit(fake, submitOf(2, [5], { maxTokens: 0 })).end?.finishReason).toBe(FinishReason.LENGTH)
+    expect(collect(fake, submitOf(2, [5], { maxTokens: 0 })).end?.finishReason).toBe(FinishReason.LENGTH)
   })
 
   it('reports log probabilities with as many alternatives as asked, whatever others ask', async () => {
     const fake = start()
-    const some = submit(fake, submitOf(1, [1], { sampling: neutralSampling({ topLogprobs: 2 }) }))
-    const most = submit(fake, submitOf(2, [2], { sampling: neutralSampling({ topLogprobs: 5 }) }))
-    const none = submit(fake, submitOf(3, [3]))
+    const some = collect(fake, submitOf(1, [1], { sampling: neutralSampling({ topLogprobs: 2 }) }))
+    const most = collect(fake, submitOf(2, [2], { sampling: neutralSampling({ topLogprobs: 5 }) }))
+    const none = collect(fake, submitOf(3, [3]))
     await Promise.all([some.done, most.done, none.done])
     const widths = [some, most, none].map(({ deltas }) => deltas[0]?.logprobs[0]?.topTokens.length)
     expect(widths).toEqual([2, 5, undefined])
@@ -102,8 +79,8 @@ describe('end of a sequence', () => {
 
   it('ends what misses its deadline, waiting or running', async () => {
     const fake = start({ limits: { maxNumSeqs: 1, maxModelLen: 10_000 }, blocks: 4000 })
-    const running = submit(fake, submitOf(1, [1], { maxTokens: 9000, deadlineMs: 50 }))
-    const waiting = submit(fake, submitOf(2, [2], { maxTokens: 9000, deadlineMs: 20 }))
+    const running = collect(fake, submitOf(1, [1], { maxTokens: 9000, deadlineMs: 50 }))
+    const waiting = collect(fake, submitOf(2, [2], { maxTokens: 9000, deadlineMs: 20 }))
     expect((await waiting.done).finishReason).toBe(FinishReason.DEADLINE)
     expect((await running.done).finishReason).toBe(FinishReason.DEADLINE)
     expect(waiting.tokens).toHaveLength(0)
@@ -116,9 +93,9 @@ describe('failures', () => {
     const executor = fake.executor
     if (!(executor instanceof FakeExecutor)) throw new Error('not the fake')
     executor.failWith = new Error('broken')
-    const failed = submit(fake, submitOf(1, range(9)))
+    const failed = collect(fake, submitOf(1, range(9)))
     expect(await failed.done).toMatchObject({ finishReason: FinishReason.ERROR, error: { code: 'engine_failed' } })
-    const next = submit(fake, submitOf(2, range(9)))
+    const next = collect(fake, submitOf(2, range(9)))
     expect((await next.done).finishReason).toBe(FinishReason.LENGTH)
     expect(next.deltas[0]?.start?.cachedTokens).toBe(0)
   })
@@ -129,7 +106,7 @@ describe('failures', () => {
       if (fake.executor instanceof FakeExecutor) {
         fake.executor.failWith = Object.assign(new Error('gone'), { code: 'device_failed' })
       }
-      submit(fake, submitOf(1, [1]))
+      collect(fake, submitOf(1, [1]))
     })
     expect(await lost).toMatchObject({ code: 'device_failed' })
   })
@@ -140,7 +117,7 @@ describe('prefix cache', () => {
     const fake = start()
     const prompt = range(17)
     const cached = async (id: number, tenant: string): Promise<number | undefined> => {
-      const collector = submit(fake, submitOf(id, prompt, { tenant }))
+      const collector = collect(fake, submitOf(id, prompt, { tenant }))
       await collector.done
       expect(collector.tokens).toEqual(fakeAnswer(prompt, 8, 0, FAKE_VOCAB))
       return collector.deltas[0]?.start?.cachedTokens
@@ -153,11 +130,11 @@ describe('prefix cache', () => {
   it('is not used where the prompt is scored, and always leaves a token to compute', async () => {
     const fake = start()
     const prompt = range(16)
-    await submit(fake, submitOf(1, prompt)).done
-    const again = submit(fake, submitOf(2, prompt))
+    await collect(fake, submitOf(1, prompt)).done
+    const again = collect(fake, submitOf(2, prompt))
     await again.done
     expect(again.deltas[0]?.start?.cachedTokens).toBe(12)
-    const scored = submit(fake, submitOf(3, prompt, { promptLogprobs: true }))
+    const scored = collect(fake, submitOf(3, prompt, { promptLogprobs: true }))
     await scored.done
     expect(scored.deltas[0]?.start?.cachedTokens).toBe(0)
     expect(scored.deltas[0]?.promptLogprobs).toHaveLength(16)
@@ -167,7 +144,7 @@ describe('prefix cache', () => {
 describe('queue', () => {
   it('refuses beyond its bound with the time after which to retry', () => {
     const fake = start({ maxWaiting: 2 })
-    const all = range(3).map((id) => submit(fake, submitOf(id, [1])))
+    const all = range(3).map((id) => collect(fake, submitOf(id, [1])))
     expect(all.map(({ end }) => end?.error?.code)).toEqual([undefined, undefined, 'queue_full'])
     expect(all[2]?.end?.finishReason).toBe(FinishReason.REJECTED)
     expect(all[2]?.end?.error?.retryAfterMs).toBeGreaterThan(0)
@@ -175,9 +152,9 @@ describe('queue', () => {
 
   it('has room for all replays after a failover beside as many others as ever', () => {
     const fake = start({ maxWaiting: 2 })
-    const replays = range(4).map((id) => submit(fake, submitOf(id, [1, 2], { replayedTokens: 1 })))
-    const others = range(3).map((id) => submit(fake, submitOf(10 + id, [1])))
-    const urgent = submit(fake, submitOf(20, [1], { priority: -1 }))
+    const replays = range(4).map((id) => collect(fake, submitOf(id, [1, 2], { replayedTokens: 1 })))
+    const others = range(3).map((id) => collect(fake, submitOf(10 + id, [1])))
+    const urgent = collect(fake, submitOf(20, [1], { priority: -1 }))
     expect(replays.map(({ end }) => end)).toEqual(replays.map(() => undefined))
     expect(others.map(({ end }) => end?.error?.code)).toEqual([undefined, 'queue_full', 'queue_full'])
     expect(urgent.end).toBeUndefined()
@@ -185,10 +162,10 @@ describe('queue', () => {
 
   it('gives a full queue fairly: a newcomer of a small tenant or better priority displaces the newest of the largest', () => {
     const fake = start({ maxWaiting: 4 })
-    const greedy = range(4).map((id) => submit(fake, submitOf(id, [1], { tenant: 'greedy' })))
-    const modest = submit(fake, submitOf(10, [1], { tenant: 'modest' }))
-    const urgent = submit(fake, submitOf(11, [1], { tenant: 'greedy', priority: -1 }))
-    const late = submit(fake, submitOf(12, [1], { tenant: 'greedy', priority: 1 }))
+    const greedy = range(4).map((id) => collect(fake, submitOf(id, [1], { tenant: 'greedy' })))
+    const modest = collect(fake, submitOf(10, [1], { tenant: 'modest' }))
+    const urgent = collect(fake, submitOf(11, [1], { tenant: 'greedy', priority: -1 }))
+    const late = collect(fake, submitOf(12, [1], { tenant: 'greedy', priority: 1 }))
     expect(greedy.map(({ end }) => end?.error?.code)).toEqual([undefined, undefined, 'queue_full', 'queue_full'])
     expect([modest.end, urgent.end]).toEqual([undefined, undefined])
     expect(late.end?.error?.code).toBe('queue_full')
@@ -198,7 +175,7 @@ describe('queue', () => {
     const fake = start({ limits: { maxNumSeqs: 1, prefixCaching: false } })
     const order: number[] = []
     const track = (id: number, overrides: Partial<Submit>): Promise<number> =>
-      submit(fake, submitOf(id, [1, 2, 3], { maxTokens: 2, ...overrides })).done.then(() => order.push(id))
+      collect(fake, submitOf(id, [1, 2, 3], { maxTokens: 2, ...overrides })).done.then(() => order.push(id))
     await Promise.all([
       track(1, { tenant: 'a' }),
       track(2, { tenant: 'a' }),

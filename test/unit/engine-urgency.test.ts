@@ -1,9 +1,10 @@
 import * as fc from 'fast-check'
-import { afterEach, describe, expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 import { countAhead, QueuePace } from '../../engine/scheduler/queue-pace.js'
 import { Sequence } from '../../engine/scheduler/sequence.js'
-import { FinishReason, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
-import { Collector, FAKE_VOCAB, type FakeEngine, fakeEngine, submitOf } from '../support/fake-engine.js'
+import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
+import { Collector, FAKE_VOCAB, type FakeEngine, submitOf } from '../support/fake-engine.js'
+import { collect, fakeEngines } from '../support/fake-engines.js'
 import { fakeAnswer } from '../support/fake-executor.js'
 
 const waiting = (...submits: [priority: number, tenant: string][]): Sequence[] =>
@@ -60,21 +61,7 @@ describe('who goes before a newcomer', () => {
   })
 })
 
-const engines: FakeEngine[] = []
-function start(options: Parameters<typeof fakeEngine>[0]): FakeEngine {
-  const fake = fakeEngine(options)
-  engines.push(fake)
-  return fake
-}
-afterEach(async () => {
-  for (const { engine } of engines.splice(0)) await engine.stop(FinishReason.CANCELLED)
-})
-
-function submit({ engine }: FakeEngine, request: Submit): Collector {
-  const collector = new Collector()
-  engine.submit(request, collector)
-  return collector
-}
+const start = fakeEngines()
 
 describe('an urgent request', () => {
   it.each([
@@ -82,10 +69,10 @@ describe('an urgent request', () => {
     ['blocks', { limits: { maxNumSeqs: 8, maxBatchTokens: 32 }, blocks: 20 }, Array.from({ length: 56 }, (_, i) => i)],
   ])('takes the %s of less urgent ones, whose text stays the same', async (_name, options, prompt) => {
     const fake = start(options)
-    const batch = [0, 1, 2, 3].map((i) => submit(fake, submitOf(i + 1, [i, i + 1], { priority: 10, maxTokens: 58 })))
+    const batch = [0, 1, 2, 3].map((i) => collect(fake, submitOf(i + 1, [i, i + 1], { priority: 10, maxTokens: 58 })))
     const [first] = batch
     while ((first?.tokens.length ?? 0) < 10) await new Promise((resolve) => setImmediate(resolve))
-    const urgent = submit(fake, submitOf(9, prompt, { maxTokens: 4 }))
+    const urgent = collect(fake, submitOf(9, prompt, { maxTokens: 4 }))
     await urgent.done
     expect(batch.filter(({ end }) => end === undefined)).toHaveLength(4)
     expect(urgent.tokens).toEqual(fakeAnswer(prompt, 4, 0, FAKE_VOCAB))
@@ -95,9 +82,9 @@ describe('an urgent request', () => {
 
   it('waits for one that is as urgent', async () => {
     const fake = start({ limits: { maxNumSeqs: 1 } })
-    const first = submit(fake, submitOf(1, [1], { maxTokens: 40 }))
+    const first = collect(fake, submitOf(1, [1], { maxTokens: 40 }))
     while (first.tokens.length < 5) await new Promise((resolve) => setImmediate(resolve))
-    await submit(fake, submitOf(2, [2], { maxTokens: 1 })).done
+    await collect(fake, submitOf(2, [2], { maxTokens: 1 })).done
     expect(first.end).toBeDefined()
     expect(fake.engine.devices[0]?.residents[0]?.scheduler.counters.preemptions).toBe(0)
   })
@@ -107,7 +94,7 @@ describe('an urgent request', () => {
     await fc.assert(
       fc.asyncProperty(fc.array(request, { minLength: 1, maxLength: 20 }), async (requests) => {
         const fake = start({ limits: { maxNumSeqs: 2 }, blocks: 16 })
-        const all = requests.map((fields, i) => submit(fake, submitOf(i + 1, [i], fields)))
+        const all = requests.map((fields, i) => collect(fake, submitOf(i + 1, [i], fields)))
         await Promise.all(all.map(({ done }) => done))
         for (const [i, { tokens }] of all.entries()) {
           expect(tokens).toEqual(fakeAnswer([i], requests[i]?.maxTokens ?? 0, 0, FAKE_VOCAB))
@@ -124,7 +111,7 @@ describe('a deadline', () => {
     let now = 0
     const fake = start({ limits: { maxNumSeqs: 1 }, clock: () => now })
     const all = Array.from({ length: 10 + queued }, (_, i) =>
-      submit(fake, submitOf(i + 1, [i], { maxTokens: 20, tenant: 'b' })),
+      collect(fake, submitOf(i + 1, [i], { maxTokens: 20, tenant: 'b' })),
     )
     for (const collector of all.slice(0, 10)) {
       await collector.done
@@ -139,12 +126,12 @@ describe('a deadline', () => {
     const asked = submitOf(99, [1], { deadlineMs: 1, tenant: 'b' })
     const expected = scheduler?.expectedWaitMs(asked, fake.engine.options.clock()) ?? 0
     expect(expected).toBeGreaterThan(1000)
-    const late = submit(fake, asked)
+    const late = collect(fake, asked)
     expect(late.end).toMatchObject({ finishReason: FinishReason.REJECTED, error: { code: 'deadline_exceeded' } })
     expect(late.end?.error?.retryAfterMs).toBeGreaterThan(900)
     // Enough time, or more urgency: it is taken.
-    expect(submit(fake, { ...asked, sequenceId: 100, deadlineMs: 60_000 }).end).toBeUndefined()
-    expect(submit(fake, { ...asked, sequenceId: 101, priority: -1, deadlineMs: 5000 }).end).toBeUndefined()
-    expect(submit(fake, { ...asked, sequenceId: 102, prompt: [1, 2], replayedTokens: 1 }).end).toBeUndefined()
+    expect(collect(fake, { ...asked, sequenceId: 100, deadlineMs: 60_000 }).end).toBeUndefined()
+    expect(collect(fake, { ...asked, sequenceId: 101, priority: -1, deadlineMs: 5000 }).end).toBeUndefined()
+    expect(collect(fake, { ...asked, sequenceId: 102, prompt: [1, 2], replayedTokens: 1 }).end).toBeUndefined()
   })
 })

@@ -38,20 +38,22 @@ afterAll(async () => {
   await box.close()
 })
 
-/** Kills the engine as soon as the clients have heard so much since the last kill. */
+/** Kills the engine as soon as the clients have heard so much since the last kill, and a new engine is there. */
 class Killer {
   kills = 0
   private news = 0
+  private killed: number | undefined
 
   constructor(private readonly after: readonly number[]) {}
 
   readonly onNews = (): void => {
     const limit = this.after[this.kills]
-    if (limit === undefined || ++this.news < limit) return
+    const engine = box.enginePids.at(-1)
+    if (limit === undefined || ++this.news < limit || engine === undefined || engine === this.killed) return
     this.news = 0
     this.kills++
-    const engine = box.enginePids.at(-1)
-    if (engine !== undefined) process.kill(engine, 'SIGKILL')
+    this.killed = engine
+    process.kill(engine, 'SIGKILL')
   }
 }
 

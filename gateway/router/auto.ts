@@ -28,19 +28,11 @@ const USUAL_DIFFICULTY = 0.5
 /** log2 of bytes per second, where nothing is measured. */
 const USUAL_BANDWIDTH = 33
 
-/** What a rung is worth whatever is asked for. */
-interface Merit {
-  /** log2 of the weights of the unquantized model that would be as good. */
-  strength: number
-  /** log2 of the measured tokens per second; undefined = not measured. */
-  speed: number | undefined
-  /** log2 of its bytes. */
-  size: number
-}
-
+/** A rung that can serve, and what it is worth whatever is asked for. */
 interface Candidate {
   model: ModelFacts
   rung: RungFacts
+  /** log2 of the weights of the unquantized model that would be as good. */
   strength: number
   /** log2 of tokens per second, measured or guessed. */
   speed: number
@@ -55,9 +47,7 @@ export function chooseAutomatically(
   models: readonly ModelFacts[],
   only?: ModelFacts,
 ): RouteResult {
-  const candidates: Candidate[] = []
-  const bandwidth = bandwidthOf(models)
-  for (const model of models) addCandidates(candidates, model, request, bandwidth)
+  const candidates = allowedOf(candidatesOf(models), request)
   const eligible = only ? candidates.filter(({ model }) => model === only) : candidates
   const best = bestOf(request, candidates, eligible)
   if (best) {
@@ -69,58 +59,67 @@ export function chooseAutomatically(
   return refuseAll(request, only ? [only] : models)
 }
 
-/** Called for every model of the box: nothing here makes a text. */
-function addCandidates(candidates: Candidate[], model: ModelFacts, request: RouteRequest, bandwidth: number): void {
-  const worst = worstRank(model, request)
-  const wanted = request.precision === undefined ? undefined : resolveWish(request.precision, model.variants)
-  const known = meritsOf(model)
-  for (let index = 0; index < model.variants.length; index++) {
-    const rung = model.variants[index]
-    const merit = known[index]
-    if (!rung || !merit) continue
-    const kind = kindOf(rung)
-    if (kind !== 'usable' && kind !== 'queue') continue
+/** Those within the request's limits and its models' policies. Called with every rung of the box: makes no text. */
+function allowedOf(candidates: readonly Candidate[], request: RouteRequest): Candidate[] {
+  const allowed: Candidate[] = []
+  let model: ModelFacts | undefined
+  let worst = Infinity
+  let wanted: string | undefined
+  for (const candidate of candidates) {
+    const { rung } = candidate
+    if (candidate.model !== model) {
+      model = candidate.model
+      worst = worstRank(model, request)
+      wanted = request.precision === undefined ? undefined : resolveWish(request.precision, model.variants)
+    }
     if (wanted !== undefined && rung.precision !== wanted) continue
-    if (exclusionOf(rung, request, worst) !== undefined) continue
-    // Where a rung is not measured its speed goes by its size: decoding reads every weight once per token.
-    candidates.push({ model, rung, strength: merit.strength, speed: merit.speed ?? bandwidth - merit.size })
+    if (exclusionOf(rung, request, worst) === undefined) allowed.push(candidate)
   }
+  return allowed
 }
 
 /** Facts never change once they are made, and serve many decisions. */
-const merits = new WeakMap<ModelFacts, Merit[]>()
+const known = new WeakMap<readonly ModelFacts[], Candidate[]>()
 
-function meritsOf(model: ModelFacts): Merit[] {
-  const found = merits.get(model)
+function candidatesOf(models: readonly ModelFacts[]): Candidate[] {
+  const found = known.get(models)
   if (found) return found
-  const weights = Math.log2(weightsOf(model))
-  const made = model.variants.map((rung) => ({
-    strength: weights + QUALITY_DOUBLINGS * Math.log2(rung.quality),
-    speed: rung.tokensPerSecond > 0 ? Math.log2(rung.tokensPerSecond) : undefined,
-    size: Math.log2(Math.max(1, bytesOf(rung))),
-  }))
-  merits.set(model, made)
+  const bandwidth = bandwidthOf(models)
+  const made = models.flatMap((model) => {
+    const weights = Math.log2(weightsOf(model))
+    return model.variants.filter(mayServe).map((rung) => ({
+      model,
+      rung,
+      strength: weights + QUALITY_DOUBLINGS * Math.log2(rung.quality),
+      // Where a rung is not measured its speed goes by its size: decoding reads every weight once per token.
+      speed: rung.tokensPerSecond > 0 ? Math.log2(rung.tokensPerSecond) : bandwidth - sizeOf(rung),
+    }))
+  })
+  known.set(models, made)
   return made
+}
+
+function mayServe(rung: RungFacts): boolean {
+  const kind = kindOf(rung)
+  return kind === 'usable' || kind === 'queue'
+}
+
+/** log2 of its bytes. */
+function sizeOf(rung: RungFacts): number {
+  return Math.log2(Math.max(1, bytesOf(rung)))
 }
 
 /** About how many weights the model has. */
 function weightsOf({ variants }: ModelFacts): number {
-  const known = variants.find((rung) => bytesOf(rung) > 0)
-  return known ? bytesOf(known) / WEIGHT_BYTES[known.precision] : 1
+  const rung = variants.find((variant) => bytesOf(variant) > 0)
+  return rung ? bytesOf(rung) / WEIGHT_BYTES[rung.precision] : 1
 }
 
 /** log2 of the bytes per second at which the measured rungs read their weights, on average. */
 function bandwidthOf(models: readonly ModelFacts[]): number {
-  let sum = 0
-  let count = 0
-  for (const model of models) {
-    for (const { speed, size } of meritsOf(model)) {
-      if (speed === undefined) continue
-      sum += speed + size
-      count++
-    }
-  }
-  return count > 0 ? sum / count : USUAL_BANDWIDTH
+  const measured = models.flatMap(({ variants }) => variants.filter(({ tokensPerSecond }) => tokensPerSecond > 0))
+  const sum = measured.reduce((total, rung) => total + Math.log2(rung.tokensPerSecond) + sizeOf(rung), 0)
+  return measured.length > 0 ? sum / measured.length : USUAL_BANDWIDTH
 }
 
 /** The eligible rung with the best score that can begin before the deadline; the first of equals. */

@@ -117,9 +117,11 @@ const placement = z.strictObject({
 
 const policy = z.strictObject({
   prefer: z
-    .enum(['highest_that_fits'])
+    .enum(['highest_that_fits', 'resident', 'fastest'])
     .default('highest_that_fits')
-    .describe('Which rung is served when a request names none.'),
+    .describe(
+      'Which rung is served when a request names none: the best that fits, loading it if need be; the best that is loaded now, and one that must be loaded only where none is; or the one with most tokens per second.',
+    ),
   min_precision: precision()
     .optional()
     .describe(

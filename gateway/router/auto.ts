@@ -6,6 +6,7 @@ import { toRoute, unavailable } from './explain.js'
 import type { ModelFacts, RouteRequest, RouteResult, RungFacts } from './facts.js'
 import { bytesOf, exclusionOf, exclusions, refuseExcluded, worstRank } from './limits.js'
 import { resolveWish } from './precision.js'
+import { bandwidthOf, speedOf } from './speed.js'
 import { kindOf, meetsDeadline } from './standing.js'
 
 /** Bytes that a weight takes on a device, about. */
@@ -25,8 +26,6 @@ const LOAD_PENALTY_PER_SECOND = 0.05
 const MAX_LOAD_PENALTY = 0.3
 
 const USUAL_DIFFICULTY = 0.5
-/** log2 of bytes per second, where nothing is measured. */
-const USUAL_BANDWIDTH = 33
 
 /** A rung that can serve, and what it is worth whatever is asked for. */
 interface Candidate {
@@ -84,15 +83,14 @@ const known = new WeakMap<readonly ModelFacts[], Candidate[]>()
 function candidatesOf(models: readonly ModelFacts[]): Candidate[] {
   const found = known.get(models)
   if (found) return found
-  const bandwidth = bandwidthOf(models)
+  const bandwidth = bandwidthOf(models.flatMap(({ variants }) => variants))
   const made = models.flatMap((model) => {
     const weights = Math.log2(weightsOf(model))
     return model.variants.filter(mayServe).map((rung) => ({
       model,
       rung,
       strength: weights + QUALITY_DOUBLINGS * Math.log2(rung.quality),
-      // Where a rung is not measured its speed goes by its size: decoding reads every weight once per token.
-      speed: rung.tokensPerSecond > 0 ? Math.log2(rung.tokensPerSecond) : bandwidth - sizeOf(rung),
+      speed: speedOf(rung, bandwidth),
     }))
   })
   known.set(models, made)
@@ -104,22 +102,10 @@ function mayServe(rung: RungFacts): boolean {
   return kind === 'usable' || kind === 'queue'
 }
 
-/** log2 of its bytes. */
-function sizeOf(rung: RungFacts): number {
-  return Math.log2(Math.max(1, bytesOf(rung)))
-}
-
 /** About how many weights the model has. */
 function weightsOf({ variants }: ModelFacts): number {
   const rung = variants.find((variant) => bytesOf(variant) > 0)
   return rung ? bytesOf(rung) / WEIGHT_BYTES[rung.precision] : 1
-}
-
-/** log2 of the bytes per second at which the measured rungs read their weights, on average. */
-function bandwidthOf(models: readonly ModelFacts[]): number {
-  const measured = models.flatMap(({ variants }) => variants.filter(({ tokensPerSecond }) => tokensPerSecond > 0))
-  const sum = measured.reduce((total, rung) => total + Math.log2(rung.tokensPerSecond) + sizeOf(rung), 0)
-  return measured.length > 0 ? sum / measured.length : USUAL_BANDWIDTH
 }
 
 /** The eligible rung with the best score that can begin before the deadline; the first of equals. */

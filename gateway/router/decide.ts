@@ -42,12 +42,14 @@ function findProbe(model: ModelFacts, request: RouteRequest, order: readonly num
   const first = order[0] ?? 0
   const index = order
     .toSorted((a, b) => a - b)
-    .find((place) => place < first && canProbe(model.variants[place], request))
+    .find((place) => place < first && canProbe(model, model.variants[place], request))
   return index === undefined ? undefined : model.variants[index]
 }
 
-function canProbe(rung: RungFacts | undefined, request: RouteRequest): boolean {
+function canProbe({ policy }: ModelFacts, rung: RungFacts | undefined, request: RouteRequest): boolean {
   if (rung?.breaker.state !== 'half_open') return false
+  // A load is no trial where the policy keeps to what is loaded.
+  if (policy.prefer === 'resident' && rung.state !== 'ready') return false
   return standingOf(rung).kind === 'usable' && meetsDeadline(rung, request, 'begun')
 }
 

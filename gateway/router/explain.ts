@@ -1,7 +1,7 @@
 /** Why a rung was chosen, in a code and a sentence; and why none was. Pure. */
 import type { ModelFacts, MoveCause, Refusal, Route, RouteCode, RouteRequest, RungFacts } from './facts.js'
 import { type Exclusion, explainExclusion } from './limits.js'
-import type { Wish } from './order.js'
+import { bestFromLevel, type Wish } from './order.js'
 import { type Out, type Standing, standingOf } from './standing.js'
 
 /** A request on its way through a ladder; rungs are indices, 0 = best. */
@@ -67,6 +67,8 @@ function unasked({ model, request, excluded }: Search, index: number): Explanati
   if (request.speedPriority !== undefined && request.speedPriority > 0) {
     return { code: 'speed', text: `speed_priority is ${request.speedPriority}` }
   }
+  const preferred = byPolicy(model, excluded, index)
+  if (preferred) return preferred
   if (index === 0) return { code: 'highest', text: 'the best rung' }
   const above = excluded.findIndex((exclusion, place) => place < index && exclusion === undefined)
   const better = variants[above]
@@ -77,6 +79,20 @@ function unasked({ model, request, excluded }: Search, index: number): Explanati
   if (level === better.name) return { code: 'highest', text: 'the best rung' }
   const cause = levelCause === undefined ? '' : ` since it was left (${levelCause})`
   return { code: 'recovering', text: `${better.precision} is usable again, but not for long enough${cause}` }
+}
+
+/** The policy's `prefer` put the rung before the best one that can serve. */
+function byPolicy(model: ModelFacts, excluded: Search['excluded'], index: number): Explanation | undefined {
+  const { variants, policy } = model
+  if (policy.prefer === 'highest_that_fits') return undefined
+  const allowed = [...excluded.keys()].filter((place) => excluded[place] === undefined)
+  const best = bestFromLevel(model, allowed).flatMap((place) => variants[place] ?? [])
+  const usual = best.find((rung) => standingOf(rung).kind === 'usable')
+  const chosen = variants[index]
+  if (!usual || !chosen || usual === chosen) return undefined
+  const { prefer: code } = policy
+  if (code === 'fastest') return { code, text: `${chosen.precision} answers faster than ${usual.precision}` }
+  return { code, text: `${chosen.precision} is loaded, ${usual.precision} would have to be` }
 }
 
 /** No rung can serve now. */

@@ -104,6 +104,9 @@ export type RouteCode =
   | 'nearest'
   /** Chosen for `speed_priority`. */
   | 'speed'
+  /** The policy prefers what is loaded, or what is fastest, to a better rung. */
+  | 'resident'
+  | 'fastest'
   /** Chosen for `auto`. */
   | 'auto'
   /** Better rungs are being loaded. */

@@ -1,7 +1,12 @@
 /** In which order a ladder's rungs are tried for a request. Pure; rungs are indices into the ladder, 0 = best. */
 import type { ModelFacts, Refusal, RouteRequest, RungFacts } from './facts.js'
 import { rankOf, resolveWish } from './precision.js'
+import { bandwidthOf, speedOf } from './speed.js'
+import { canServe } from './standing.js'
 import type { Target } from './target.js'
+
+/** How much faster a rung must be to be worth its load, as a binary logarithm: a tenth. Measurements waver. */
+const WORTH_A_LOAD = Math.log2(1.1)
 
 /** The rung a request wants. */
 export interface Wish {
@@ -38,21 +43,43 @@ export function byDistance(rungs: readonly number[], place: number): number[] {
 
 /**
  * Rungs for a request without a wish: from the one that the ladder stands at downwards, then those above it, nearest
- * first; with `speedPriority` the lower ones by quality and speed. `allowed` is ascending.
+ * first. The lower ones are in the order that `speedPriority`, or without it the policy, prefers. `allowed` is ascending.
  */
-export function fromLevel(
-  { variants, level }: ModelFacts,
-  allowed: readonly number[],
-  request: RouteRequest,
-): number[] {
+export function fromLevel(model: ModelFacts, allowed: readonly number[], request: RouteRequest): number[] {
+  const { below, above } = splitAtLevel(model, allowed)
+  const { speedPriority } = request
+  if (speedPriority === undefined) return [...preferred(model, below), ...above]
+  return [...(speedPriority > 0 ? bySpeed(model.variants, below, speedPriority) : below), ...above]
+}
+
+/** The same rungs as fromLevel where nothing is preferred: the best first. */
+export function bestFromLevel(model: ModelFacts, allowed: readonly number[]): number[] {
+  const { below, above } = splitAtLevel(model, allowed)
+  return [...below, ...above]
+}
+
+function splitAtLevel({ variants, level }: ModelFacts, allowed: readonly number[]) {
   const at = Math.max(
     0,
     variants.findIndex(({ name }) => name === level),
   )
-  const below = allowed.filter((index) => index >= at)
   const above = allowed.filter((index) => index < at).toReversed()
-  const { speedPriority = 0 } = request
-  return [...(speedPriority > 0 ? bySpeed(variants, below, speedPriority) : below), ...above]
+  return { below: allowed.filter((index) => index >= at), above }
+}
+
+function preferred({ variants, policy }: ModelFacts, rungs: readonly number[]): readonly number[] {
+  if (policy.prefer === 'highest_that_fits') return rungs
+  const isLoaded = (index: number): boolean => {
+    const rung = variants[index]
+    return rung?.state === 'ready' && canServe(rung)
+  }
+  if (policy.prefer === 'resident') return rungs.toSorted((a, b) => Number(isLoaded(b)) - Number(isLoaded(a)))
+  const bandwidth = bandwidthOf(variants)
+  const speed = (index: number): number => {
+    const rung = variants[index]
+    return rung ? speedOf(rung, bandwidth) + (isLoaded(index) ? WORTH_A_LOAD : 0) : 0
+  }
+  return rungs.toSorted((a, b) => speed(b) - speed(a))
 }
 
 function bySpeed(ladder: readonly RungFacts[], rungs: readonly number[], priority: number): number[] {

@@ -59,6 +59,56 @@ describe('a model by id or tag', () => {
   })
 })
 
+describe('what the policy prefers', () => {
+  const slow = { tokensPerSecond: 5 }
+  const far = { state: 'unloaded', loadable: true } as const
+  it.each<['resident' | 'fastest', Partial<RouteRequest>, Rungs, string]>([
+    ['resident', {}, ready, 'fp16 highest'],
+    ['resident', {}, ['loadable', 'ready', 'ready'], 'int8 resident'],
+    ['resident', {}, ['loadable', 'loadable', 'ready'], 'int4 resident'],
+    ['resident', {}, ['loadable', 'loadable', 'loadable'], 'fp16 highest'],
+    ['resident', {}, ['loading', 'loadable', 'ready'], 'int4 resident'],
+    ['resident', {}, ['failed', 'ready', 'loadable'], 'int8 degraded_failure'],
+    ['resident', {}, ['failed', 'loadable', 'ready'], 'int4 resident'],
+    ['resident', {}, ['loadable', 'open', 'failed'], 'fp16 highest'],
+    ['resident', { minPrecision: 'int8' }, ['loadable', 'loadable', 'ready'], 'fp16 highest'],
+    ['resident', { precision: 'int8' }, ['ready', 'loadable', 'ready'], 'int8 requested'],
+    ['resident', { speedPriority: 0 }, ['loadable', 'ready', 'ready'], 'fp16 highest'],
+    ['resident', { degrade: 'forbid' }, ['loadable', 'ready', 'ready'], 'fp16 highest'],
+    ['resident', {}, [{ ...far, breaker: { state: 'half_open' } }, 'ready', 'ready'], 'int8 resident'],
+    ['resident', {}, ['half_open', 'ready', 'ready'], 'fp16 highest'],
+    ['fastest', {}, ready, 'int4 fastest'],
+    ['fastest', {}, ['ready', 'ready', slow], 'int8 fastest'],
+    ['fastest', {}, ['ready', slow, slow], 'fp16 highest'],
+    ['fastest', {}, ['ready', 'ready', 'open'], 'int8 raised_failure'],
+    ['fastest', {}, ['ready', 'ready', { tokensPerSecond: 0 }], 'int4 fastest'],
+    ['fastest', {}, ['ready', 'ready', { ...far, tokensPerSecond: 19 }], 'int8 fastest'],
+    ['fastest', {}, ['ready', 'ready', { ...far, tokensPerSecond: 21 }], 'int4 fastest'],
+    ['fastest', { minPrecision: 'fp16' }, ready, 'fp16 highest'],
+    ['fastest', { precision: 'fp16' }, ready, 'fp16 requested'],
+  ])('%s, %j with %j: %s', (prefer, request, rungs, expected) => {
+    expect(outcome(request, [modelFacts('m', rungs, { policy: { prefer } })])).toBe(expected)
+  })
+
+  it('says what was passed over', () => {
+    const reason = (prefer: 'resident' | 'fastest', rungs: Rungs): string => {
+      const result = decideRoute(routeRequest(), [modelFacts('m', rungs, { policy: { prefer } })])
+      return result.kind === 'serve' ? result.route.reason : result.kind
+    }
+    expect(reason('resident', ['loadable', 'ready', 'ready'])).toBe('resident: int8 is loaded, fp16 would have to be')
+    expect(reason('fastest', ready)).toBe('fastest: int4 answers faster than fp16')
+  })
+
+  it('holds within what the ladder allows', () => {
+    const held = { policy: { prefer: 'resident' as const }, level: 'm:int8', levelCause: 'failure' as const }
+    expect(outcome({}, [modelFacts('m', ['ready', 'loadable', 'failed'], held)])).toBe('int8 recovering')
+    expect(outcome({}, [modelFacts('m', ['ready', 'loadable', 'ready'], held)])).toBe('int4 resident')
+    expect(outcome({}, [modelFacts('m', ['half_open', 'ready', 'ready'], held)])).toBe('fp16 probe')
+    const unloaded = { state: 'unloaded', loadable: true, breaker: { state: 'half_open' } } as const
+    expect(outcome({}, [modelFacts('m', [unloaded, 'ready', 'ready'], held)])).toBe('int8 recovering')
+  })
+})
+
 describe('a rung or a precision', () => {
   it.each<[Partial<RouteRequest>, Rungs, string]>([
     [{ model: 'm:int8' }, ready, 'int8 requested'],

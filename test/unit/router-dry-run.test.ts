@@ -9,8 +9,12 @@ const LOADABLE = { state: 'unloaded', loadable: true, loadMs: 2000, room: ['n:in
 const WAITING = { state: 'unloaded', queueable: true, loadMs: 2000, room: ['n:fp16'] } as const
 const other = modelFacts('n', ['ready', 'ready', 'ready'])
 
-function run(rungs: Parameters<typeof modelFacts>[1], request: Partial<RouteRequest> = {}) {
-  const model = modelFacts('m', rungs)
+function run(
+  rungs: Parameters<typeof modelFacts>[1],
+  request: Partial<RouteRequest> = {},
+  more: Parameters<typeof modelFacts>[2] = {},
+) {
+  const model = modelFacts('m', rungs, more)
   const models = [model, other]
   const asked = routeRequest(request)
   return describeDecision(asked, decideRoute(asked, models), models, model)
@@ -45,6 +49,12 @@ describe('a dry run', () => {
     })
     expect(dry.first_token_ms).toBe(2100)
     expect(formatDryRun(dry)).toContain('loads 2.00 GB in about 2000 ms, evicts n:int8, n:int4')
+  })
+
+  it('tells that the policy keeps to what is loaded', () => {
+    const dry = run([LOADABLE, 'ready', 'ready'], {}, { policy: { prefer: 'resident' } })
+    const reason = 'resident: int8 is loaded, fp16 would have to be'
+    expect(dry).toMatchObject({ variant: 'm:int8', code: 'resident', reason, load: null })
   })
 
   it('tells what it would wait for', () => {

@@ -43,10 +43,11 @@ const model = (id: string): fc.Arbitrary<ModelFacts> =>
       present: fc.subarray([...PRECISIONS], { minLength: 1 }),
       level: fc.option(fc.constantFrom(...PRECISIONS)),
       degradeOn: subset,
+      prefer: fc.constantFrom('highest_that_fits' as const, 'resident' as const, 'fastest' as const),
       floor: fc.option(fc.constantFrom(...PRECISIONS)),
     })
-    .map(({ rungs, present, level, degradeOn, floor }) => {
-      const policy = { degrade_on: degradeOn, ...(floor && { min_precision: floor }) }
+    .map(({ rungs, present, level, degradeOn, prefer, floor }) => {
+      const policy = { prefer, degrade_on: degradeOn, ...(floor && { min_precision: floor }) }
       const facts = modelFacts(id, rungs, { policy, tags: [`tag-${id}`], level: level ? `${id}:${level}` : undefined })
       facts.variants = facts.variants.filter(({ precision }) => present.includes(precision))
       return facts

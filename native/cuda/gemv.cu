@@ -7,9 +7,10 @@ namespace edgeshift::cuda {
 bool gemv_fits(const PackedMatrix& weight, int t, const DeviceTraits& device) {
   if (t > kGemvTokens || weight.k % 8 != 0) return false;
   StripLayout layout = strip_layout(weight.precision, weight.n, weight.k, weight.group);
-  size_t activations = size_t(2) * (layout.chunk * layout.chunks + 32) * t;
-  size_t rest = size_t(kGemvWarps) * (ES_GEMV_RING_BYTES + 512 + 128 * t) + size_t(64) * layout.flushes() + 1024;
-  return activations + rest <= size_t(device.shared_bytes);
+  // As GemvShared counts.
+  size_t ring = size_t(layout.chunk_bytes()) * gemv_slots(layout.chunk_bytes());
+  size_t activations = size_t(2) * (layout.chunk * layout.chunks + 32) * t + (layout.scale_bytes ? size_t(64) * layout.flushes() : 0);
+  return kGemvWarps * (ring + 128 * t + 4 * kGemvTokens) + activations <= size_t(device.shared_bytes);
 }
 
 Status gemv(const FusedMatmulArgs& args, const Launch& on) {

@@ -26,6 +26,9 @@ inline constexpr int kGemvThreads = 32 * kGemvWarps;
 #define ES_GEMV_RING_BYTES 5120
 #endif
 
+// Slots of a warp's ring.
+constexpr int gemv_slots(int slot_bytes) { return ES_GEMV_RING_BYTES / slot_bytes > 2 ? ES_GEMV_RING_BYTES / slot_bytes : 2; }
+
 // Compile-time shape of a ring slot: one chunk of one strip.
 template <Precision kPrecision, int kFlushInputs, int kChunkInputs>
 struct GemvFormat {
@@ -38,7 +41,7 @@ struct GemvFormat {
   static constexpr int flushes = chunk / flush;
   static constexpr int scale_bytes = quantized ? 64 * flushes : 0;
   static constexpr int slot = code_bytes + scale_bytes;
-  static constexpr int slots = ES_GEMV_RING_BYTES / slot > 2 ? ES_GEMV_RING_BYTES / slot : 2;
+  static constexpr int slots = gemv_slots(slot);
   static constexpr int ring = slot * slots;
 };
 

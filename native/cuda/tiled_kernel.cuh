@@ -23,6 +23,10 @@ inline constexpr int kTiledRows = kTiledStrips * kStripRows;
 inline constexpr int kTiledMaxTokens = 256;
 inline constexpr int kTiledCounters = 1 << 17;
 
+// Shared memory of a multiprocessor that a shape is made for: of sm_90 and 100, and of all others (sm_86, 89 and 120 give a
+// block 99 KB).
+inline constexpr int kLargeRoom = 224 * 1024, kSmallRoom = 98 * 1024;
+
 struct TiledParams {
   const unsigned char* weight;
   StripLayout layout;
@@ -48,7 +52,7 @@ struct TiledParams {
 enum class XRows { padded, swapped };
 
 // Compile-time shape. kWarpRows warps share the rows, the others the tokens.
-template <Precision kPrecision, bool kFlushSmall, int kTokens_, int kTiles_, int kWarps, int kWarpRows,
+template <Precision kPrecision, bool kFlushSmall, int kRoom, int kTokens_, int kTiles_, int kWarps, int kWarpRows,
           XRows kRowForm = XRows::padded, int kMostStages = 4>
 struct TiledShape {
   static constexpr Precision precision = kPrecision;
@@ -65,9 +69,9 @@ struct TiledShape {
   static constexpr int swap = kRowForm == XRows::swapped;
   static constexpr int x_stride = tiles * 128 + (swap ? 0 : 64);
   static constexpr int stage_bytes = weight_bytes + tokens * x_stride;
-  // Small tiles run two blocks per multiprocessor; large ones need its registers. At least 3 stages in its 227 KB.
-  static constexpr int blocks_per_multiprocessor = stage_bytes * 3 <= 112 * 1024 && kWarps == 8 && tokens <= 128 ? 2 : 1;
-  static constexpr int room = 224 * 1024 / blocks_per_multiprocessor;
+  // Small tiles run two blocks per multiprocessor; large ones need its registers. At least 3 stages in its memory.
+  static constexpr int blocks_per_multiprocessor = stage_bytes * 3 <= kRoom / 2 && kWarps == 8 && tokens <= 128 ? 2 : 1;
+  static constexpr int room = kRoom / blocks_per_multiprocessor;
   static constexpr int stages = std::clamp(room / stage_bytes, 3, kMostStages);
   static constexpr size_t shared = size_t(stage_bytes) * stages;
   static_assert(shared <= room);
@@ -412,19 +416,40 @@ Status launch_tiled(TiledParams params, const Launch& on) {
 
 // Picks the token tile. kSmall: groups of 32.
 template <Precision kPrecision, bool kSmall>
-Status launch_tiled_tokens(const TiledParams& params, const Launch& on) {
+Status launch_tiled_large(const TiledParams& params, const Launch& on) {
+  constexpr int kRoom = kLargeRoom;
   constexpr int kWide = kPrecision == Precision::int4 ? 4 : kPrecision == Precision::int8 ? 2 : 1;
   constexpr int kMiddle = kWide > 2 ? 2 : kWide, kNarrow = kWide > 2 ? 2 : 1;
-  if (params.t <= 8) return launch_tiled<TiledShape<kPrecision, kSmall, 8, kWide, 8, 8>>(params, on);
+  if (params.t <= 8) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 8, kWide, 8, 8>>(params, on);
   constexpr XRows kRows16 = kPrecision == Precision::int4 ? XRows::swapped : XRows::padded;
   constexpr XRows kRows64 = kPrecision == Precision::fp16 ? XRows::swapped : XRows::padded;
   // Three stages where a fourth was slower: more shared memory keeps the next kernel's blocks off the multiprocessor.
   if (params.t <= 16)
-    return launch_tiled<TiledShape<kPrecision, kSmall, 16, kWide, 8, 8, kRows16, kPrecision == Precision::int4 ? 3 : 4>>(params, on);
-  if (params.t <= 32) return launch_tiled<TiledShape<kPrecision, kSmall, 32, kMiddle, 8, 4>>(params, on);
-  if (params.t <= 64) return launch_tiled<TiledShape<kPrecision, kSmall, 64, kNarrow, 8, 4, kRows64, kPrecision == Precision::fp16 ? 3 : 4>>(params, on);
-  if (params.t <= 128) return launch_tiled<TiledShape<kPrecision, kSmall, 128, 1, 8, 4>>(params, on);
-  return launch_tiled<TiledShape<kPrecision, kSmall, 256, 1, 8, 4>>(params, on);
+    return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 16, kWide, 8, 8, kRows16, kPrecision == Precision::int4 ? 3 : 4>>(params, on);
+  if (params.t <= 32) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 32, kMiddle, 8, 4>>(params, on);
+  if (params.t <= 64)
+    return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 64, kNarrow, 8, 4, kRows64, kPrecision == Precision::fp16 ? 3 : 4>>(params, on);
+  if (params.t <= 128) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 128, 1, 8, 4>>(params, on);
+  return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 256, 1, 8, 4>>(params, on);
+}
+
+// The same with 98 KB for the blocks of a multiprocessor.
+template <Precision kPrecision, bool kSmall>
+Status launch_tiled_small(const TiledParams& params, const Launch& on) {
+  constexpr int kRoom = kSmallRoom;
+  constexpr int kWide = kPrecision == Precision::int4 ? 2 : 1;
+  constexpr XRows kSwapped = XRows::swapped;
+  if (params.t <= 8) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 8, kWide, 8, 8, kSwapped>>(params, on);
+  if (params.t <= 16) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 16, kWide, 8, 8, kSwapped>>(params, on);
+  if (params.t <= 32) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 32, 1, 8, 4, kSwapped>>(params, on);
+  if (params.t <= 64) return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 64, 1, 8, 4, kSwapped>>(params, on);
+  return launch_tiled<TiledShape<kPrecision, kSmall, kRoom, 128, 1, 8, 4, kSwapped>>(params, on);
+}
+
+template <Precision kPrecision, bool kSmall>
+Status launch_tiled_tokens(const TiledParams& params, const Launch& on) {
+  if (on.device.shared_bytes >= kLargeRoom) return launch_tiled_large<kPrecision, kSmall>(params, on);
+  return launch_tiled_small<kPrecision, kSmall>(params, on);
 }
 
 Status tiled_int4(const TiledParams& params, const Launch& on);

@@ -116,5 +116,16 @@ int main() {
   run({Precision::int4, 4096, 11008, 128, 4, Epilogue::add, false}, false, workspace, on, checks);
   run({Precision::int8, 4096, 11008, 128, 2, Epilogue::add, false}, false, workspace, on, checks);
   run({Precision::fp16, 4096, 11008, 0, 1, Epilogue::add, false}, false, workspace, on, checks);
+  // What cards with 99 KB of shared memory per block run.
+  cuda::Launch small = on;
+  small.device.shared_bytes = 99 * 1024;
+  for (const Weight& w : weights)
+    for (auto [n, k] : {std::pair{96, 1536}, {520, 4096}, {64, 11008}})
+      for (int t : {1, 3, 8, 16, 32, 64, 100}) {
+        Epilogue epilogue = epilogues[(t + n / 16) % 4];
+        if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
+        PackedMatrix shape{w.precision, n, k, w.group};
+        run({w.precision, n, k, w.group, t, epilogue, false}, !cuda::gemv_fits(shape, t, small.device), workspace, small, checks);
+      }
   return checks.report("matmul");
 }

@@ -196,6 +196,8 @@ export interface NativeDevice {
   readonly elasticKv: boolean
   /** Forgets a stretch of the arena that no step to come refers to; in the order of the steps. */
   discardKv(range: { offset: number; bytes: number }): Promise<void>
+  /** Bytes per second that the device reads from its memory, measured now, behind the steps issued before. */
+  readBandwidth(): Promise<number>
   /** Frees the arena and stops the threads. All models must be unloaded first. */
   close(): Promise<void>
 }

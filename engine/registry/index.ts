@@ -1,4 +1,5 @@
 export { estimateWeightBytes } from './estimate.js'
+export { keptHeadDim } from './head-dim.js'
 export { modelAssets, readModelCard } from './card.js'
 export type { ModelAsset, ModelCard } from './model-card.js'
 export { knownHash } from './known-hash.js'

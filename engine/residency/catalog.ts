@@ -90,13 +90,17 @@ function describe(
   const { block_size: blockSize, max_num_batched_tokens: maxBatchTokens, max_num_seqs: maxSlots } = scheduler
   const maxModelLen = Math.min(model.max_model_len ?? card.contextLength, card.contextLength)
   const { spec, files, weights } = card
-  const blockBytes = kvBlockBytes(spec, blockSize)
+  const devices = model.placement.devices ?? allDevices.map(({ id }) => id)
+  const kinds = [...new Set(allDevices.flatMap(({ id, kind }) => (devices.includes(id) ? [kind] : [])))]
+  /** The most that it takes on any device it may be on. */
+  const most = (bytesOn: (kind: 'cpu' | 'cuda') => number): number => Math.max(...kinds.map(bytesOn))
+  const blockBytes = most((kind) => kvBlockBytes(spec, blockSize, kind))
   const demand: VariantDemand = {
     name,
-    devices: model.placement.devices ?? allDevices.map(({ id }) => id),
+    devices,
     ordered: model.placement.devices !== undefined,
-    weightBytes: estimateWeightBytes(card, precision),
-    workspaceBytes: estimateWorkspaceBytes(spec, maxBatchTokens),
+    weightBytes: most((kind) => estimateWeightBytes(card, precision, kind)),
+    workspaceBytes: most((kind) => estimateWorkspaceBytes(spec, { maxBatchTokens, maxSlots }, kind)),
     blockBytes,
     sequenceKvBytes: Math.ceil(maxModelLen / blockSize) * blockBytes,
   }

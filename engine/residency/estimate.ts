@@ -1,28 +1,54 @@
 import { KV_UNIT_BYTES, type ModelSpec } from '../native.js'
+import { keptHeadDim } from '../registry/index.js'
 
 const FLOAT_BYTES = 4
+const HALF_BYTES = 2
 const KV_ELEMENT_BYTES = 2
 /** Rows that go through the head at a time. */
 const LOGIT_ROWS = 64
 /** Packed activations, thread stacks, sampling state. */
 const FIXED_BYTES = 16 * 2 ** 20
+/** On a GPU: parts of products (two tiles for each of up to 200 multiprocessors), a step's arrays, results of sampling. */
+const CUDA_FIXED_BYTES = 64 * 2 ** 20
+/** Parts that one sequence's attention may be split into there. */
+const CUDA_SPLITS = 16
 
-/** Heads are padded to a multiple of this (native/model/head_padding.h). */
-const HEAD_MULTIPLE = 16
+/** What a workspace's size depends on beside the model. */
+export interface StepLimits {
+  maxBatchTokens: number
+  maxSlots: number
+}
 
 /** Bytes of one KV block of a model: keys and values of all layers in fp16, in whole units (native/ops/kv_layout.h). */
-export function kvBlockBytes(spec: ModelSpec, blockSize: number): number {
-  const headDim = Math.ceil(spec.headDim / HEAD_MULTIPLE) * HEAD_MULTIPLE
+export function kvBlockBytes(spec: ModelSpec, blockSize: number, kind: 'cpu' | 'cuda' = 'cpu'): number {
+  const headDim = keptHeadDim(kind, spec.headDim)
   const bytes = spec.numLayers * 2 * spec.numKvHeads * blockSize * headDim * KV_ELEMENT_BYTES
   return Math.ceil(bytes / KV_UNIT_BYTES) * KV_UNIT_BYTES
 }
 
 /** Bytes of a variant's workspace, from above, for planning; once loaded NativeModel.workspaceBytes counts. */
-export function estimateWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number): number {
+export function estimateWorkspaceBytes(spec: ModelSpec, limits: StepLimits, kind: 'cpu' | 'cuda' = 'cpu'): number {
+  return kind === 'cpu' ? cpuWorkspaceBytes(spec, limits.maxBatchTokens) : cudaWorkspaceBytes(spec, limits)
+}
+
+function cpuWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number): number {
   const heads = spec.numHeads * spec.headDim
   const attention = 3 * heads + 2 * spec.numKvHeads * spec.headDim
   const rotary = spec.ropes.reduce((sum, { table }) => sum + table.invFreq.length, 0)
   const perToken = 3 * spec.hiddenSize + 2 * rotary + Math.max(attention, 3 * spec.intermediateSize)
   const head = LOGIT_ROWS * (spec.vocabSize + 2 * spec.hiddenSize)
   return (maxBatchTokens * perToken + head) * FLOAT_BYTES + FIXED_BYTES
+}
+
+/** The buffers of native/cuda/transformer.cu and model.cu. */
+function cudaWorkspaceBytes(spec: ModelSpec, { maxBatchTokens, maxSlots }: StepLimits): number {
+  const headDim = keptHeadDim('cuda', spec.headDim)
+  const { hiddenSize, vocabSize, intermediateSize } = spec
+  const heads = spec.numHeads * headDim
+  const rows = Math.min(maxBatchTokens, Math.max(LOGIT_ROWS, maxSlots))
+  const halves = 2 * hiddenSize + 3 * heads + 2 * spec.numKvHeads * headDim + intermediateSize
+  const perToken = hiddenSize * FLOAT_BYTES + (halves + Math.max(hiddenSize, heads, intermediateSize)) * HALF_BYTES
+  const attention = spec.numHeads * CUDA_SPLITS * (headDim + 2)
+  const perRow = hiddenSize + 2 * vocabSize + attention
+  return maxBatchTokens * perToken + rows * perRow * FLOAT_BYTES + maxSlots * vocabSize * HALF_BYTES + CUDA_FIXED_BYTES
 }

@@ -9,7 +9,7 @@ import type { Precision } from '../native.js'
 import { readModelCard } from '../registry/index.js'
 import { type BenchPlan, type BenchRow, benchModel } from './bench.js'
 import { benchHttp } from './bench-http.js'
-import { formatCsv, formatRow } from './bench-report.js'
+import { formatCsv, formatDevice, formatHead, formatRow } from './bench-report.js'
 import { SHAPES, writeRandomCheckpoint } from './random-checkpoint.js'
 
 /** An option that makes no sense. */
@@ -54,18 +54,24 @@ async function bench(flags: BenchFlags): Promise<void> {
     const card = readModelCard(path, (file) => loadAddon().readGguf(file))
     const precision = flags.precision ?? card.precision
     const rows: BenchRow[] = []
+    const say = (line: string): void => {
+      if (!flags.json && !flags.csv) console.log(line)
+    }
     const report = (row: BenchRow): void => {
       rows.push(row)
-      if (!flags.json && !flags.csv) console.log(formatRow(row))
+      say(formatRow(row))
     }
-    if (!flags.json && !flags.csv)
-      console.log(`${model ?? name} at ${precision} on ${plan.device.kind}:${plan.device.index}`)
-    await benchModel(loadAddon(), card, precision, plan, report)
+    say(formatHead(`${model ?? name} at ${precision}`, plan))
+    const measured = await benchModel(loadAddon(), card, precision, plan, report)
+    say(formatDevice(measured))
     if (flags.http && flags.cli !== undefined) {
       const args = flags.cli.endsWith('.ts') ? ['--import', import.meta.resolve('tsx'), flags.cli] : [flags.cli]
-      await benchHttp({ command: process.execPath, args }, path, precision, plan, report)
+      const bytes = rows.find(({ phase, batch }) => phase === 'decode' && batch === 1)?.bytes ?? measured.weightBytes
+      const reads = { bytes, bandwidth: measured.readBandwidth }
+      await benchHttp({ command: process.execPath, args }, path, precision, plan, reads, report)
     }
-    if (flags.json) console.log(JSON.stringify({ model: model ?? name, precision, device: plan.device, rows }, null, 2))
+    const head = { model: model ?? name, precision, device: plan.device, repeat, warmUp: 1, ...measured }
+    if (flags.json) console.log(JSON.stringify({ ...head, rows }, null, 2))
     if (flags.csv) console.log(formatCsv(rows))
   } finally {
     if (scratch !== undefined) rmSync(scratch, { recursive: true, force: true })

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Precision } from '../native.js'
-import { type BenchPlan, type BenchRow, rowOf } from './bench.js'
+import { type BenchPlan, type BenchRow, rowOf, withShare } from './bench.js'
 
 const START_MS = 600_000
 const POLL_MS = 20
@@ -90,12 +90,16 @@ async function stream(address: string, words: number, tokens: number): Promise<S
   return { firstMs: first - start, decodeMs: last - first, tokens: used }
 }
 
-/** Serves the model and streams at batch 1; the rows go to `report`, the start of the processes among them. */
+/**
+ * Serves the model and streams at batch 1; the rows go to `report`, the start of the processes among them. `reads` says
+ * what a step reads and what the device could (withShare).
+ */
 export async function benchHttp(
   serve: ServeCommand,
   path: string,
   precision: Precision,
   plan: BenchPlan,
+  reads: { bytes: number; bandwidth: number },
   report: (row: BenchRow) => void,
 ): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'edgeshift-bench-'))
@@ -108,7 +112,7 @@ export async function benchHttp(
     const address = await addressOf(gateway)
     await ready(address)
     await stream(address, plan.context, 1)
-    const row = { through: 'http' as const, batch: 1, tokens: 1 }
+    const row = { through: 'stack' as const, batch: 1, tokens: 1 }
     report(rowOf({ ...row, phase: 'load' }, [performance.now() - start]))
     const runs: Stream[] = []
     for (let i = 0; i <= plan.repeat; i++) {
@@ -123,7 +127,7 @@ export async function benchHttp(
         runs.map(({ firstMs }) => firstMs),
       ),
     )
-    report(rowOf({ ...row, phase: 'decode' }, perToken))
+    report(withShare(rowOf({ ...row, phase: 'decode' }, perToken), reads.bytes, reads.bandwidth))
   } finally {
     gateway.kill('SIGTERM')
     await ended

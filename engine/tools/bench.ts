@@ -2,13 +2,13 @@
 import type { DeviceOptions, LoadRequest, NativeAddon, NativeModel, StepBatch, StepResult } from '../native.js'
 import { KV_UNIT_BYTES } from '../native.js'
 import type { ModelCard } from '../registry/index.js'
+import { kvBlockBytes } from '../residency/estimate.js'
 
 const BLOCK_SIZE = 16
 /** Steps that are given to the device before the first is read, as the engine does. */
 const IN_FLIGHT = 2
 /** Longest piece of a prompt in one step. */
 const MAX_CHUNK = 2048
-const CUDA_HEADS = [64, 96, 128, 256]
 
 /** What to measure. */
 export interface BenchPlan {
@@ -25,7 +25,8 @@ export interface BenchPlan {
 
 /** One figure: the median of its runs, and their spread. Rates are tokens per second. */
 export interface BenchRow {
-  through: 'addon' | 'http'
+  /** native: steps straight into the addon, without gateway and engine. stack: a stream over HTTP through both. */
+  through: 'native' | 'stack'
   phase: 'load' | 'prefill' | 'decode' | 'first token'
   batch: number
   tokens: number
@@ -33,20 +34,33 @@ export interface BenchRow {
   low: number
   high: number
   milliseconds: number
-  /** Bytes of weights and cache that a decode step reads; 0 where that says nothing. */
+  /** Bytes of weights and cache that a decode step reads, of a load those resident; 0 where that says nothing. */
   bytes: number
+  /** Share of the read bandwidth that a decode step reaches with them; 0 where that says nothing. */
+  share: number
+}
+
+/** What a run found besides its rows: bytes per second that the device reads, and what the model takes on it. */
+export interface BenchDevice {
+  readBandwidth: number
+  weightBytes: number
+  workspaceBytes: number
 }
 
 /** The row of runs that each produced `tokens` in so many milliseconds. */
 export function rowOf(
   row: Pick<BenchRow, 'through' | 'phase' | 'batch' | 'tokens'>,
   runs: readonly number[],
-  bytes = 0,
 ): BenchRow {
   const sorted = runs.toSorted((a, b) => a - b)
   const at = (share: number): number => sorted[Math.floor((sorted.length - 1) * share)] ?? Number.NaN
   const rate = (milliseconds: number): number => (row.tokens / milliseconds) * 1000
-  return { ...row, rate: rate(at(0.5)), low: rate(at(1)), high: rate(at(0)), milliseconds: at(0.5), bytes }
+  return { ...row, rate: rate(at(0.5)), low: rate(at(1)), high: rate(at(0)), milliseconds: at(0.5), bytes: 0, share: 0 }
+}
+
+/** A row of decode steps that read `bytes` each, with the share of the bandwidth that they reach. */
+export function withShare(row: BenchRow, bytes: number, readBandwidth: number): BenchRow {
+  return { ...row, bytes, share: bytes / (row.milliseconds / 1000) / readBandwidth }
 }
 
 const prefixSums = (count: number, each: number): Int32Array =>
@@ -58,6 +72,7 @@ class Driver {
     private readonly model: NativeModel,
     private readonly plan: BenchPlan,
     private readonly card: ModelCard,
+    private readonly readBandwidth: number,
   ) {}
 
   async prefill(tokens: number, chunk: number): Promise<BenchRow> {
@@ -70,7 +85,7 @@ class Driver {
       }
       await Promise.all(pending)
     })
-    return rowOf({ through: 'addon', phase: 'prefill', batch: 1, tokens }, runs)
+    return rowOf({ through: 'native', phase: 'prefill', batch: 1, tokens }, runs)
   }
 
   async decode(batch: number): Promise<BenchRow> {
@@ -85,8 +100,9 @@ class Driver {
       }
       await Promise.all(pending)
     })
-    const row = rowOf({ through: 'addon', phase: 'decode', batch, tokens: batch * steps }, runs, this.bytesOf(batch))
-    return { ...row, milliseconds: row.milliseconds / steps }
+    const row = rowOf({ through: 'native', phase: 'decode', batch, tokens: batch * steps }, runs)
+    const step = { ...row, milliseconds: row.milliseconds / steps }
+    return withShare(step, this.bytesOf(batch), this.readBandwidth)
   }
 
   /** The head and the layers once, and the cache of every sequence in the middle of a run. */
@@ -145,25 +161,23 @@ class Driver {
 
 /** Bytes of the KV arena that a plan needs, heads as large as the device keeps them. */
 function arenaBytes({ spec }: ModelCard, plan: BenchPlan): number {
-  const { numLayers, numKvHeads, headDim } = spec
-  const kept = plan.device.kind === 'cuda' ? CUDA_HEADS.find((size) => size >= headDim) : Math.ceil(headDim / 16) * 16
-  const block =
-    Math.ceil((numLayers * 2 * numKvHeads * BLOCK_SIZE * (kept ?? headDim) * 2) / KV_UNIT_BYTES) * KV_UNIT_BYTES
+  const block = kvBlockBytes(spec, BLOCK_SIZE, plan.device.kind)
   const blocks = (tokens: number): number => Math.ceil(tokens / BLOCK_SIZE)
   const decode = Math.max(1, ...plan.batches) * blocks(plan.context + plan.steps)
   return block * Math.max(decode, ...plan.prompts.map(blocks))
 }
 
-/** Loads the model and measures everything in the plan; the rows as they come go to `report`. */
+/** Measures the device, loads the model and measures everything in the plan; the rows as they come go to `report`. */
 export async function benchModel(
   addon: NativeAddon,
   card: ModelCard,
   precision: LoadRequest['precision'],
   plan: BenchPlan,
   report: (row: BenchRow) => void,
-): Promise<void> {
+): Promise<BenchDevice> {
   const options: DeviceOptions = { ...plan.device, kvArenaBytes: arenaBytes(card, plan) }
   const device = addon.openDevice(options)
+  const readBandwidth = await device.readBandwidth()
   const maxBatchTokens = Math.max(512, ...plan.batches, Math.min(MAX_CHUNK, Math.max(0, ...plan.prompts)))
   const { spec, files, weights } = card
   const maxSlots = Math.max(1, ...plan.batches)
@@ -177,13 +191,15 @@ export async function benchModel(
     maxBatchTokens,
     blockSize: BLOCK_SIZE,
   })
-  const row = rowOf({ through: 'addon', phase: 'load', batch: 0, tokens: 0 }, [performance.now() - start])
+  const row = rowOf({ through: 'native', phase: 'load', batch: 0, tokens: 0 }, [performance.now() - start])
   report({ ...row, bytes: model.weightBytes })
-  const driver = new Driver(model, plan, card)
+  const driver = new Driver(model, plan, card, readBandwidth)
   // oxlint-disable no-await-in-loop -- figures are measured one after the other
   for (const prompt of plan.prompts) report(await driver.prefill(prompt, maxBatchTokens))
   for (const batch of plan.batches) report(await driver.decode(batch))
   // oxlint-enable no-await-in-loop
+  const { weightBytes, workspaceBytes } = model
   await model.unload()
   await device.close()
+  return { readBandwidth, weightBytes, workspaceBytes }
 }

@@ -134,7 +134,8 @@ function rungReport(
   const weightBytes = estimateWeightBytes(card, precision)
   const blockBytes = kvBlockBytes(card.spec, scheduler.block_size)
   const sequenceKvBytes = Math.ceil(card.contextLength / scheduler.block_size) * blockBytes
-  const workspaceBytes = estimateWorkspaceBytes(card.spec, scheduler.max_num_batched_tokens)
+  const limits = { maxBatchTokens: scheduler.max_num_batched_tokens, maxSlots: scheduler.max_num_seqs }
+  const workspaceBytes = estimateWorkspaceBytes(card.spec, limits)
   const placed = devices.map((device): [string, string] => {
     const sizes = { weightBytes, workspaceBytes, sequenceKvBytes, blockBytes }
     return [

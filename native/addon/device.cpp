@@ -57,6 +57,23 @@ class DiscardTask : public Task {
   size_t offset_, bytes_;
 };
 
+class BandwidthTask : public Task {
+ public:
+  BandwidthTask(Napi::Env env, std::shared_ptr<Device> device) : Task(env), device_(std::move(device)) {}
+
+ protected:
+  Status work() override {
+    const Result<double> measured = device_->backend().read_bandwidth();
+    if (measured.ok()) bytes_per_second_ = measured.value();
+    return measured.status();
+  }
+  Napi::Value result(Napi::Env env) override { return Napi::Number::New(env, bytes_per_second_); }
+
+ private:
+  std::shared_ptr<Device> device_;
+  double bytes_per_second_ = 0;
+};
+
 // Runs after everything that was queued before it; the device's memory goes with it.
 class CloseTask : public Task {
  public:
@@ -135,6 +152,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                      {InstanceAccessor<&DeviceObject::elastic_kv>("elasticKv", napi_enumerable),
                       InstanceMethod("loadModel", &DeviceObject::load_model),
                       InstanceMethod("discardKv", &DeviceObject::discard_kv),
+                      InstanceMethod("readBandwidth", &DeviceObject::read_bandwidth),
                       InstanceMethod("close", &DeviceObject::close)});
 }
 
@@ -181,6 +199,14 @@ Napi::Value DeviceObject::discard_kv(const Napi::CallbackInfo& info) {
     const auto offset = static_cast<size_t>(read_integer(range, "offset", 0, int64_t(1) << 50));
     const auto bytes = static_cast<size_t>(read_integer(range, "bytes", 0, int64_t(1) << 50));
     return device_->run_step(env, std::make_unique<DiscardTask>(env, device_, offset, bytes));
+  });
+}
+
+Napi::Value DeviceObject::read_bandwidth(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&]() -> Napi::Value {
+    const Napi::Env env = info.Env();
+    if (device_->closed()) throw_argument(env, "the device is closed");
+    return device_->run_step(env, std::make_unique<BandwidthTask>(env, device_));
   });
 }
 

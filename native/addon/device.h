@@ -66,6 +66,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
  private:
   Napi::Value load_model(const Napi::CallbackInfo& info);
   Napi::Value discard_kv(const Napi::CallbackInfo& info);
+  Napi::Value read_bandwidth(const Napi::CallbackInfo& info);
   Napi::Value elastic_kv(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 

@@ -2,9 +2,11 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "bench/bandwidth.h"
+#include "cpu/read_bandwidth.h"
 
 int main(int argc, char** argv) {
   edgeshift::cpu::ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 2);
-  std::printf("%.2f\n", edgeshift::bench::read_bandwidth(pool));
+  const auto rate = edgeshift::cpu::read_bandwidth(pool);
+  if (!rate.ok()) return 1;
+  std::printf("%.2f\n", rate.value() / 1e9);
 }

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "bench/bandwidth.h"
+#include "bench/clock.h"
 #include "cpu/ops.h"
 
 using namespace edgeshift;

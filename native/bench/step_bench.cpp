@@ -8,7 +8,7 @@
 #include <cstring>
 #include <string>
 
-#include "bench/bandwidth.h"
+#include "bench/clock.h"
 #include "model/backend.h"
 #include "quant/block_type.h"
 #include "quant/half.h"

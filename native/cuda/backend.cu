@@ -5,6 +5,7 @@
 #include "core/text.h"
 #include "cuda/host_cache.h"
 #include "cuda/model.h"
+#include "cuda/read_bandwidth.h"
 #include "model/backend.h"
 #include "model/spec_check.h"
 
@@ -72,6 +73,11 @@ class CudaBackend final : public Backend {
     auto model = std::make_unique<cuda::CudaModel>(state_, std::move(padded), options, std::move(weights.value()));
     if (Status status = with_place("the workspace", model->prepare()); !status.ok()) return status;
     return std::unique_ptr<Model>(std::move(model));
+  }
+
+  Result<double> read_bandwidth() override {
+    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_.on.device.index));
+    return cuda::read_bandwidth(state_.on);
   }
 
  private:

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/small_copy.h"
+
 namespace edgeshift::cuda {
 namespace {
 
@@ -158,12 +160,10 @@ Status CudaModel::enqueue(const StepBatch& batch, Flight& flight) {
     ES_RETURN_IF_ERROR(results_.allocate(results));
   }
   ES_CUDA_RETURN_IF_ERROR(cudaEventRecord(flight.begin, stream));
-  ES_RETURN_IF_ERROR(arrays_.upload(batch, slots_, fresh_, flight, stream));
+  ES_RETURN_IF_ERROR(arrays_.upload(batch, slots_, fresh_, flight, device_.on));
   ES_RETURN_IF_ERROR(count_fresh());
   ES_RETURN_IF_ERROR(run(batch));
-  if (results > 0) {
-    ES_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(flight.results.as<void>(), results_.as<void>(), results, cudaMemcpyDeviceToHost, stream));
-  }
+  ES_RETURN_IF_ERROR(small_copy(flight.results.as<void>(), results_.as<void>(), results, device_.on));
   return to_status(cudaEventRecord(flight.end, stream), "a step's end");
 }
 

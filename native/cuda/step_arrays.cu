@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cuda/small_copy.h"
+
 namespace edgeshift::cuda {
 namespace {
 
@@ -96,7 +98,7 @@ void StepArrays::collect(const StepBatch& batch, const SlotTable& slots, std::sp
 }
 
 Status StepArrays::upload(const StepBatch& batch, const SlotTable& slots, std::span<const int> fresh, Flight& flight,
-                          cudaStream_t stream) {
+                          const Launch& on) {
   collect(batch, slots, fresh);
   const std::pair<const void*, size_t> sources[kRegions] = {
       {tokens_.data(), tokens_.size()},
@@ -122,7 +124,7 @@ Status StepArrays::upload(const StepBatch& batch, const SlotTable& slots, std::s
     std::memcpy(host + place_[r], sources[r].first, wanted[r] * sizeof(int32_t));
     end = place_[r] + wanted[r];
   }
-  return to_status(cudaMemcpyAsync(memory_.as<void>(), host, end * sizeof(int32_t), cudaMemcpyHostToDevice, stream), "a step's arrays");
+  return small_copy(memory_.as<void>(), host, end * sizeof(int32_t), on);
 }
 
 SequenceBatch StepArrays::sequences(const StepBatch& batch) const {

@@ -18,7 +18,7 @@ class StepArrays {
   Status open(const LoadOptions& options);
 
   // Writes a checked batch and starts its copy. `fresh`: slots whose counts start anew, their tokens go along.
-  Status upload(const StepBatch& batch, const SlotTable& slots, std::span<const int> fresh, Flight& flight, cudaStream_t stream);
+  Status upload(const StepBatch& batch, const SlotTable& slots, std::span<const int> fresh, Flight& flight, const Launch& on);
 
   // Where the arrays lie on the device.
   SequenceBatch sequences(const StepBatch& batch) const;

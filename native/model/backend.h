@@ -86,6 +86,9 @@ class Backend {
   virtual bool elastic_kv() const { return false; }
   // Forgets the content of a stretch of the arena that no block table refers to. On the step thread.
   virtual void discard_kv(size_t offset, size_t bytes) { (void)offset, (void)bytes; }
+  // Bytes per second that the device reads from its memory, measured now, behind the steps under way. On the step thread;
+  // out_of_memory without room for what it reads.
+  virtual Result<double> read_bandwidth() = 0;
 };
 
 // Opens the CPU with `threads` workers and an arena of `kv_bytes`; out_of_memory when it cannot be reserved.

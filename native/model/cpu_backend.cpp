@@ -1,6 +1,7 @@
 #include "core/cpu_info.h"
 #include "core/text.h"
 #include "cpu/buffer.h"
+#include "cpu/read_bandwidth.h"
 #include "cpu/thread_pool.h"
 #include "model/backend.h"
 #include "model/cpu_model.h"
@@ -49,6 +50,7 @@ class CpuBackend final : public Backend {
 
   bool elastic_kv() const override { return true; }
   void discard_kv(size_t offset, size_t bytes) override { arena_.discard(offset, bytes); }
+  Result<double> read_bandwidth() override { return cpu::read_bandwidth(pool_); }
 
  private:
   cpu::ThreadPool pool_;

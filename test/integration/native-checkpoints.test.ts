@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice, Precision } from '../../engine/native.js'
 import { estimateWeightBytes } from '../../engine/registry/index.js'
+import { estimateWorkspaceBytes, kvBlockBytes } from '../../engine/residency/estimate.js'
 import { GOLDEN, goldenCard, goldenRequest, logitErrors, logitTolerance } from '../support/golden.js'
 import { cpuDevice, testDevices } from '../support/native-model.js'
 
@@ -48,8 +49,16 @@ describe.skipIf(gpu === undefined || gpu.missing)('on a GPU (skipped where there
 
   test.each(RUNGS)("%s at %s gives the reference's logits", async (name, precision) => {
     const model = await onGpu.loadModel({ ...goldenRequest(name), precision })
+    const { weightBytes, workspaceBytes, blockBytes } = model
     const errors = await logitErrors(model, name, goldenCard(name).spec)
     await model.unload()
     expect(Math.max(...errors)).toBeLessThan(gpuShare(name, precision))
+    const card = goldenCard(name)
+    const { maxBatchTokens, maxSlots, blockSize } = goldenRequest(name)
+    const estimate = estimateWeightBytes(card, precision, 'cuda')
+    expect(weightBytes / estimate).toBeGreaterThan(0.9)
+    expect(weightBytes).toBeLessThanOrEqual(estimate)
+    expect(workspaceBytes).toBeLessThanOrEqual(estimateWorkspaceBytes(card.spec, { maxBatchTokens, maxSlots }, 'cuda'))
+    expect(blockBytes).toBe(kvBlockBytes(card.spec, blockSize, 'cuda'))
   })
 })

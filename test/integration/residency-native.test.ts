@@ -41,6 +41,7 @@ function heavy(memory: number): CpuEngine {
   const box = start(config(memory), (device) => ({
     elasticKv: device.elasticKv,
     discardKv: (range) => device.discardKv(range),
+    readBandwidth: () => device.readBandwidth(),
     close: () => device.close(),
     loadModel: async (request) => withBallast(await device.loadModel(request)),
   }))
@@ -98,6 +99,7 @@ describe('a load that fails', () => {
     const box = start(config(1), (device) => ({
       elasticKv: device.elasticKv,
       discardKv: (range) => device.discardKv(range),
+      readBandwidth: () => device.readBandwidth(),
       close: () => device.close(),
       loadModel: async (request: LoadRequest) => {
         if (broken === 'loadModel') throw Object.assign(new Error('no memory'), { code: 'out_of_memory' })

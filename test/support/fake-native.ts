@@ -42,6 +42,10 @@ export class FakeNativeDevice implements NativeDevice {
     return Promise.resolve()
   }
 
+  readBandwidth(): Promise<number> {
+    return Promise.resolve(1e9)
+  }
+
   /** Makes loads wait until the returned function is called. */
   hold(): () => void {
     const gate = { open: (): void => {}, opened: Promise.resolve() }

@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "cuda/model.h"
+#include "cuda/read_bandwidth.h"
 #include "cuda/sample.h"
 #include "random_model.cuh"
 
@@ -75,19 +76,6 @@ __global__ void feed_back(const int32_t* last, int32_t* tokens, int32_t* positio
   }
 }
 
-__global__ void read_all(const uint4* data, size_t count, uint32_t* sink) {
-  uint32_t sum = 0;
-  size_t stride = size_t(gridDim.x) * blockDim.x, i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-  for (; i + 7 * stride < count; i += 8 * stride) {
-    uint4 v[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = __ldcs(data + i + j * stride);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) sum ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-  }
-  if (sum == 0x12345678) *sink = sum;
-}
-
 class Timer {
  public:
   Timer() {
@@ -120,21 +108,6 @@ struct Spread {
 Spread spread(std::vector<double> v) {
   std::sort(v.begin(), v.end());
   return {v[v.size() / 2], v.front(), v.back()};
-}
-
-// Bytes per second of a large read.
-double read_bandwidth(const cuda::Launch& on) {
-  cuda::Buffer data, sink;
-  require(data.allocate(size_t(4) << 30), "bandwidth buffer");
-  require(sink.allocate(16), "sink");
-  bench::fill_bytes<<<bench::blocks_for(data.bytes() / 4), 256, 0, on.stream>>>(data.as<uint32_t>(), data.bytes() / 4, 7);
-  Timer timer;
-  std::vector<double> seconds;
-  for (int i = 0; i < 6; ++i)
-    seconds.push_back(timer.run(on.stream, [&] {
-      read_all<<<on.device.multiprocessors * 8, 256, 0, on.stream>>>(data.as<uint4>(), data.bytes() / 16, sink.as<uint32_t>());
-    }));
-  return data.bytes() / spread({seconds.begin() + 1, seconds.end()}).median;
 }
 
 template <class T>
@@ -350,7 +323,9 @@ int main(int argc, char** argv) {
   require(traits.status(), "device");
   cuda::Launch on{nullptr, traits.value(), false};
   require(cudaStreamCreate(&on.stream), "stream");
-  double bandwidth = read_bandwidth(on);
+  const Result<double> measured = cuda::read_bandwidth(on);
+  require(measured.status(), "read_bandwidth");
+  const double bandwidth = measured.value();
   bench::RandomModel model;
   require(bench::random_model(*shape, precision, options.group, model), "random_model");
   Bench runner(options, model, on, bandwidth);

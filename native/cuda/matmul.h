@@ -46,6 +46,13 @@ size_t matmul_workspace_bytes(const DeviceTraits& device);
 // Any number of tokens, tensor-core tiles with an asynchronous pipeline. `norm` must be null.
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
 
+// Whether wide_matmul takes a product of t tokens on this device: from there on it is the faster one.
+bool wide_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);
+
+// Many tokens at the rate of the tensor cores. `x` holds the inputs in tiles (input_tiles.h: tile_inputs), `norm` must be null;
+// `workspace` as for tiled_matmul.
+Status wide_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
+
 // The plain op: picks gemv or tiled_matmul. Rows in plain order.
 Status matmul(const MatmulArgs<f16>& args, void* workspace, const Launch& on);
 

@@ -5,6 +5,7 @@
 #include "cuda/attention.h"
 #include "cuda/device.cuh"
 #include "cuda/embed.h"
+#include "cuda/input_tiles.h"
 #include "cuda/rms_norm.h"
 #include "cuda/rope_kv.h"
 
@@ -87,7 +88,20 @@ class Pass {
     return tokens <= kGemvBest && gemv_fits(weight, tokens, on.device);
   }
 
+  // Many tokens: inputs go to tiles first, in act-order where the matrix wants it.
+  Status wide_product(FusedMatmulArgs args) {
+    PackedMatrix sorted = *args.weight;
+    const int tiles = input_tiles(strip_layout(sorted.precision, sorted.n, sorted.k, sorted.group));
+    ES_RETURN_IF_ERROR(tile_inputs(static_cast<const f16*>(args.x), sorted.permutation, args.t, sorted.k, tiles,
+                                   w.permuted.as<void>(), on));
+    sorted.permutation = nullptr;
+    args.weight = &sorted;
+    args.x = w.permuted.as<void>();
+    return wide_matmul(args, w.matmul.as<void>(), on);
+  }
+
   Status product(const FusedMatmulArgs& given) {
+    if (wide_fits(*given.weight, given.t, on.device)) return wide_product(given);
     FusedMatmulArgs args = given;
     PackedMatrix sorted = *given.weight;
     if (sorted.permutation) {
@@ -234,7 +248,7 @@ Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, in
   ES_RETURN_IF_ERROR(activated.allocate(t * spec.ffn * 2));
   ES_RETURN_IF_ERROR(logits.allocate(size_t(rows) * spec.vocab * 4));
   if (spec.post_norms) ES_RETURN_IF_ERROR(delta.allocate(t * spec.hidden * 2));
-  ES_RETURN_IF_ERROR(permuted.allocate(t * std::max({size_t(spec.hidden), heads, size_t(spec.ffn)}) * 2));
+  ES_RETURN_IF_ERROR(permuted.allocate(tiled_input_bytes(tokens, std::max({spec.hidden, int(heads), spec.ffn}))));
   ES_RETURN_IF_ERROR(attention.allocate(attention_workspace_bytes(rows, spec.heads, spec.head_dim, splits)));
   ES_RETURN_IF_ERROR(matmul.allocate(matmul_workspace_bytes(device)));
   ES_CUDA_RETURN_IF_ERROR(cudaMemset(attention.as<void>(), 0, attention.bytes()));

@@ -52,7 +52,7 @@ class Workspace {
   Buffer activated;  // f16 [tokens, ffn]
   Buffer logits;     // float [rows, vocab]
   Buffer delta;      // f16 [tokens, hidden], only for models with post norms
-  Buffer permuted;   // f16 [tokens, widest input]: inputs in a matrix's act-order
+  Buffer permuted;   // widest input of all tokens: in a matrix's act-order, or in tiles (input_tiles.h)
   Buffer attention;  // scratch of decode_attention
   Buffer matmul;     // scratch of tiled_matmul
   int max_splits = 1;

@@ -1,9 +1,11 @@
 // Decode and prefill speed of a named shape with random weights, natively (no Node):
 //   cuda_decode_bench [--shape llama2-7b] [--precision int4] [--group 128] [--batch 1,4,16] [--context 128] [--new 64]
-//                     [--prefill 512,2048] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5] [--json FILE] [--model]
+//                     [--prefill 512,2048,8x2048] [--portable] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5]
+//                     [--json FILE] [--model]
 // Decode: CUDA graph of one step replayed --new times from --context cached tokens, the token fed back on the device;
 // median and spread over --repeat runs after one warm-up. Limit: bytes read per step (weights and mean cache) over the
-// read bandwidth measured in the same run. --model adds the same steps through model/backend.h as the engine makes them:
+// read bandwidth measured in the same run. Prefill: a prompt, or 8 of them in one step. --portable leaves out what only one
+// generation of cards has. --model adds the same steps through model/backend.h as the engine makes them:
 // arrays uploaded, tokens read by the host, each step begun before the one before it is waited for; wall clock.
 #include <algorithm>
 #include <chrono>
@@ -22,12 +24,18 @@ using namespace edgeshift;
 
 namespace {
 
+// Prompts of one length, prefilled in one step.
+struct Prompts {
+  int count, tokens;
+};
+
 struct Options {
   std::string shape = "llama2-7b", precision = "int4", json;
   int group = 128, context = 128, fresh = 64, repeat = 5, splits = 0;
-  std::vector<int> batches = {1}, prefill;
+  std::vector<int> batches = {1};
+  std::vector<Prompts> prefill;
   size_t lookahead = 3 << 20;
-  bool plain = false, model = false;
+  bool plain = false, model = false, portable = false;
 };
 
 void require(const Status& status, const char* what) {
@@ -44,11 +52,23 @@ std::vector<int> numbers(const char* text) {
   return out;
 }
 
+std::vector<Prompts> prompts(const char* text) {
+  std::vector<Prompts> out;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) {
+    const size_t times = part.find('x');
+    const bool many = times != std::string::npos;
+    out.push_back({many ? std::atoi(part.c_str()) : 1, std::atoi(part.c_str() + (many ? times + 1 : 0))});
+  }
+  return out;
+}
+
 Options parse(int argc, char** argv) {
   Options o;
   for (int i = 1; i < argc; ++i) {
     std::string name = argv[i];
     if (name == "--plain") { o.plain = true; continue; }
+    if (name == "--portable") { o.portable = true; continue; }
     if (name == "--model") { o.model = true; continue; }
     if (i + 1 >= argc) { std::fprintf(stderr, "%s needs a value\n", argv[i]); std::exit(2); }
     const char* value = argv[++i];
@@ -58,7 +78,7 @@ Options parse(int argc, char** argv) {
     else if (name == "--batch") o.batches = numbers(value);
     else if (name == "--context") o.context = std::atoi(value);
     else if (name == "--new") o.fresh = std::atoi(value);
-    else if (name == "--prefill") o.prefill = numbers(value);
+    else if (name == "--prefill") o.prefill = prompts(value);
     else if (name == "--lookahead") o.lookahead = std::strtoull(value, nullptr, 10);
     else if (name == "--splits") o.splits = std::atoi(value);
     else if (name == "--repeat") o.repeat = std::atoi(value);
@@ -210,19 +230,20 @@ class Bench {
     return row("decode", batch, batch, seconds, model_.read_bytes + kv);
   }
 
-  Row prefill(int tokens) {
-    Cache cache(model_.spec, 1, tokens);
+  Row prefill(const Prompts& prompts) {
+    const int tokens = prompts.count * prompts.tokens;
+    Cache cache(model_.spec, prompts.count, prompts.tokens);
     cuda::Workspace workspace;
-    require(workspace.allocate(model_.spec, on_.device, tokens, 1, 1), "workspace");
+    require(workspace.allocate(model_.spec, on_.device, tokens, prompts.count, 1), "workspace");
     cuda::Forward pass{&model_.spec, &model_.weights, &workspace, &cache.layout, cache.arena.as<void>(), cache.tokens.as<int32_t>(),
-                       cache.reset(0, tokens), 0};
+                       cache.reset(0, prompts.tokens), 0};
     Timer timer;
     std::vector<double> seconds;
     for (int i = 0; i <= o_.repeat; ++i) {
       double s = timer.run(on_.stream, [&] { require(cuda::prefill_forward(pass, on_), "prefill_forward"); });
       if (i > 0) seconds.push_back(s);
     }
-    return row("prefill", 1, tokens, seconds, 0);
+    return row("prefill", prompts.count, tokens, seconds, 0);
   }
 
   // Steps through the Model, two under way at a time.
@@ -287,8 +308,8 @@ void print(const Options& o, double bandwidth, const std::vector<Row>& rows) {
   std::printf("%s %s group %d, context %d + %d, read bandwidth %.2f TB/s, lookahead %zu, %s\n", o.shape.c_str(), o.precision.c_str(),
               o.group, o.context, o.fresh, bandwidth * 1e-12, o.lookahead, o.plain ? "plain graph" : "dependent launch");
   for (const Row& r : rows)
-    std::printf("| %s | batch %d | %.0f tok/s (%.0f .. %.0f) | %.1f us | %.3f GB | %.1f%% of limit |\n", r.what.c_str(),
-                r.what == "prefill" ? r.tokens : r.batch, r.rate, r.low, r.high, r.micros, r.bytes * 1e-9, r.share * 100);
+    std::printf("| %s | batch %d, %d tokens | %.0f tok/s (%.0f .. %.0f) | %.1f us | %.3f GB | %.1f%% of limit |\n", r.what.c_str(),
+                r.batch, r.tokens, r.rate, r.low, r.high, r.micros, r.bytes * 1e-9, r.share * 100);
   if (o.json.empty()) return;
   std::FILE* file = std::fopen(o.json.c_str(), "w");
   if (!file) return;
@@ -322,6 +343,7 @@ int main(int argc, char** argv) {
   auto traits = cuda::device_traits(0);
   require(traits.status(), "device");
   cuda::Launch on{nullptr, traits.value(), false};
+  if (options.portable) on.device.hopper = false;
   require(cudaStreamCreate(&on.stream), "stream");
   const Result<double> measured = cuda::read_bandwidth(on);
   require(measured.status(), "read_bandwidth");
@@ -332,7 +354,7 @@ int main(int argc, char** argv) {
   std::vector<Row> rows;
   for (int batch : options.batches)
     if (batch > 0) rows.push_back(runner.decode(batch));
-  for (int tokens : options.prefill) rows.push_back(runner.prefill(tokens));
+  for (const Prompts& prompts : options.prefill) rows.push_back(runner.prefill(prompts));
   if (options.model) {
     const int most = *std::max_element(options.batches.begin(), options.batches.end());
     cuda::DeviceState state;

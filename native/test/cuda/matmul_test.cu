@@ -1,6 +1,9 @@
-// gemv and tiled_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
+// gemv, tiled_matmul and wide_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
 #include <cstring>
 
+#include <numeric>
+
+#include "cuda/input_tiles.h"
 #include "cuda/matmul.h"
 #include "device_test.h"
 
@@ -12,6 +15,10 @@ namespace {
 
 constexpr double kTolerance = 1e-3;
 
+// wide also tests the inputs' way into tiles, in a random order as an act-order matrix wants them.
+enum class Kernel { gemv, tiled, wide };
+constexpr const char* kNames[] = {"gemv", "tiled", "wide"};
+
 struct Case {
   Precision precision;
   int n, k, group, t;
@@ -21,9 +28,9 @@ struct Case {
 
 double activated(double gate, double up) { return gate / (1 + std::exp(-gate)) * up; }
 
-std::string name_of(const Case& c, const char* kernel) {
+std::string name_of(const Case& c, Kernel kernel) {
   char text[128];
-  std::snprintf(text, sizeof text, "%s bits %d n %d k %d group %d t %d epilogue %d norm %d", kernel,
+  std::snprintf(text, sizeof text, "%s bits %d n %d k %d group %d t %d epilogue %d norm %d", kNames[int(kernel)],
                 cuda::weight_bits(c.precision), c.n, c.k, c.group, c.t, int(c.epilogue), int(c.norm));
   return text;
 }
@@ -43,7 +50,28 @@ std::vector<double> inputs(const Case& c, const std::vector<float>& x, const std
   return in;
 }
 
-void run(const Case& c, bool tiled, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
+// The product of inputs that stand in `order` of the matrix's columns: tiles undo it.
+void run_wide(cuda::FusedMatmulArgs args, const std::vector<f16>& halves, DeviceRandom& random, const cuda::Buffer& workspace,
+              const cuda::Launch& on) {
+  const PackedMatrix& m = *args.weight;
+  std::vector<int32_t> order(m.k);
+  std::iota(order.begin(), order.end(), 0);
+  const bool ordered = random.bits() % 2;
+  for (int i = m.k - 1; ordered && i > 0; --i) std::swap(order[i], order[random.bits() % (i + 1)]);
+  std::vector<f16> placed(halves.size());
+  for (int row = 0; row < args.t; ++row)
+    for (int i = 0; i < m.k; ++i) placed[size_t(row) * m.k + order[i]] = halves[size_t(row) * m.k + i];
+  cuda::Buffer x = upload(placed), places = upload(order), tiles;
+  require(tiles.allocate(cuda::tiled_input_bytes(args.t, m.k)), "tiles");
+  require(cuda::to_status(cudaMemset(tiles.as<void>(), 0xff, tiles.bytes()), "memset"), "tiles");
+  const int count = cuda::input_tiles(cuda::strip_layout(m.precision, m.n, m.k, m.group));
+  require(cuda::tile_inputs(x.as<f16>(), ordered ? places.as<int32_t>() : nullptr, args.t, m.k, count, tiles.as<void>(), on), "tile_inputs");
+  args.x = tiles.as<void>();
+  require(cuda::wide_matmul(args, workspace.as<void>(), on), "wide_matmul");
+  require(cuda::to_status(cudaStreamSynchronize(on.stream), "wide_matmul"), "wide_matmul");
+}
+
+void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
   DeviceRandom random(c.n * 31 + c.k * 7 + c.t);
   auto order = c.epilogue == Epilogue::gate ? cuda::RowOrder::gate_up : cuda::RowOrder::plain;
   TestMatrix m = random_matrix(random, c.precision, c.n, c.k, c.group, order);
@@ -66,7 +94,8 @@ void run(const Case& c, bool tiled, const cuda::Buffer& workspace, const cuda::L
   args.out = out.as<void>();
   args.epilogue = c.epilogue;
   args.t = c.t;
-  require(tiled ? cuda::tiled_matmul(args, workspace.as<void>(), on) : cuda::gemv(args, on), name_of(c, "launch").c_str());
+  if (kernel == Kernel::wide) run_wide(args, halves, random, workspace, on);
+  else require(kernel == Kernel::tiled ? cuda::tiled_matmul(args, workspace.as<void>(), on) : cuda::gemv(args, on), name_of(c, kernel).c_str());
 
   std::vector<double> in = inputs(c, x, weight), expected(count), got(count);
   for (int row = 0; row < c.t; ++row)
@@ -83,7 +112,7 @@ void run(const Case& c, bool tiled, const cuda::Buffer& workspace, const cuda::L
     std::vector<f16> host = download<f16>(out, count);
     for (size_t i = 0; i < count; ++i) got[i] = half_value(host[i]);
   }
-  checks.below(relative_error(got, expected), kTolerance, name_of(c, tiled ? "tiled" : "gemv"));
+  checks.below(relative_error(got, expected), kTolerance, name_of(c, kernel));
 }
 
 }  // namespace
@@ -105,17 +134,14 @@ int main() {
         for (bool norm : {false, true}) {
           Epilogue epilogue = epilogues[(t + norm + n / 16) % 4];
           if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
-          run({w.precision, n, k, w.group, t, epilogue, norm}, false, workspace, on, checks);
+          run({w.precision, n, k, w.group, t, epilogue, norm}, Kernel::gemv, workspace, on, checks);
         }
       for (int t : {5, 16, 33, 64, 100, 260}) {
         Epilogue epilogue = epilogues[(t + n / 16) % 4];
         if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
-        run({w.precision, n, k, w.group, t, epilogue, false}, true, workspace, on, checks);
+        run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::tiled, workspace, on, checks);
       }
     }
-  run({Precision::int4, 4096, 11008, 128, 4, Epilogue::add, false}, false, workspace, on, checks);
-  run({Precision::int8, 4096, 11008, 128, 2, Epilogue::add, false}, false, workspace, on, checks);
-  run({Precision::fp16, 4096, 11008, 0, 1, Epilogue::add, false}, false, workspace, on, checks);
   // What cards with 99 KB of shared memory per block run.
   cuda::Launch small = on;
   small.device.shared_bytes = 99 * 1024;
@@ -125,7 +151,24 @@ int main() {
         Epilogue epilogue = epilogues[(t + n / 16) % 4];
         if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
         PackedMatrix shape{w.precision, n, k, w.group};
-        run({w.precision, n, k, w.group, t, epilogue, false}, !cuda::gemv_fits(shape, t, small.device), workspace, small, checks);
+        run({w.precision, n, k, w.group, t, epilogue, false}, cuda::gemv_fits(shape, t, small.device) ? Kernel::gemv : Kernel::tiled, workspace, small, checks);
       }
+  // Both kernels of many tokens where the device has both: rows and tokens past a tile, every epilogue, parts of k.
+  for (bool hopper : {false, true}) {
+    if (hopper && !on.device.hopper) continue;
+    cuda::Launch wide = on;
+    wide.device.hopper = hopper;
+    int index = 0;
+    for (const Weight& w : weights)
+      for (auto [n, k] : {std::pair{64, 64}, {576, 576}, {1003, 1000}, {272, 4096}})
+        for (int t : {7, index % 3 ? 130 : 300}) {
+          Epilogue epilogue = epilogues[index++ % 4];
+          if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
+          run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::wide, workspace, wide, checks);
+        }
+  }
+  run({Precision::int4, 4096, 11008, 128, 4, Epilogue::add, false}, Kernel::gemv, workspace, on, checks);
+  run({Precision::int8, 4096, 11008, 128, 2, Epilogue::add, false}, Kernel::gemv, workspace, on, checks);
+  run({Precision::fp16, 4096, 11008, 0, 1, Epilogue::add, false}, Kernel::gemv, workspace, on, checks);
   return checks.report("matmul");
 }

@@ -1,0 +1,182 @@
+// The matrix product of many tokens for compute capability 9.0 (compiled for sm_90a): wgmma with the weights from registers.
+//
+// A fragment of wgmma's A operand lies in a warp's registers as one of mma.sync does, so the strip layout serves here too:
+// codes go from shared memory to registers, become f16 there and are multiplied while the other warpgroup does the same.
+// The tiled activations are the B operand as they lie. One warp keeps a ring of stages full by bulk copies, two warpgroups
+// take 128 rows each of the block's 256 rows x 128 tokens. Blocks stay and walk the tiles; the ring runs on across them.
+#pragma once
+
+#include <bit>
+
+#include "cuda/hopper.cuh"
+#include "cuda/wide_product.cuh"
+
+namespace edgeshift::cuda {
+
+template <Precision kPrecision, bool kFlushSmall, int kWarpStrips = 2, int kTokens = 128>
+struct HopperShape {
+  static constexpr Precision precision = kPrecision;
+  static constexpr bool quantized = kPrecision != Precision::fp16;
+  static constexpr int quads = kPrecision == Precision::int4 ? 1 : kPrecision == Precision::int8 ? 2 : 4;  // per tile of 64
+  static constexpr int scale_bytes = quantized ? (kFlushSmall ? 128 : 64) : 0;                             // per strip and tile
+  static constexpr int consumers = 8, threads = 32 * consumers + 128;  // warps; one of the last four copies
+  static constexpr int warp_strips = kWarpStrips, strips = consumers * kWarpStrips;
+  static constexpr int tokens = kTokens, warp_columns = kTokens / 8;
+  static constexpr int x_bytes = tokens * 128, codes_at = x_bytes, scales_at = codes_at + strips * quads * 512;
+  static constexpr int stage_bytes = (scales_at + strips * scale_bytes + 1023) / 1024 * 1024;
+  static constexpr int copied_bytes = scales_at + strips * scale_bytes;
+  static constexpr int staged_columns = 4;  // of 8 tokens, staged at a time
+  static constexpr int staging = kStagingBytes<warp_strips, staged_columns>;
+  static constexpr int stages = std::min(8, (225 * 1024 - consumers * staging) / stage_bytes);
+  static constexpr size_t shared = size_t(stages) * stage_bytes + consumers * staging;
+  static_assert(stages >= 3);
+};
+
+template <class Shape>
+struct HopperRing {
+  uint32_t data, full, empty;
+  int slot = 0;
+  uint32_t phase = 0;
+  __device__ void next() {
+    if (++slot == Shape::stages) slot = 0, phase ^= 1;
+  }
+  __device__ uint32_t full_barrier() const { return full + slot * 8; }
+  __device__ uint32_t empty_barrier() const { return empty + slot * 8; }
+};
+
+// The copying warp: codes and scales of a strip by two lanes, the activations by one more.
+template <class Shape>
+__device__ inline void fill_ring(const WideParams& p, HopperRing<Shape> ring, int parts) {
+  const int lane = threadIdx.x % 32;
+  const bool codes = lane < Shape::strips;
+  static_assert(Shape::strips <= 16);
+  bool first = true;
+  for (int index = blockIdx.x; index < parts; index += gridDim.x) {
+    const WideTile tile = WideTile::of(p, index);
+    const unsigned char* strip = p.weight + size_t(min(tile.rows * Shape::strips + lane % 16, p.layout.strips - 1)) * p.layout.strip_bytes();
+    const unsigned char* x = p.x + size_t(tile.tokens) * Shape::x_bytes;
+    for (int k_tile = tile.k_begin(p); k_tile < tile.k_end(p); ++k_tile) {
+      wait_barrier(ring.empty_barrier(), ring.phase ^ 1);
+      const uint32_t to = ring.data + ring.slot * Shape::stage_bytes, barrier = ring.full_barrier();
+      if (lane == 0) arrive_expecting(barrier, Shape::copied_bytes);
+      __syncwarp();
+      const int chunk = k_tile >> p.chunk_shift, inside = k_tile - (chunk << p.chunk_shift);
+      if (codes) {
+        const size_t at = size_t(k_tile) * (Shape::quads * 512) + chunk * p.layout.scale_bytes;
+        copy_bulk(to + Shape::codes_at + lane * Shape::quads * 512, strip + at, Shape::quads * 512, barrier);
+      } else if (Shape::quantized && lane >= 16 && lane - 16 < Shape::strips) {
+        const size_t at = size_t(chunk + 1) * p.layout.code_bytes + chunk * p.layout.scale_bytes + (inside * kTileInputs >> p.flush_shift) * 64;
+        copy_bulk(to + Shape::scales_at + (lane - 16) * Shape::scale_bytes, strip + at, Shape::scale_bytes, barrier);
+      }
+      if (first) wait_for_previous_kernel(), first = false;
+      if (lane == 0) copy_bulk(to, x + k_tile * p.x_tile_bytes, Shape::x_bytes, barrier);
+      ring.next();
+    }
+  }
+}
+
+// Weights of a warp's strips for one step.
+template <class Shape>
+struct HopperWeights {
+  uint4 code[Shape::warp_strips];
+  uint2 scale[Shape::warp_strips] = {};
+
+  __device__ void load(const unsigned char* stage, int strip, int step) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < Shape::warp_strips; ++s) {
+      if (Shape::quads == 4 || step % (4 / Shape::quads) == 0)
+        code[s] = *reinterpret_cast<const uint4*>(stage + Shape::codes_at + ((strip + s) * Shape::quads + step * Shape::quads / 4) * 512 + lane * 16);
+      if (Shape::quantized && step % (Shape::scale_bytes == 128 ? 2 : 4) == 0)
+        scale[s] = *reinterpret_cast<const uint2*>(stage + Shape::scales_at + (strip + s) * Shape::scale_bytes + (Shape::scale_bytes == 128 ? step / 2 * 64 : 0) + lane / 4 * 8);
+    }
+  }
+};
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, 1) hopper_kernel(const __grid_constant__ WideParams p) {
+  extern __shared__ __align__(1024) unsigned char hopper_shared[];
+  unsigned char* shared = hopper_shared;
+  __shared__ uint64_t barriers[2 * Shape::stages];
+  const int warp = threadIdx.x / 32, parts = p.row_tiles * p.token_tiles * p.splits;
+  HopperRing<Shape> ring{shared_address(shared), shared_address(barriers), shared_address(barriers + Shape::stages)};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Shape::stages; ++i) {
+      init_barrier(ring.full + i * 8, 1);
+      init_barrier(ring.empty + i * 8, Shape::consumers);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+  let_next_kernel_start();
+  if (warp >= Shape::consumers) {
+    give_registers<40>();
+    if (warp == Shape::consumers) {
+      fill_ring<Shape>(p, ring, parts);
+      if (threadIdx.x % 32 == 0) prefetch_share(p.next);
+    }
+  } else {
+  take_registers<232>();
+  wait_for_previous_kernel();  // what the epilogue adds to, or writes, may be in use until then
+  unsigned char* staging = shared + Shape::stages * Shape::stage_bytes + warp * Shape::staging;
+  const int strip = warp * Shape::warp_strips;
+  for (int index = blockIdx.x; index < parts; index += gridDim.x) {
+    const WideTile tile = WideTile::of(p, index);
+    const int begin = tile.k_begin(p), end = tile.k_end(p);
+    float acc[Shape::warp_strips][Shape::warp_columns][4];
+    HopperWeights<Shape> weights;
+    uint32_t a[2][Shape::warp_strips][4];
+    uint32_t used = 0;
+    for (int k_tile = begin; k_tile < end; ++k_tile) {
+      wait_barrier(ring.full_barrier(), ring.phase);
+      const unsigned char* stage = shared + ring.slot * Shape::stage_bytes;
+      const uint64_t x = row_operand(ring.data + ring.slot * Shape::stage_bytes);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        weights.load(stage, strip, step);
+#pragma unroll
+        for (int s = 0; s < Shape::warp_strips; ++s) dequantize<Shape::precision>(weights.code[s], step, RowScales(weights.scale[s]), a[step % 2][s]);
+        warpgroup_fence();
+#pragma unroll
+        for (int s = 0; s < Shape::warp_strips; ++s) warpgroup_product(acc[s], a[step % 2][s], x + step * 2, k_tile > begin || step > 0);
+        commit_products();
+        wait_products<1>();
+        // The stage before is no longer read.
+        if (step == 0 && k_tile > begin && threadIdx.x % 32 == 0) arrive(used);
+      }
+      used = ring.empty_barrier();
+      ring.next();
+    }
+    wait_products<0>();
+    if (threadIdx.x % 32 == 0) arrive(used);
+    if (p.splits > 1 && !sum_parts<Shape::consumers * 32>(p, index, acc)) continue;
+    const int strip0 = tile.rows * Shape::strips + strip, token0 = tile.tokens * Shape::tokens;
+#pragma unroll
+    for (int c = 0; c < Shape::warp_columns; c += Shape::staged_columns) {
+      float part[Shape::warp_strips][Shape::staged_columns][4];
+#pragma unroll
+      for (int s = 0; s < Shape::warp_strips; ++s)
+#pragma unroll
+        for (int j = 0; j < Shape::staged_columns; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) part[s][j][i] = acc[s][c + j][i];
+      if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) store_floats(p, strip0, token0 + c * 8, part);
+      else store_halves(p, staging, strip0, token0 + c * 8, part);
+    }
+  }
+  }
+}
+
+template <class Shape>
+Status launch_hopper(WideParams params, const Launch& on) {
+  params.row_tiles = (params.layout.strips + Shape::strips - 1) / Shape::strips;
+  params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
+  params.token_group = 2048 / Shape::tokens;
+  const int tiles = params.row_tiles * params.token_tiles;
+  if (tiles > kTiledCounters) return {Code::unsupported, "cuda wide_matmul: too many tokens in one call"};
+  params.splits = choose_parts(tiles, on.device.multiprocessors, params.k_tiles);
+  ES_RETURN_IF_ERROR(allow_shared(hopper_kernel<Shape>, Shape::shared));
+  return launch(on, hopper_kernel<Shape>, dim3(unsigned(std::min(tiles * params.splits, on.device.multiprocessors))), Shape::threads, Shape::shared, params);
+}
+
+}  // namespace edgeshift::cuda

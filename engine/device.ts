@@ -2,6 +2,7 @@ import type { Logger } from 'pino'
 import { BlockPool } from './kv/block-pool.js'
 import type { KvArena } from './kv/arena.js'
 import type { MemoryLedger } from './residency/ledger.js'
+import { BatchGovernor } from './scheduler/governor.js'
 import { FairShare } from './scheduler/fair-share.js'
 import { noCounts, Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler/scheduler.js'
 import type { Sequence } from './scheduler/sequence.js'
@@ -26,6 +27,8 @@ export interface DeviceOptions {
   depth: number
   /** Longest time that one step may take, milliseconds; after it the device counts as lost. */
   stepTimeoutMs: number
+  /** Longest time that interactive requests should wait for a token; 0 = no goal. */
+  interactiveGoalMs: number
 }
 
 /** The ledger beside what was measured. */
@@ -53,6 +56,7 @@ export interface ResidentVariant {
 export class EngineDevice {
   readonly residents: ResidentVariant[] = []
   readonly loop: StepLoop
+  readonly governor: BatchGovernor
   /** Undefined until it was measured. */
   drift: MemoryDrift | undefined
   private readonly share = new FairShare()
@@ -66,6 +70,7 @@ export class EngineDevice {
     private readonly options: DeviceOptions,
   ) {
     this.loop = new StepLoop(options)
+    this.governor = new BatchGovernor(options.interactiveGoalMs)
   }
 
   get running(): number {
@@ -79,9 +84,8 @@ export class EngineDevice {
   /** Starts to schedule a loaded variant. Throws RangeError when its blocks don't fit the arena's slabs. */
   addVariant(executor: StepExecutor, blockBytes: number, limits: SchedulerLimits): ResidentVariant {
     const pool = new BlockPool(this.arena, blockBytes)
-    const scheduler = new Scheduler(limits, this.arena, pool, this.share, (sequence, now) =>
-      this.options.events.sequenceFinished(sequence, now),
-    )
+    const finished = (sequence: Sequence, now: number): void => this.options.events.sequenceFinished(sequence, now)
+    const scheduler = new Scheduler(limits, this.arena, pool, this.share, finished, this.governor)
     const runner = new VariantRunner(scheduler, executor)
     const resident: ResidentVariant = { device: this, scheduler, runner, blockBytes }
     this.residents.push(resident)

@@ -155,7 +155,7 @@ export class Engine {
     const { resident } = variant
     this.loader?.touch(variant)
     if (resident && !this.loader?.isDraining(variant)) {
-      resident.scheduler.add(sequence)
+      resident.scheduler.add(sequence, this.options.clock())
       resident.device.loop.wake()
     } else {
       this.lobby.add(sequence)

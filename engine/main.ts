@@ -98,8 +98,8 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   })
 
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
-  const stepTimeoutMs = config.scheduler.step_timeout
-  const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT, stepTimeoutMs }
+  const { step_timeout: stepTimeoutMs, interactive_goal: interactiveGoalMs } = config.scheduler
+  const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT, stepTimeoutMs, interactiveGoalMs }
   const residency = startResidency(engine, config, catalog, addon, options)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
   const watcher = new ConfigWatcher(file, {

@@ -245,6 +245,18 @@ const ENGINE_GAUGES: readonly EngineGauge[] = [
     read: perDevice((d) => d.stepDeviceUs / 1e6),
   },
   {
+    name: 'interactive_wait_seconds',
+    help: 'The longest that an interactive request waited for a token recently (it fades within half a minute).',
+    labels: DEVICE,
+    read: perDevice((d) => d.interactiveWaitUs / 1e6),
+  },
+  {
+    name: 'batch_token_budget',
+    help: 'Tokens of a step that batch work may have, so that interactive requests stay within their goal.',
+    labels: DEVICE,
+    read: perDevice((d) => d.batchTokens),
+  },
+  {
     name: 'memory_budget_bytes',
     help: 'Bytes a device may use.',
     labels: DEVICE,

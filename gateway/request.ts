@@ -71,8 +71,10 @@ export interface GenerateRequest extends Needs {
   echo: boolean
   /** Choices; choice i samples with seed + i. */
   n: number
-  /** Lower is served first. */
-  priority: number
+  /** Lower is served first; absent = as usual for its kind (urgency.ts). */
+  priority?: number
+  /** The client gets the answer as a whole: nobody reads along. */
+  whole?: boolean
   /** Milliseconds from arrival; 0 = none. */
   deadlineMs: number
   /** Fairness and prefix-cache salt. */

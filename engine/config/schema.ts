@@ -166,6 +166,11 @@ const scheduler = z.strictObject({
     .describe(
       'A step that makes no progress for this long counts as hung: the engine ends itself and is started anew.',
     ),
+  interactive_goal: duration()
+    .prefault('300ms')
+    .describe(
+      'How long an interactive request may wait for its first token or the next one before batch work beside it gets smaller parts of the steps; 0ms: no goal.',
+    ),
   max_waiting: z.int().min(0).max(100_000).default(256).describe('Requests that may wait; more get 429.'),
   enable_prefix_caching: z
     .boolean()

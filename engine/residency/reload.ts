@@ -29,6 +29,8 @@ export class Reloader {
     const diff = diffConfig(this.config, next, new Set(unusable))
     this.config = next
     engine.options.maxWaiting = next.scheduler.max_waiting
+    this.options.interactiveGoalMs = next.scheduler.interactive_goal
+    for (const { governor } of engine.devices) governor.goalMs = next.scheduler.interactive_goal
     this.setBudgets(diff)
     for (const id of diff.retired) this.retire(id)
     const fresh = new Set(diff.fresh)

@@ -1,11 +1,12 @@
 import { FinishReason, type SequenceError, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { KvArena } from '../kv/arena.js'
-import { chainHash } from '../kv/block-hash.js'
 import type { BlockPool } from '../kv/block-pool.js'
 import type { StepResult } from '../native.js'
 import type { FairShare } from './fair-share.js'
-import { planEntry, type PlanEntry, type StepPlan } from './plan.js'
+import { BatchGovernor, isBatch } from './governor.js'
+import { canStep, commit, isDecode, planEntry, type StepPlan } from './plan.js'
 import { absorbRows } from './postprocess.js'
+import { PrefixCache } from './prefix.js'
 import { countAhead, QueuePace } from './queue-pace.js'
 import { compareSequences, endOf, type Sequence } from './sequence.js'
 import { WaitingQueue } from './waiting-queue.js'
@@ -43,6 +44,8 @@ export function noCounts(): SchedulerCounters {
 
 /** A held sequence keeps its slot and blocks this long when others need them, milliseconds. */
 const HOLD_GRACE_MS = 1000
+/** Share of the slots that batch work keeps however many interactive requests there are. */
+const BATCH_SLOTS = 1 / 8
 /** Share of the blocks left free when a sequence is admitted beside running ones, so that they can grow. */
 const WATERMARK = 0.01
 
@@ -56,6 +59,7 @@ export class Scheduler {
   /** Ordered by compareSequences: the last is preempted first. */
   readonly running: Sequence[] = []
   private readonly pace = new QueuePace()
+  private readonly prefixes: PrefixCache
   /** Of the executor; reuse is safe at once because it runs calls in order. */
   private readonly freeSlots: number[]
 
@@ -65,9 +69,16 @@ export class Scheduler {
     readonly pool: BlockPool,
     private readonly share: FairShare,
     private readonly onFinish: (sequence: Sequence, now: number) => void = () => {},
+    private readonly governor = new BatchGovernor(),
   ) {
     this.waiting = new WaitingQueue(share)
+    this.prefixes = new PrefixCache(limits, pool)
     this.freeSlots = Array.from({ length: limits.maxNumSeqs }, (_, i) => limits.maxNumSeqs - 1 - i)
+  }
+
+  /** Tokens of a step that batch work may have. */
+  get batchTokens(): number {
+    return this.governor.tokens(this.limits)
   }
 
   /** Sequences not finished. */
@@ -76,7 +87,8 @@ export class Scheduler {
   }
 
   /** Takes a validated sequence into the queue. */
-  add(sequence: Sequence): void {
+  add(sequence: Sequence, now: number): void {
+    sequence.progressAt = now
     this.share.enter(sequence.submit.tenant)
     this.waiting.push(sequence)
     sequence.holder = this
@@ -97,37 +109,64 @@ export class Scheduler {
     return out.toSorted((a, b) => a.arrival - b.arrival)
   }
 
-  /** The next step, its blocks taken: decodes, then prefills, then admissions. Undefined when nothing can run now. */
+  /**
+   * The next step, its blocks taken: decodes, then prefills and admissions, those of interactive requests before those of
+   * batch work. Undefined when nothing can run now.
+   */
   plan(now: number): StepPlan | undefined {
-    const plan: StepPlan = { entries: [], admitted: [], tokens: 0 }
+    const plan: StepPlan = { entries: [], admitted: [], tokens: 0, batchTokens: 0, at: now }
     this.makeWay()
     const preempted = this.counters.preemptions
-    const runnable = this.running.filter((s) => s.heldSince === undefined && canStep(s))
-    for (const sequence of runnable) if (isDecode(sequence)) this.extend(plan, sequence)
-    for (const sequence of runnable) if (!isDecode(sequence)) this.extend(plan, sequence)
+    const [interactive, batch] = this.runnable()
+    for (const sequence of interactive) if (isDecode(sequence)) this.extend(plan, sequence)
+    for (const sequence of batch) if (isDecode(sequence)) this.extend(plan, sequence)
+    for (const sequence of interactive) if (!isDecode(sequence)) this.extend(plan, sequence)
     // Freed blocks belong to those still running; newcomers wait for a step without preemption.
-    if (this.counters.preemptions === preempted) this.admitAll(plan, now)
+    const admits = (): boolean => this.counters.preemptions === preempted
+    let blocked = admits() && this.admitAll(plan, now, false)
+    for (const sequence of batch) if (!isDecode(sequence)) this.extend(plan, sequence)
+    if (admits()) {
+      blocked ||= this.admitAll(plan, now, true)
+      this.arena.setStarving(this.pool, blocked && this.running.length === 0)
+      if (blocked || !this.arena.mayAdmit(this.pool)) this.preemptHeld(now)
+    }
     for (const { sequence, count } of plan.entries) this.share.charge(sequence.submit.tenant, count)
     if (plan.entries.length === 0) return undefined
     this.counters.steps++
     this.counters.stepTokens += plan.tokens
     this.counters.stepSequences += plan.entries.length
+    for (const { sequence } of plan.entries) sequence.lastStep = this.counters.steps
     return plan
+  }
+
+  /** Running sequences that can be stepped: interactive ones, and batch work, that which was stepped longest ago first. */
+  private runnable(): [interactive: Sequence[], batch: Sequence[]] {
+    const interactive: Sequence[] = []
+    const batch: Sequence[] = []
+    for (const sequence of this.running) {
+      if (sequence.heldSince !== undefined) sequence.progressAt = undefined
+      else if (canStep(sequence)) (isBatch(sequence) ? batch : interactive).push(sequence)
+    }
+    return [interactive, batch.toSorted((a, b) => a.lastStep - b.lastStep)]
   }
 
   /** Applies the results of the oldest open plan. */
   complete(plan: StepPlan, result: StepResult, now: number): void {
     let row = 0
+    let waitMs: number | undefined
     for (const entry of plan.entries) {
       const { sequence } = entry
       const rows = entry.scoreTo - entry.scoreFrom + (entry.sample ? 1 : 0)
       if (sequence.epoch === entry.epoch && sequence.state === 'running') {
-        this.publish(sequence, entry.first + entry.count)
+        if (!isBatch(sequence)) waitMs = longer(waitMs, sequence.progressAt, now)
+        sequence.progressAt = now
+        this.prefixes.publish(sequence, entry.first + entry.count)
         const reason = absorbRows(entry, result, row)
         if (reason !== FinishReason.UNSPECIFIED) this.remove(sequence, now)
       }
       row += rows
     }
+    this.governor.report(now, { waitMs, batchTokens: plan.batchTokens, plannedAt: plan.at }, this.limits)
   }
 
   /** The step of the oldest open plan failed: its sequences end with the error and no cached block is trusted. */
@@ -167,10 +206,16 @@ export class Scheduler {
     return Math.ceil(tokens / this.limits.blockSize)
   }
 
+  /** Tokens that a sequence may have in the step. */
+  private budgetFor(plan: StepPlan, sequence: Sequence): number {
+    const left = this.limits.maxBatchTokens - plan.tokens
+    return isBatch(sequence) ? Math.min(left, this.batchTokens - plan.batchTokens) : left
+  }
+
   /** Adds a running sequence's next tokens to the plan, preempting worse ones or itself when blocks run out. */
   private extend(plan: StepPlan, sequence: Sequence): void {
-    const budget = this.limits.maxBatchTokens - plan.tokens
-    if (budget === 0 || sequence.state !== 'running') return
+    const budget = this.budgetFor(plan, sequence)
+    if (budget <= 0 || sequence.state !== 'running') return
     const entry = planEntry(sequence, budget)
     while (!this.reserve(sequence, entry.first + entry.count)) {
       const victim = this.victim(plan)
@@ -205,6 +250,7 @@ export class Scheduler {
     this.leaveRunning(sequence)
     sequence.state = 'waiting'
     sequence.pending = 0
+    sequence.progressAt = undefined
     sequence.epoch++
     this.waiting.push(sequence)
     this.pace.observe(this.waiting.size, sequence.arrivedAt)
@@ -222,33 +268,53 @@ export class Scheduler {
     if (!head || !this.arena.mayAdmit(this.pool)) return
     for (let worst = this.running.at(-1); worst; worst = this.running.at(-1)) {
       const { priority } = worst.submit
-      if (head.submit.priority >= priority || this.hasRoom(this.waiting.above(priority))) return
+      if (head.submit.priority >= priority) return
+      const spare = this.spareSlots(worst)
+      if (this.hasRoom(this.waiting.above(priority).slice(0, this.freeSlots.length + spare), spare > 0)) return
       this.preempt(worst)
     }
   }
 
-  private hasRoom(sequences: readonly Sequence[]): boolean {
-    if (sequences.length > this.freeSlots.length) return false
+  /** Slots that sequences as urgent as `worst` may lose to more urgent ones. */
+  private spareSlots(worst: Sequence): number {
+    const running = this.running.filter(({ submit }) => submit.priority >= worst.submit.priority).length
+    return isBatch(worst) ? running - Math.min(running, this.reservedSlots) : running
+  }
+
+  private hasRoom(sequences: readonly Sequence[], slots: boolean): boolean {
+    if (slots && sequences.length > this.freeSlots.length) return false
     const blocks = sequences.reduce((sum, { length }) => sum + this.blocksFor(length), 0)
     return this.pool.available() >= blocks + this.watermark
   }
 
-  private admitAll(plan: StepPlan, now: number): void {
-    let blocked = false
-    while (plan.tokens < this.limits.maxBatchTokens) {
-      const sequence = this.waiting.peek()
-      if (!sequence) break
-      blocked = !this.admit(plan, sequence, now)
-      if (blocked) break
+  /** Slots that batch work keeps where it wants them. */
+  private get reservedSlots(): number {
+    return Math.floor(this.limits.maxNumSeqs * BATCH_SLOTS)
+  }
+
+  /** Admits what there is room for; true when slots or blocks were short for the next one. */
+  private admitAll(plan: StepPlan, now: number, batch: boolean): boolean {
+    for (;;) {
+      const sequence = this.next()
+      if (!sequence || (isBatch(sequence) && !batch) || this.budgetFor(plan, sequence) <= 0) return false
+      if (!this.admit(plan, sequence, now)) return true
     }
-    this.arena.setStarving(this.pool, blocked && this.running.length === 0)
-    if (blocked || !this.arena.mayAdmit(this.pool)) this.preemptHeld(now)
+  }
+
+  /** Who is admitted next: the most urgent, but the last slots are for batch work until it has its share. */
+  private next(): Sequence | undefined {
+    const first = this.waiting.peek()
+    if (!first || isBatch(first) || this.waiting.batchSize === 0) return first
+    const missing = this.reservedSlots - this.running.filter(isBatch).length
+    return this.freeSlots.length > Math.min(missing, this.waiting.batchSize)
+      ? first
+      : (this.waiting.peek(true) ?? first)
   }
 
   /** Moves a waiting sequence, with blocks for all its tokens, into the plan; false when slots or blocks are short. */
   private admit(plan: StepPlan, sequence: Sequence, now: number): boolean {
     if (this.freeSlots.length === 0 || !this.arena.mayAdmit(this.pool)) return false
-    this.attachCached(sequence)
+    this.prefixes.attach(sequence)
     const reserve = this.running.length > 0 ? this.watermark : 0
     const enough = this.pool.available() >= this.blocksFor(sequence.length) - sequence.blocks.length + reserve
     if (!enough || !this.reserve(sequence, sequence.length)) {
@@ -258,42 +324,8 @@ export class Scheduler {
     this.waiting.remove(sequence)
     this.enterRunning(sequence, now)
     plan.admitted.push(sequence)
-    commit(plan, planEntry(sequence, this.limits.maxBatchTokens - plan.tokens))
+    commit(plan, planEntry(sequence, this.budgetFor(plan, sequence)))
     return true
-  }
-
-  /** Starts the sequence on the cached blocks of its prefix; the last token is always computed. */
-  private attachCached(sequence: Sequence): void {
-    if (!this.limits.prefixCaching || sequence.submit.promptLogprobs) return
-    const { blockSize } = this.limits
-    const full = Math.floor((sequence.length - 1) / blockSize)
-    for (let i = 0; i < full; i++) {
-      const block = this.pool.acquireCached(this.hash(sequence, i))
-      if (!block) break
-      sequence.addBlock(block)
-    }
-    sequence.published = sequence.blocks.length
-    sequence.computed = sequence.blocks.length * blockSize
-  }
-
-  /** Offers the full blocks among the first `computed` tokens to the prefix cache. */
-  private publish(sequence: Sequence, computed: number): void {
-    if (!this.limits.prefixCaching) return
-    const full = Math.floor(computed / this.limits.blockSize)
-    for (; sequence.published < full; sequence.published++) {
-      const block = sequence.blocks[sequence.published]
-      if (block) this.pool.publish(block, this.hash(sequence, sequence.published))
-    }
-  }
-
-  private hash(sequence: Sequence, index: number): string {
-    const { hashes } = sequence
-    const { blockSize } = this.limits
-    for (let i = hashes.length; i <= index; i++) {
-      const parent = hashes[i - 1] ?? sequence.rootHash(this.limits.ropeLimit ?? Infinity)
-      hashes.push(chainHash(parent, sequence.tokens.subarray(i * blockSize, (i + 1) * blockSize)))
-    }
-    return hashes[index] ?? ''
   }
 
   private enterRunning(sequence: Sequence, now: number): void {
@@ -304,7 +336,7 @@ export class Scheduler {
     if (sequence.firstScheduledAt !== undefined) return
     sequence.firstScheduledAt = now
     sequence.cachedTokens = sequence.computed
-    if (this.limits.prefixCaching && !sequence.submit.promptLogprobs) {
+    if (this.prefixes.serves(sequence)) {
       this.counters.prefixQueries += sequence.length
       this.counters.prefixHits += sequence.cachedTokens
     }
@@ -346,22 +378,9 @@ export class Scheduler {
   }
 }
 
-function commit(plan: StepPlan, entry: PlanEntry): void {
-  const { sequence } = entry
-  sequence.computed = entry.first + entry.count
-  if (entry.sample) sequence.pending++
-  plan.entries.push(entry)
-  plan.tokens += entry.count
-}
-
-/** True unless all that is left is to read results of issued steps. */
-function canStep(sequence: Sequence): boolean {
-  if (sequence.computed >= sequence.extent) return false
-  return sequence.pending === 0 || sequence.extent < sequence.maxLength
-}
-
-function isDecode(sequence: Sequence): boolean {
-  return sequence.computed === sequence.extent - 1
+/** The longest wait, `since` included where it is known. */
+function longer(waitMs: number | undefined, since: number | undefined, now: number): number | undefined {
+  return since === undefined ? waitMs : Math.max(waitMs ?? 0, now - since)
 }
 
 function heldFor(sequence: Sequence, now: number): number {

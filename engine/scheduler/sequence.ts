@@ -63,6 +63,10 @@ export class Sequence {
   cachedTokens = 0
   firstScheduledAt: number | undefined
   started = false
+  /** Of running batch work: the step that it was last part of. */
+  lastStep = 0
+  /** When the last of its steps ended, or it came; undefined while it waits by its own or its reader's doing. */
+  progressAt: number | undefined
   readonly stopTokens: ReadonlySet<number>
   /** Total length at which it ends with LENGTH. */
   readonly maxLength: number

@@ -79,6 +79,8 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     measuredBytes: device.drift?.measuredBytes ?? 0,
     driftBytes: device.drift?.driftBytes ?? 0,
     driftAlarm: device.drift?.alarm ?? false,
+    interactiveWaitUs: Math.round(device.governor.peakMs * 1000),
+    batchTokens: device.residents.reduce((most, { scheduler }) => Math.max(most, scheduler.batchTokens), 0),
     kvCachedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().cached * blockBytes),
   }
 }

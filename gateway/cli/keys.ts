@@ -4,6 +4,7 @@ import { loadConfig } from '../../engine/config/index.js'
 import { createKey, KeyEditError, type KeyRights, revokeKey } from '../keys/edit.js'
 import type { KeyEntry } from '../keys/key-file.js'
 import { loadKeyFile } from '../keys/watch.js'
+import { URGENCIES, type Urgency } from '../urgency.js'
 
 interface CreateFlags {
   config: string
@@ -12,6 +13,7 @@ interface CreateFlags {
   requestsPerMinute?: number
   tokensPerMinute?: number
   priorityCeiling?: number
+  class?: Urgency
   admin?: boolean
 }
 
@@ -36,6 +38,7 @@ export function keysCommand(configOption: () => Option, fail: (error: unknown) =
     .option('--requests-per-minute <n>', 'most requests a minute', integer)
     .option('--tokens-per-minute <n>', 'most tokens of prompts and answers a minute', integer)
     .option('--priority-ceiling <n>', 'most urgent priority it may ask for; lower is more urgent (default: 0)', integer)
+    .addOption(new Option('--class <class>', 'what its requests are that name no priority').choices(URGENCIES))
     .option('--admin', 'may read metrics and load, unload and pin models')
     .action(guarded(create))
   command
@@ -76,6 +79,7 @@ function rightsOf(flags: Omit<CreateFlags, 'config' | 'name'>): KeyRights {
     ...(flags.requestsPerMinute !== undefined && { requests_per_minute: flags.requestsPerMinute }),
     ...(flags.tokensPerMinute !== undefined && { tokens_per_minute: flags.tokensPerMinute }),
     ...(flags.priorityCeiling !== undefined && { priority_ceiling: flags.priorityCeiling }),
+    ...(flags.class && { class: flags.class }),
     ...(flags.admin && { admin: true }),
   }
 }
@@ -96,7 +100,7 @@ function integer(text: string): number {
 
 /** One line per key, columns aligned. */
 export function formatKeys(entries: readonly KeyEntry[]): string {
-  const head = ['ID', 'NAME', 'MODELS', 'REQUESTS/MIN', 'TOKENS/MIN', 'PRIORITY FROM', 'ADMIN']
+  const head = ['ID', 'NAME', 'MODELS', 'REQUESTS/MIN', 'TOKENS/MIN', 'PRIORITY FROM', 'CLASS', 'ADMIN']
   const rows = entries.map((entry) => [
     entry.id,
     entry.name,
@@ -104,6 +108,7 @@ export function formatKeys(entries: readonly KeyEntry[]): string {
     String(entry.requests_per_minute ?? '-'),
     String(entry.tokens_per_minute ?? '-'),
     String(entry.priority_ceiling),
+    entry.class ?? '-',
     entry.admin ? 'yes' : 'no',
   ])
   const widths = head.map((title, column) => Math.max(title.length, ...rows.map((row) => row[column]?.length ?? 0)))

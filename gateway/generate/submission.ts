@@ -2,6 +2,7 @@ import type { Submission } from '../engine-client/session.js'
 import { GatewayError } from '../errors.js'
 import type { GenerateRequest, Sampling } from '../request.js'
 import type { TextModel } from '../text/types.js'
+import { priorityOf } from '../urgency.js'
 
 /** Seeds are unsigned 53-bit: the largest range that a number holds exactly. */
 const SEED_RANGE = 2 ** 53
@@ -107,7 +108,7 @@ export function toSubmission(
     variant: resolved.variant,
     prompt: generated.length === 0 ? prompt : [...prompt, ...generated],
     maxTokens: resolved.maxTokens,
-    priority: request.priority,
+    priority: priorityOf(request),
     tenant: request.tenant,
     deadlineMs: resolved.deadlineMs,
     traceparent: request.traceparent ?? '',

@@ -82,7 +82,8 @@ export class KeyedAccess implements Access {
     return sameDigest(digestOf(token), known?.digest ?? NO_DIGEST) ? known?.grant : undefined
   }
 
-  #grant({ id, name, models: allowed, priority_ceiling: ceiling, admin }: KeyEntry, meter: Meter): Grant {
+  #grant(entry: KeyEntry, meter: Meter): Grant {
+    const { id, name, models: allowed, priority_ceiling: ceiling, class: urgency, admin } = entry
     const { generator, models } = this.#granted
     const scoped = allowed ? new ScopedModels(models, new Set(allowed)) : models
     return {
@@ -90,7 +91,7 @@ export class KeyedAccess implements Access {
       key: name,
       admin,
       models: scoped,
-      generator: new GuardedGenerator(generator, scoped, ceiling, meter),
+      generator: new GuardedGenerator(generator, scoped, { ceiling, urgency }, meter),
     }
   }
 }

@@ -10,6 +10,7 @@ import type {
 } from '../request.js'
 import type { ModelFacts } from '../router/facts.js'
 import type { ModelDirectory } from '../services.js'
+import { priorityOf, type Urgency } from '../urgency.js'
 import type { Meter } from './meter.js'
 
 /** The directory of the models that a key may use. Others are refused alike, whether they exist or not. */
@@ -65,13 +66,19 @@ export class ScopedModels implements ModelDirectory {
 
 const NOTHING: GenerateHandle = { cancel: () => undefined, pause: () => undefined, resume: () => undefined }
 
+/** How urgent a key's requests may be, and are unless they say so. */
+interface Standing {
+  /** The most urgent priority; what asks for none gets at most that. */
+  ceiling: number
+  urgency: Urgency | undefined
+}
+
 /** A generator that holds a key to its models, priority and rates. */
 export class GuardedGenerator implements Generator {
-  /** `ceiling`: the most urgent priority; what asks for none gets at most that. */
   constructor(
     private readonly inner: Generator,
     private readonly models: ModelDirectory,
-    private readonly ceiling: number,
+    private readonly standing: Standing,
     private readonly meter: Meter,
   ) {}
 
@@ -86,11 +93,13 @@ export class GuardedGenerator implements Generator {
   }
 
   #withinCeiling(request: GenerateRequest): GenerateRequest {
-    const { ceiling } = this
-    if (request.priority >= ceiling) return request
-    // 0 is what a request has that asks for nothing.
-    if (request.priority === 0) return { ...request, priority: ceiling }
-    throw new GatewayError('forbidden', `this key's most urgent priority is ${ceiling}`, { param: 'priority' })
+    const { ceiling, urgency } = this.standing
+    const priority = priorityOf(request, urgency)
+    // Many clients always send 0, which asks for nothing.
+    if (priority < ceiling && request.priority !== undefined && request.priority !== 0) {
+      throw new GatewayError('forbidden', `this key's most urgent priority is ${ceiling}`, { param: 'priority' })
+    }
+    return { ...request, priority: Math.max(priority, ceiling) }
   }
 
   #start(request: GenerateRequest, sink: GenerateSink): GenerateHandle {

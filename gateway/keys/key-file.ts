@@ -1,6 +1,7 @@
 /** The file of API keys: its schema and its checks. */
 import { z } from 'zod'
 import { duplicates, type Finding, nearest, parseStrict } from '../../engine/config/index.js'
+import { URGENCIES } from '../urgency.js'
 
 const perMinute = () => z.int().min(1).max(1_000_000_000)
 
@@ -25,6 +26,8 @@ const keySchema = z.strictObject({
     .min(-(2 ** 31))
     .max(2 ** 31 - 1)
     .default(0),
+  /** What its requests are that name no priority; absent = streams are interactive, whole answers batch. */
+  class: z.enum(URGENCIES).optional(),
   /** May use /admin and /metrics. */
   admin: z.boolean().default(false),
 })

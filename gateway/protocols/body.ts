@@ -113,7 +113,10 @@ const shared = {
     .optional()
     .describe('The stream can be resumed by its id after a lost connection. Default false.'),
   return_token_ids: z.boolean().optional().describe('Choices also carry token_ids. Default false.'),
-  priority: z.int32().optional().describe('Lower is served first. Default 0.'),
+  priority: z
+    .int32()
+    .optional()
+    .describe('Lower is served first; above 0 is batch work. Default: 0 for streams, 10 for whole answers.'),
   ...needFields,
   user: opaque,
   safety_identifier: opaque,

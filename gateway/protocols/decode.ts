@@ -105,6 +105,7 @@ function decodeCall(
   if (inputs.length * n > most) throw invalid('n', `times the number of prompts must be at most ${most}`)
   if (body.stream_options && !stream) throw invalid('stream_options', 'is only allowed when stream is true')
   const deadlineMs = earlier(body.deadline_ms, origin.deadlineMs)
+  const priority = body.priority ?? origin.priority
   const needs = toNeeds(body, origin.needs)
   const maxTokens = extent.maxTokens === undefined ? {} : { maxTokens: extent.maxTokens }
   const chosen = chooseModel({ model: body.model, input: inputs[0], deadlineMs, ...needs, ...maxTokens }, models)
@@ -117,7 +118,8 @@ function decodeCall(
     ...(extent.topLogprobs !== undefined && { topLogprobs: extent.topLogprobs }),
     echo: extent.echo,
     n,
-    priority: body.priority ?? origin.priority ?? 0,
+    ...(priority !== undefined && { priority }),
+    whole: !(stream || origin.streams),
     deadlineMs,
     tenant: origin.tenant,
     ...(origin.traceparent !== undefined && { traceparent: origin.traceparent }),

@@ -15,6 +15,8 @@ export interface Origin {
   clientRequestId?: string
   priority?: number
   deadlineMs?: number
+  /** The answer streams although no field of the body says so. */
+  streams?: boolean
   /** What the headers ask of the rung; a body's fields go before them. */
   needs?: NeedFields
 }

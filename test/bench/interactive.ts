@@ -1,6 +1,7 @@
 /**
- * Interactive requests beside batch work on the embedded model: time to first token alone, beside batch of a lower
- * priority, and beside batch of the same priority; and what is left for the batch. `npm run bench:interactive`
+ * Interactive requests beside batch work on the embedded model: time to first token alone, beside whole answers, beside
+ * streams of the same priority, and beside long prompts with a latency goal and without; and what is left for the batch.
+ * `npm run bench:interactive`
  */
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
 import { percentile } from './figures.js'
@@ -9,46 +10,64 @@ const PHASE_MS = 20_000
 const BATCH_CLIENTS = 16
 const SLOTS = 8
 const PAUSE_MS = 250
+const SENTENCE = ' The quick brown fox jumps over the lazy dog while the sun sets behind the old mill.'
 
-/** Streams one completion and reports every chunk's tokens; ends without a word when `signal` aborts. */
-async function complete(
-  url: string,
-  fields: { priority: number; max_tokens: number },
-  signal: AbortSignal,
-  onTokens: (count: number) => void,
-): Promise<void> {
-  const body = { model: 'smollm2', prompt: 'Once upon a time', stream: true, ignore_eos: true, return_token_ids: true }
+/** What batch clients ask for again and again. */
+interface Work {
+  stream: boolean
+  max_tokens: number
+  /** Sentences of the prompt. */
+  sentences: number
+}
+
+const ANSWERS: Work = { stream: false, max_tokens: 256, sentences: 0 }
+const STREAMS: Work = { stream: true, max_tokens: 256, sentences: 0 }
+const PROMPTS: Work = { stream: false, max_tokens: 2, sentences: 40 }
+
+let prompts = 0
+
+/** No two prompts begin alike: the prefix cache has nothing to say here. */
+function promptOf(sentences: number): string {
+  return `${prompts++}. Once upon a time${SENTENCE.repeat(sentences)}`
+}
+
+/** Asks for one completion and reads it; `onFirst` is called at its first piece. */
+async function complete(url: string, work: Work, signal: AbortSignal, onFirst: () => void): Promise<void> {
+  const { sentences, ...fields } = work
   const response = await fetch(`${url}/v1/completions`, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({ ...body, ...fields }),
+    body: JSON.stringify({ model: 'smollm2', prompt: promptOf(sentences), ignore_eos: true, ...fields }),
     signal,
   })
   if (response.status !== 200) throw new Error(`status ${response.status}: ${await response.text()}`)
+  let text = ''
   const decoder = new TextDecoder()
-  let pending = ''
   for await (const bytes of response.body ?? []) {
-    const events = (pending + decoder.decode(bytes, { stream: true })).split('\n\n')
-    pending = events.pop() ?? ''
-    for (const event of events) onTokens(/"token_ids":\[([^\]]+)\]/.exec(event)?.[1]?.split(',').length ?? 0)
+    text += decoder.decode(bytes, { stream: true })
+    if (text.includes('"text":"')) onFirst()
   }
 }
 
-/** Keeps batch clients busy until `signal` aborts; resolves to their tokens per second. */
-async function batch(url: string, priority: number, signal: AbortSignal): Promise<number> {
+/** Tokens that the engine has computed, prompts and answers. */
+async function computed(url: string): Promise<number> {
+  const text = await (await fetch(`${url}/metrics`)).text()
+  return Number(/^edgeshift_engine_step_tokens\S* (\d+)/m.exec(text)?.[1])
+}
+
+/** Keeps batch clients busy until `signal` aborts; resolves to the engine's tokens per second meanwhile. */
+async function batch(url: string, work: Work, signal: AbortSignal): Promise<number> {
   const start = performance.now()
-  let tokens = 0
+  const before = await computed(url)
   const client = async (): Promise<void> => {
     while (!signal.aborted) {
-      await complete(url, { priority, max_tokens: 256 }, signal, (count) => (tokens += count)).catch(
-        (error: unknown) => {
-          if (!signal.aborted) throw error
-        },
-      )
+      await complete(url, work, signal, () => {}).catch((error: unknown) => {
+        if (!signal.aborted) throw error
+      })
     }
   }
   await Promise.all(Array.from({ length: BATCH_CLIENTS }, client))
-  return tokens / ((performance.now() - start) / 1000)
+  return ((await computed(url)) - before) / ((performance.now() - start) / 1000)
 }
 
 /** One interactive client that asks, reads and thinks; resolves to its times to the first token, milliseconds. */
@@ -57,12 +76,13 @@ async function interactive(url: string, signal: AbortSignal): Promise<number[]> 
   while (!signal.aborted) {
     const start = performance.now()
     let first = -1
-    await complete(url, { priority: 0, max_tokens: 4 }, signal, (count) => {
-      if (first < 0 && count > 0) first = performance.now() - start
-    }).catch((error: unknown) => {
+    const told = (): void => {
+      if (first < 0) first = performance.now() - start
+    }
+    await complete(url, { stream: true, max_tokens: 4, sentences: 0 }, signal, told).catch((error: unknown) => {
       if (!signal.aborted) throw error
       // Still waiting at the end: it waited at least so long.
-      if (first < 0) first = performance.now() - start
+      told()
     })
     firsts.push(first)
     await new Promise((resolve) => setTimeout(resolve, PAUSE_MS))
@@ -73,27 +93,40 @@ async function interactive(url: string, signal: AbortSignal): Promise<number[]> 
 function report(name: string, firsts: readonly number[], tokensPerSecond?: number): void {
   const at = (share: number): string => percentile(firsts, share).toFixed(0)
   const waits = `first token p50 ${at(0.5)} ms, p90 ${at(0.9)} ms, worst ${at(1)} ms of ${firsts.length}`
-  const rate = tokensPerSecond === undefined ? [] : [`batch ${tokensPerSecond.toFixed(1)} tokens/s`]
+  const rate = tokensPerSecond === undefined ? [] : [`${tokensPerSecond.toFixed(1)} tokens/s in all`]
   console.log(`${name}: ${[...(firsts.length > 0 ? [waits] : []), ...rate].join('; ')}`)
 }
 
-const gateway = GatewayProcess.startShipped(
-  (config) => `${onlyRung('int4')(config)}\nscheduler: { max_num_seqs: ${SLOTS} }\n`,
-)
-try {
-  await gateway.ready()
-  const { url } = gateway
-  const phase = (): AbortSignal => AbortSignal.timeout(PHASE_MS)
-  report('interactive alone', await interactive(url, phase()))
-  report('batch alone', [], await batch(url, 10, phase()))
-  for (const [name, priority] of [
-    ['beside batch of priority 10', 10],
-    ['beside batch of the same priority', 0],
-  ] as const) {
-    const signal = phase()
-    const [firsts, rate] = await Promise.all([interactive(url, signal), batch(url, priority, signal)])
-    report(name, firsts, rate)
-  }
-} finally {
-  await gateway.close()
+const phase = (): AbortSignal => AbortSignal.timeout(PHASE_MS)
+
+async function beside(url: string, name: string, work: Work): Promise<void> {
+  const signal = phase()
+  const [firsts, rate] = await Promise.all([interactive(url, signal), batch(url, work, signal)])
+  report(`beside ${name}`, firsts, rate)
 }
+
+/** Runs phases against a gateway of its own with that goal. */
+async function withGoal(goal: string, phases: (url: string) => Promise<void>): Promise<void> {
+  const gateway = GatewayProcess.startShipped(
+    (config) => `${onlyRung('int4')(config)}\nscheduler: { max_num_seqs: ${SLOTS}, interactive_goal: ${goal} }\n`,
+  )
+  try {
+    await gateway.ready()
+    await phases(gateway.url)
+  } finally {
+    await gateway.close()
+  }
+}
+
+await withGoal('300ms', async (url) => {
+  report('interactive alone', await interactive(url, phase()))
+  report('batch of whole answers alone', [], await batch(url, ANSWERS, phase()))
+  await beside(url, 'whole answers', ANSWERS)
+  await beside(url, 'streams of the same priority', STREAMS)
+})
+await withGoal('0ms', async (url) => {
+  report('batch of long prompts alone', [], await batch(url, PROMPTS, phase()))
+  await beside(url, 'long prompts, no goal', PROMPTS)
+})
+await withGoal('300ms', (url) => beside(url, 'long prompts, goal 300 ms', PROMPTS))
+await withGoal('150ms', (url) => beside(url, 'long prompts, goal 150 ms', PROMPTS))

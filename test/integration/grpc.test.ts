@@ -39,6 +39,7 @@ afterEach(async () => {
 describe('generation', () => {
   it('answers a unary chat with text, usage and what served it', async () => {
     const { response, metadata, trailers } = await peer.chat(chat())
+    expect(services.generator.runs[0]?.request.whole).toBe(true)
     expect(response).toMatchObject({
       variant: 'fake:int4',
       choices: [{ index: 0, text: 'Hello world', finishReason: 'stop', tokens: [5, 6] }],
@@ -96,7 +97,7 @@ describe('generation', () => {
     )
     await collect(call)
     const { request } = await services.generator.run(0)
-    expect(request).toMatchObject({ topLogprobs: 2, stop: ['x'], priority: -3 })
+    expect(request).toMatchObject({ topLogprobs: 2, stop: ['x'], priority: -3, whole: false })
     expect(request.sampling).toMatchObject({ temperature: 0.7, topK: 5, seed: -9, logitBias: new Map([[7, 0.1]]) })
     expect(request.traceparent).toBe('00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01')
     expect(request.deadlineMs).toBeGreaterThan(50_000)

@@ -298,6 +298,7 @@ describe('ends', () => {
     await peer.opened
     peer.send({ type: 'chat', id: 'a', model: 'fake', messages })
     const run = await services.generator.run(0)
+    expect(run.request.whole).toBe(false)
     run.start()
     socket.pause()
     let sent = 0

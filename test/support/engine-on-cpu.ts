@@ -59,7 +59,7 @@ export function engineOnCpu(
   const log = pino({ level: process.env.EDGESHIFT_LOG_LEVEL ?? 'silent' }, pino.destination(2))
   const engine = new Engine({ version: 'test', maxWaiting: config.scheduler.max_waiting, clock, log })
   const events = { deviceFailed: () => {}, sequenceFinished: engine.sequenceFinished }
-  const options = { clock, log, events, depth: 2, stepTimeoutMs: 60_000 }
+  const options = { clock, log, events, depth: 2, stepTimeoutMs: 60_000, interactiveGoalMs: 0 }
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
   const residency = startResidency(engine, config, catalog, wrapped, options)
   const reloader = new Reloader(engine, residency, wrapped, options, config, catalog)

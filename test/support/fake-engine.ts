@@ -33,6 +33,7 @@ export interface FakeEngineOptions {
   maxWaiting?: number
   depth?: number
   stepTimeoutMs?: number
+  interactiveGoalMs?: number
   clock?: () => number
   /** Instead of the fake model, with its own block and vocabulary sizes. */
   model?: { executor: StepExecutor; blockBytes: number; vocabSize: number }
@@ -61,6 +62,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     events,
     depth: options.depth ?? 1,
     stepTimeoutMs: options.stepTimeoutMs ?? 60_000,
+    interactiveGoalMs: options.interactiveGoalMs ?? 0,
   })
   engine.devices.push(device)
   const executor = options.model?.executor ?? new FakeExecutor(new Map(), limits.blockSize, FAKE_VOCAB)

@@ -140,7 +140,7 @@ export function fakeResidency(options: FakeResidencyOptions): FakeResidency {
     const arena = new KvArena(64 * SLAB, SLAB, (offset) => void native.discardKv({ offset }))
     const ledger = new MemoryLedger(units * UNIT)
     const kvEntry = ledger.add('kv', '', arena.bytes)
-    const work = { clock, log, events, depth: 2, stepTimeoutMs: 60_000 }
+    const work = { clock, log, events, depth: 2, stepTimeoutMs: 60_000, interactiveGoalMs: 0 }
     const device = new EngineDevice({ id, kind: 'cpu', name: 'fake' }, ledger, arena, work)
     const budget = { id, budgetBytes: units * UNIT, overheadBytes: 0 }
     engine.devices.push(device)

@@ -11,7 +11,6 @@ export function requestOf(fields: Partial<GenerateRequest> = {}): GenerateReques
     stop: [],
     echo: false,
     n: 1,
-    priority: 0,
     deadlineMs: 0,
     tenant: '',
     ...fields,

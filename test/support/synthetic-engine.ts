@@ -44,7 +44,7 @@ const events = {
 const description = { id: 'cpu0', kind: 'cpu' as const, name: 'synthetic' }
 const arena = new KvArena(BLOCKS * BLOCK_BYTES, SLAB_BLOCKS * BLOCK_BYTES)
 const stepTimeoutMs = config.scheduler.step_timeout
-const deviceOptions = { clock, log, events, depth: 1, stepTimeoutMs }
+const deviceOptions = { clock, log, events, depth: 1, stepTimeoutMs, interactiveGoalMs: 0 }
 const device = new EngineDevice(description, new MemoryLedger(1e9), arena, deviceOptions)
 engine.devices.push(device)
 

@@ -64,6 +64,7 @@ test('defaults', () => {
       max_num_seqs: 64,
       max_num_batched_tokens: 512,
       step_timeout: 120_000,
+      interactive_goal: 300,
       max_waiting: 256,
       enable_prefix_caching: true,
       kv_cache_dtype: 'auto',

@@ -121,7 +121,7 @@ function twoVariants() {
       { maxTokens: 1 },
     )
     const sequence = new Sequence(submit, new Collector(), id, 0, limits.maxModelLen)
-    scheduler.add(sequence)
+    scheduler.add(sequence, 0)
     return sequence
   }
   return { busy, starving, add }

@@ -6,6 +6,7 @@ import { KvArena } from '../../engine/kv/arena.js'
 import { BlockPool } from '../../engine/kv/block-pool.js'
 import { KV_UNIT_BYTES, type StepResult } from '../../engine/native.js'
 import { FairShare } from '../../engine/scheduler/fair-share.js'
+import { BatchGovernor } from '../../engine/scheduler/governor.js'
 import type { StepPlan } from '../../engine/scheduler/plan.js'
 import { Scheduler, type SchedulerLimits } from '../../engine/scheduler/scheduler.js'
 import { Sequence } from '../../engine/scheduler/sequence.js'
@@ -13,6 +14,8 @@ import { BatchBuilder, slotState } from '../../engine/step/batch.js'
 import { Collector, FAKE_VOCAB, neutralSampling, submitOf } from '../support/fake-engine.js'
 import { fakeAnswer, FakeExecutor, type FakeMemory } from '../support/fake-executor.js'
 
+/** Shorter than what the simulated clock passes now and then. */
+const GOAL_MS = 20
 const SLABS = 6
 const SLAB_BYTES = 6 * 256
 const LIMITS: SchedulerLimits = {
@@ -30,9 +33,9 @@ class Model {
   readonly executor: FakeExecutor
   private readonly builder = new BatchBuilder(LIMITS.blockSize)
 
-  constructor(arena: KvArena, memory: FakeMemory, share: FairShare, blockBytes: number) {
+  constructor(arena: KvArena, memory: FakeMemory, share: FairShare, blockBytes: number, governor: BatchGovernor) {
     this.pool = new BlockPool(arena, blockBytes)
-    this.scheduler = new Scheduler(LIMITS, arena, this.pool, share)
+    this.scheduler = new Scheduler(LIMITS, arena, this.pool, share, () => {}, governor)
     this.executor = new FakeExecutor(memory, LIMITS.blockSize, FAKE_VOCAB, blockBytes / KV_UNIT_BYTES)
   }
 
@@ -53,7 +56,8 @@ class Simulation {
     const arena = new KvArena(SLABS * SLAB_BYTES, SLAB_BYTES)
     const share = new FairShare()
     const memory: FakeMemory = new Map()
-    this.models = [256, 768].map((blockBytes) => new Model(arena, memory, share, blockBytes))
+    const governor = new BatchGovernor(GOAL_MS)
+    this.models = [256, 768].map((blockBytes) => new Model(arena, memory, share, blockBytes, governor))
   }
 
   submit(which: number, prompt: number[], maxTokens: number, tenant: string, priority: number): void {
@@ -63,7 +67,7 @@ class Simulation {
     const id = this.sequences.length
     const submit = submitOf(id, prompt, { maxTokens, tenant, priority, sampling: neutralSampling({ seed: id % 2 }) })
     const sequence = new Sequence(submit, collector, id, this.now, LIMITS.maxModelLen)
-    model.scheduler.add(sequence)
+    model.scheduler.add(sequence, this.now)
     this.sequences.push({ sequence, collector, model })
   }
 

@@ -80,7 +80,7 @@ describe('commands on keys', () => {
       admin: true,
       sha256: digestOf(text).toString('hex'),
     })
-    expect(readFileSync(file, 'utf8')).not.toContain(text.split('_')[2])
+    expect(readFileSync(file, 'utf8')).not.toContain(text.slice(-43))
     expect(statSync(file).mode & 0o777).toBe(0o600)
   })
 
@@ -119,7 +119,7 @@ describe('commands on keys', () => {
 
   it('list what each may do', () => {
     createKey(file, MODELS, 'one', { requests_per_minute: 60, models: ['fake'] })
-    expect(formatKeys(loadKeyFile(file, MODELS)).split('\n')[1]).toMatch(/^[0-9a-f]{12} {2}one +fake +60 +- +0 +no$/)
+    expect(formatKeys(loadKeyFile(file, MODELS)).split('\n')[1]).toMatch(/^[0-9a-f]{12} {2}one +fake +60 +- +0 +- +no$/)
   })
 })
 
@@ -243,6 +243,21 @@ describe('access by key', () => {
   ])('with ceiling %i serves priority %i as %i', async (ceiling, asked, served) => {
     const { run, services } = oneKey({ priority_ceiling: ceiling })
     await run({ priority: asked })
+    expect(services.generator.runs[0]?.request.priority).toBe(served)
+  })
+
+  it.each<[string, object, Parameters<typeof requestOf>[0], number]>([
+    ['a stream is interactive', {}, {}, 0],
+    ['a whole answer is batch work', {}, { whole: true }, 10],
+    ['unless it says otherwise', {}, { whole: true, priority: 0 }, 0],
+    ['all of a batch key is', { class: 'batch' }, {}, 10],
+    ['but for what says otherwise', { class: 'batch' }, { priority: -1 }, -1],
+    ['nothing of an interactive key is', { class: 'interactive' }, { whole: true }, 0],
+    ['a ceiling holds for both', { class: 'interactive', priority_ceiling: 3 }, { whole: true }, 3],
+    ['and takes nothing from what is below it', { priority_ceiling: 3 }, { whole: true }, 10],
+  ])('%s', async (_name, rights, fields, served) => {
+    const { run, services } = oneKey({ priority_ceiling: -1, ...rights })
+    await run(fields)
     expect(services.generator.runs[0]?.request.priority).toBe(served)
   })
 

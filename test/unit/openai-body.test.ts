@@ -53,7 +53,7 @@ describe('a minimal body', () => {
         stop: [],
         echo: false,
         n: 1,
-        priority: 0,
+        whole: true,
         deadlineMs: 0,
         tenant: 'tenant',
       },
@@ -75,6 +75,7 @@ describe('accepted fields', () => {
     ['log probabilities', { logprobs: true }, { topLogprobs: 0 }],
     ['alternatives', { logprobs: true, top_logprobs: 3 }, { topLogprobs: 3 }],
     ['priority', { priority: -3 }, { priority: -3 }],
+    ['streams', { stream: true }, { whole: false }],
     ['opaque marks', { user: 'u', metadata: { a: 'b' }, store: false, service_tier: 'auto' }, {}],
     ['values that ask for nothing', { tools: [], tool_choice: 'none', response_format: { type: 'text' } }, {}],
   ])('%s', (_name, fields, expected) => {

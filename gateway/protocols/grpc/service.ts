@@ -73,7 +73,7 @@ function streamTo<T>(
   return (call) => {
     try {
       const grant = admit(call, services)
-      const origin = callOrigin(call, grant.tenant, services)
+      const origin = { ...callOrigin(call, grant.tenant, services), streams: true }
       const decoded = decode(requireDecoded(call.request), origin, { limits: services.limits, models: grant.models })
       const start = (sink: ReaderSink) => startCall(decoded, grant, services.streams, sink)
       stream({ id: origin.id, after: 0, start }, call, stallMs)

@@ -220,7 +220,7 @@ export class Session implements OutboxOwner {
         { param },
       )
     }
-    const origin = { ...this.origin, id: newRequestId() }
+    const origin = { ...this.origin, id: newRequestId(), streams: true }
     return type === 'chat' ? decodeChat(body, origin, services) : decodeCompletion(body, origin, services)
   }
 

@@ -288,6 +288,12 @@ export interface DeviceStatus {
   driftBytes: number;
   /** The drift is above the ledger's overhead: something holds memory that no entry knows. */
   driftAlarm: boolean;
+  /**
+   * The longest that an interactive sequence waited for a step of its own recently, and the tokens of a step that batch
+   * work may have because of it.
+   */
+  interactiveWaitUs: number;
+  batchTokens: number;
 }
 
 export interface LedgerEntry {
@@ -2414,6 +2420,8 @@ function createBaseDeviceStatus(): DeviceStatus {
     measuredBytes: 0,
     driftBytes: 0,
     driftAlarm: false,
+    interactiveWaitUs: 0,
+    batchTokens: 0,
   };
 }
 
@@ -2484,6 +2492,12 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     }
     if (message.driftAlarm !== false) {
       writer.uint32(176).bool(message.driftAlarm);
+    }
+    if (message.interactiveWaitUs !== 0) {
+      writer.uint32(184).uint64(message.interactiveWaitUs);
+    }
+    if (message.batchTokens !== 0) {
+      writer.uint32(192).uint32(message.batchTokens);
     }
     return writer;
   },
@@ -2677,6 +2691,22 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
             message.driftAlarm = reader.bool();
             continue;
           }
+          case 23: {
+            if (tag !== 184) {
+              break;
+            }
+
+            message.interactiveWaitUs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 24: {
+            if (tag !== 192) {
+              break;
+            }
+
+            message.batchTokens = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2716,6 +2746,8 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     message.measuredBytes = object.measuredBytes ?? 0;
     message.driftBytes = object.driftBytes ?? 0;
     message.driftAlarm = object.driftAlarm ?? false;
+    message.interactiveWaitUs = object.interactiveWaitUs ?? 0;
+    message.batchTokens = object.batchTokens ?? 0;
     return message;
   },
 };

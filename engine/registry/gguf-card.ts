@@ -1,11 +1,12 @@
 /** The card of a GGUF file. */
 import type { GgufFile } from '../native.js'
 import { readGgufModel } from './gguf-model.js'
+import { recordFileOf } from './hash-record.js'
 import { readRange } from './json-file.js'
 import { nameOf } from './locate.js'
 import { Metadata } from './metadata.js'
 import type { ModelCard } from './model-card.js'
-import { qualityAndNotices } from './notices.js'
+import { readBeside } from './notices.js'
 import { elementsOf } from './stored-weight.js'
 import { ggufText, readTokenizer } from './tokenizer.js'
 import { storedPrecision } from './width.js'
@@ -29,7 +30,7 @@ export function readGgufCard(file: string, gguf: GgufFile): ModelCard {
     spec,
     weights,
     precision: storedPrecision(weights),
-    ...qualityAndNotices(file, weights),
+    ...readBeside([file], recordFileOf({ format: 'gguf', file }), weights),
     readText: () => ggufText(tokenizer, contextLength),
   }
 }

@@ -1,5 +1,6 @@
 /** The card of a Hugging Face checkpoint: a folder of safetensors with config.json beside them. */
 import { join } from 'node:path'
+import { recordFileOf } from './hash-record.js'
 import type { ModelCard } from './model-card.js'
 import { type HfConfig, parseHfConfig } from './hf-config.js'
 import { readHfText } from './hf-text.js'
@@ -7,7 +8,7 @@ import { mapHfWeights } from './hf-weights.js'
 import { readJsonObject, readSmallFile } from './json-file.js'
 import { type Located, nameOf } from './locate.js'
 import { invalidFile } from './model-file-error.js'
-import { qualityAndNotices } from './notices.js'
+import { readBeside } from './notices.js'
 import { parseQuantizationConfig } from './quantization-config.js'
 import { storedPrecision } from './width.js'
 import { elementsOf } from './stored-weight.js'
@@ -39,7 +40,7 @@ export function readHfCard(path: string, located: Extract<Located, { format: 'sa
     spec,
     weights,
     precision: storedPrecision(weights),
-    ...qualityAndNotices(files[0] ?? folder, weights),
+    ...readBeside(files, recordFileOf(located), weights),
     readText: () => readHfText(folder, raw, contextLength),
   }
 }

@@ -1,5 +1,6 @@
 import type { Precision } from '../native.js'
 import type { DecoderSpec } from './decoder-spec.js'
+import type { KnownHash } from './known-hash.js'
 import type { RungQuality } from './quality.js'
 import type { StoredWeight } from './stored-weight.js'
 
@@ -10,6 +11,8 @@ export interface ModelCard {
   format: 'gguf' | 'safetensors'
   /** Files with weights; TensorRef.file is an index into them. */
   files: string[]
+  /** What is known of each file's content; empty where nobody has said anything. */
+  hashes: KnownHash[][]
   /** From the file's metadata or its name. For people only: it identifies nothing. */
   name: string
   /** `general.architecture` of a GGUF, `model_type` of config.json. */

@@ -1,5 +1,7 @@
 /** What a person should know of a model that is served all the same. */
 import type { WeightSource } from '../native.js'
+import { readHashRecord } from './hash-record.js'
+import { type KnownHash, knownHashes } from './known-hash.js'
 import { ModelFileError } from './model-file-error.js'
 import { qualityFileOf, readQuality, type RungQuality } from './quality.js'
 
@@ -23,16 +25,27 @@ function roundingNotices(weights: readonly WeightSource[]): string[] {
   )
 }
 
-/** Measured quality, and a notice instead where its file cannot be read: a model is served without it. */
-export function qualityAndNotices(
-  weightFile: string,
-  weights: readonly WeightSource[],
-): { quality: RungQuality; notices: string[] } {
+/** What stands beside a model's weights: a model is served without it, and a notice says what cannot be read. */
+export interface Beside {
+  quality: RungQuality
+  /** Of each file, empty where nobody has said anything. */
+  hashes: KnownHash[][]
+  notices: string[]
+}
+
+/** Reads measured quality and hashes. `files`: those with weights, at least one. */
+export function readBeside(files: readonly string[], recordFile: string, weights: readonly WeightSource[]): Beside {
   const notices = roundingNotices(weights)
-  try {
-    return { quality: readQuality(qualityFileOf(weightFile)), notices }
-  } catch (error) {
-    if (!(error instanceof ModelFileError)) throw error
-    return { quality: {}, notices: [...notices, error.message] }
+  const orNotice = <T>(read: () => T): T | undefined => {
+    try {
+      return read()
+    } catch (error) {
+      if (!(error instanceof ModelFileError)) throw error
+      notices.push(error.message)
+      return undefined
+    }
   }
+  const quality = orNotice(() => readQuality(qualityFileOf(files[0] ?? ''))) ?? {}
+  const record = orNotice(() => readHashRecord(recordFile))
+  return { quality, hashes: files.map((file) => knownHashes(file, record)), notices }
 }

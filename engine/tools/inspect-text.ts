@@ -2,6 +2,8 @@ import { basename } from 'node:path'
 import type { Inspection, RungReport, StorageGroup } from './inspect.js'
 import { formatBytes, formatCount } from './units.js'
 
+const HASH_ORIGINS = { hub: 'as downloaded', record: 'as recorded' }
+
 /** The inspection for people. */
 export function formatInspection(report: Inspection): string {
   const { name, architecture, format, parameters, layers, contextLength, files, licence } = report
@@ -10,7 +12,9 @@ export function formatInspection(report: Inspection): string {
     `${name}: ${architecture}, ${format}, ${formatCount(parameters)} parameters, ${layers} layers`,
     `  context    ${contextLength} tokens, ${formatBytes(report.kvBytesPerToken)} of KV cache each`,
     `  files      ${files.length} with weights, ${formatBytes(bytes)}`,
-    ...files.flatMap(({ file, hash }) => (hash === undefined ? [] : [`             ${hash}  ${basename(file)}`])),
+    ...files.flatMap(({ file, hashes }) =>
+      hashes.map(({ hash, from }) => `             ${hash}  ${basename(file)} (${HASH_ORIGINS[from]})`),
+    ),
     `  licence    ${licence ?? 'not stated'}`,
     `  template   ${report.chatTemplate ? 'has a chat template' : 'no chat template'}`,
     '',

@@ -6,7 +6,7 @@ import {
   describeStorage,
   elementsOf,
   estimateWeightBytes,
-  knownHash,
+  type KnownHash,
   type MeasuredQuality,
   modelAssets,
   type ModelCard,
@@ -54,8 +54,8 @@ export interface Inspection {
   parameters: number
   contextLength: number
   layers: number
-  /** `hash`: what the hub said of the file when it was downloaded (SHA-256, or a git object). */
-  files: { file: string; bytes: number; hash?: string }[]
+  /** `hashes`: what the hub said of the file when it was downloaded, and what `verify --record` wrote down. */
+  files: { file: string; bytes: number; hashes: KnownHash[] }[]
   storage: StorageGroup[]
   chatTemplate: boolean
   kvBytesPerToken: number
@@ -84,7 +84,7 @@ export function inspectCard(card: ModelCard, { devices, scheduler }: InspectTarg
     parameters: card.parameters,
     contextLength: card.contextLength,
     layers: card.spec.numLayers,
-    files: card.files.map(describeFile),
+    files: card.files.map((file, index) => ({ file, bytes: statSync(file).size, hashes: card.hashes[index] ?? [] })),
     storage: groupStorage(card),
     chatTemplate: assets.some(({ name }) => name === 'chat_template.jinja'),
     kvBytesPerToken: kvBlockBytes(card.spec, scheduler.block_size) / scheduler.block_size,
@@ -92,11 +92,6 @@ export function inspectCard(card: ModelCard, { devices, scheduler }: InspectTarg
     notices: card.notices,
     problems: [text.fault].filter((problem) => problem !== undefined),
   }
-}
-
-function describeFile(file: string): Inspection['files'][number] {
-  const hash = knownHash(file)
-  return { file, bytes: statSync(file).size, ...(hash !== undefined && { hash }) }
 }
 
 /** Has the quantized rungs loaded, one after the other, and writes down what rounding takes; or why a load fails. */

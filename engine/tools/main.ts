@@ -16,7 +16,8 @@ import { inspectCard, measureRounding } from './inspect.js'
 import { formatInspection } from './inspect-text.js'
 import { pullModel } from './pull.js'
 import { formatBytes } from './units.js'
-import { type Verification, verifyModel } from './verify.js'
+import { recordHashes, type Verification, verifyModel } from './verify.js'
+import { formatVerification } from './verify-text.js'
 
 const DEFAULT_CONFIG = 'models.yaml'
 const RETRY_MS = 500
@@ -95,26 +96,30 @@ async function withBar<T>(
 
 const readGguf = (path: string): GgufFile => loadAddon().readGguf(path)
 
-async function verify(path: string): Promise<void> {
-  const result = await withBar((update) => verifyModel(path, readGguf, (done, total) => update(done, total, path)))
-  console.log(formatVerification(result))
-  if (result.problems.length > 0) process.exitCode = 1
+interface VerifyFlags {
+  record?: boolean
+  recordFile?: string
 }
 
-function formatVerification({ files, tensors, largest, problems }: Verification): string {
-  const marks = new Map([
-    [true, 'as downloaded'],
-    [undefined, 'nothing to compare with'],
-    [false, 'NOT as downloaded'],
-  ])
-  const where = largest ? `, the largest magnitude is ${largest.magnitude} in ${largest.tensor}` : ''
-  return [
-    ...files.map(
-      ({ file, bytes, sha256, matches }) => `${sha256}  ${file} (${formatBytes(bytes)}, ${marks.get(matches)})`,
-    ),
-    `${tensors} tensors with floats${where}`,
-    ...problems.map((problem) => `problem: ${problem}`),
-  ].join('\n')
+async function verify(path: string, { record, recordFile }: VerifyFlags): Promise<void> {
+  const result = await withBar((update) =>
+    verifyModel(path, readGguf, (done, total) => update(done, total, path), recordFile),
+  )
+  console.log(formatVerification(result))
+  const faults = [...result.problems, ...(record ? [] : result.changes)]
+  if (faults.length > 0) process.exitCode = 1
+  else if (record) keepRecord(result)
+}
+
+function keepRecord(result: Verification): void {
+  try {
+    recordHashes(result)
+    console.log(`recorded in ${result.recordFile}`)
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    console.error(`cannot write the record: ${reason}; --record-file <file> keeps it elsewhere`)
+    process.exitCode = 1
+  }
 }
 
 interface PullFlags {
@@ -176,7 +181,12 @@ program
   .option('--json', 'print JSON')
   .option('--derive', 'load the quantized rungs in turn on the CPU and state what rounding takes')
   .action(inspect)
-program.command('verify <path>').description('check hashes and that every value is finite').action(verify)
+program
+  .command('verify <path>')
+  .description('check hashes and that every value is finite')
+  .option('--record', 'write the hashes down beside the model, for the next verify to compare with')
+  .option('--record-file <file>', 'where the record is kept (default: SHA256SUMS in the folder, or NAME.gguf.sha256)')
+  .action(verify)
 program
   .command('pull <name>')
   .description('download a model (owner/name) from a hub into the models folder')

@@ -1,67 +1,109 @@
 /** What `edgeshift verify` does: reads every byte of a model once, hashes it and looks at every float. */
-import { createHash, type Hash } from 'node:crypto'
 import { type Dirent, readdirSync, statSync } from 'node:fs'
-import { open } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import type { GgufFile } from '../native.js'
-import { knownHash, locateModel, type Located, readTensorTable } from '../registry/index.js'
-import { finiteCheck } from './finite.js'
+import {
+  type KnownHash,
+  knownHashes,
+  locateModel,
+  type Located,
+  readHashRecord,
+  readTensorTable,
+  recordFileOf,
+  writeHashRecord,
+} from '../registry/index.js'
+import { type NamedTensor, readFileContent, type TensorRange } from './verify-file.js'
 
-const PIECE_BYTES = 4 * 2 ** 20
-
-/** A tensor as the files' headers have it. */
-interface NamedTensor {
-  name: string
-  type: string
-  file: number
-  offset: number
-  bytes: number
-}
-
-/** One file's result. `expected`: what the hub said when it was downloaded. */
+/** One file's result. `known`: what the hub and the record say of it; `isNew`: there is a record, without the file. */
 export interface FileReport {
   file: string
   bytes: number
   sha256: string
-  expected: string | undefined
-  matches: boolean | undefined
+  known: (KnownHash & { matches: boolean })[]
+  isNew: boolean
 }
 
-/** The whole result; `problems` is empty when all is well. */
+/** The whole result. */
 export interface Verification {
   files: FileReport[]
+  /** Where the record is, or would be. */
+  recordFile: string
   /** Tensors whose values or scales were looked at. */
   tensors: number
   /** The largest magnitude and where it is. */
   largest: { tensor: string; magnitude: number } | undefined
+  /** What makes the files unfit: not as the hub had them, or values that are not finite. */
   problems: string[]
+  /** What is not as recorded: other content, missing, new. */
+  changes: string[]
 }
 
 /** Called with bytes read so far and in all. */
 export type Progress = (done: number, total: number) => void
 
-/** Verifies the model at a path. Throws what locating it and reading its headers throw. */
+/**
+ * Verifies the model at a path. `recordFile` in place of the one beside the model. Throws what locating it, and reading
+ * its headers and its record, throw.
+ */
 export async function verifyModel(
   path: string,
   readGguf: (path: string) => GgufFile,
   progress: Progress,
+  recordFile?: string,
 ): Promise<Verification> {
   const located = locateModel(path)
   const weightFiles = located.format === 'gguf' ? [located.file] : located.files
+  const result: Verification = {
+    files: [],
+    recordFile: recordFile ?? recordFileOf(located),
+    tensors: 0,
+    largest: undefined,
+    problems: [],
+    changes: [],
+  }
+  const record = readHashRecord(result.recordFile)
   const tensors = tensorsOf(located, readGguf)
-  const others = located.format === 'gguf' ? [] : otherFiles(located.folder, weightFiles)
-  const files = [...weightFiles, ...others]
+  const files = [...weightFiles, ...otherFiles(located, weightFiles, record)]
+  result.changes.push(...missingFiles(files, record, folderOf(located)))
   const total = files.reduce((sum, file) => sum + statSync(file).size, 0)
-  const result: Verification = { files: [], tensors: 0, largest: undefined, problems: [] }
   let done = 0
   for (const [index, file] of files.entries()) {
+    const known = knownHashes(file, record)
     const inFile = tensors.filter((tensor) => tensor.file === index).toSorted((a, b) => a.offset - b.offset)
-    const report = await verifyFile(file, inFile, result, (bytes) => progress((done += bytes), total))
+    const asGit = known.some(({ hash }) => hash.length === 40)
+    const content = await readFileContent(file, inFile, asGit, (bytes) => progress((done += bytes), total))
+    const { bytes, sha256, git } = content
+    const compared = known.map(({ hash, from }) => ({ hash, from, matches: [sha256, git].includes(hash) }))
+    const report = { file, bytes, sha256, known: compared, isNew: record !== undefined && !record.has(basename(file)) }
     result.files.push(report)
-    if (report.matches === false)
-      result.problems.push(`${file}: its hash is not the one it was downloaded with (${report.expected})`)
+    note(report, content.tensors, result)
   }
   return result
+}
+
+/** Writes down the hashes of what was verified. Throws the system's error. */
+export function recordHashes({ recordFile, files }: Verification): void {
+  writeHashRecord(recordFile, new Map(files.map(({ file, sha256 }) => [basename(file), sha256])))
+}
+
+/** Adds one file to the result. */
+function note({ file, known, isNew }: FileReport, tensors: readonly TensorRange[], result: Verification): void {
+  for (const { hash, from } of known.filter(({ matches }) => !matches)) {
+    if (from === 'hub') result.problems.push(`${file}: its hash is not the one it was downloaded with (${hash})`)
+    else result.changes.push(`${file}: its content is not what was recorded (${hash})`)
+  }
+  if (isNew) result.changes.push(`${file}: is not in the record`)
+  for (const { name, type, magnitude } of tensors) {
+    result.tensors++
+    if (!Number.isFinite(magnitude)) {
+      const what = Number.isNaN(magnitude) ? 'NaN' : 'an infinity'
+      result.problems.push(`tensor ${JSON.stringify(name.slice(0, 200))} (${type}) holds ${what}`)
+    } else if (magnitude > (result.largest?.magnitude ?? -1)) result.largest = { tensor: name, magnitude }
+  }
+}
+
+function folderOf(located: Located): string {
+  return located.format === 'gguf' ? dirname(located.file) : located.folder
 }
 
 function tensorsOf(located: Located, readGguf: (path: string) => GgufFile): NamedTensor[] {
@@ -74,93 +116,31 @@ function named(name: string, file: number, place: Pick<NamedTensor, 'type' | 'of
   return { name, type, file, offset, bytes }
 }
 
-/** The small files beside the weights: those that are read, as regular files. */
-function otherFiles(folder: string, weightFiles: readonly string[]): string[] {
-  return readdirSync(folder, { withFileTypes: true })
-    .filter((entry: Dirent) => !entry.isDirectory() && /\.(json|jinja)$/.test(entry.name))
-    .map(({ name }) => join(folder, name))
+function isSmallFile(entry: Dirent): boolean {
+  return !entry.isDirectory() && /\.(json|jinja)$/.test(entry.name)
+}
+
+/** The small files beside safetensors that are read, and those of the record; regular ones. */
+function otherFiles(
+  located: Located,
+  weightFiles: readonly string[],
+  record: ReadonlyMap<string, string> | undefined,
+): string[] {
+  const folder = folderOf(located)
+  const beside = located.format === 'gguf' ? [] : readdirSync(folder, { withFileTypes: true }).filter(isSmallFile)
+  const names = new Set([...beside.map(({ name }) => name), ...(record?.keys() ?? [])])
+  return [...names]
+    .map((name) => join(folder, name))
     .filter((file) => !weightFiles.includes(file) && statSync(file, { throwIfNoEntry: false })?.isFile())
     .toSorted()
 }
 
-async function verifyFile(
-  file: string,
-  tensors: readonly NamedTensor[],
-  result: Verification,
-  advance: (bytes: number) => void,
-): Promise<FileReport> {
-  const sha256 = createHash('sha256')
-  const expected = knownHash(file)
-  const { size } = statSync(file)
-  // The hub names files that are not in its large-file store by their git object.
-  const git = expected?.length === 40 ? createHash('sha1').update(`blob ${size}\0`) : undefined
-  const hashes = git ? [sha256, git] : [sha256]
-  const handle = await open(file)
-  try {
-    let at = 0
-    for (const tensor of tensors) {
-      await readBytes(handle, at, tensor.offset - at, 1, hashes, advance)
-      await verifyTensor(handle, tensor, hashes, result, advance)
-      at = tensor.offset + tensor.bytes
-    }
-    await readBytes(handle, at, size - at, 1, hashes, advance)
-  } finally {
-    await handle.close()
-  }
-  const digest = sha256.digest('hex')
-  const matches = expected === undefined ? undefined : expected === (git ? git.digest('hex') : digest)
-  return { file, bytes: size, sha256: digest, expected, matches }
-}
-
-type Handle = Awaited<ReturnType<typeof open>>
-
-async function verifyTensor(
-  handle: Handle,
-  { name, type, offset, bytes }: NamedTensor,
-  hashes: readonly Hash[],
-  result: Verification,
-  advance: (bytes: number) => void,
-): Promise<void> {
-  const check = finiteCheck(type)
-  let largest = 0
-  await readBytes(handle, offset, bytes, check?.unit ?? 1, hashes, advance, (piece) => {
-    // Math.max keeps a NaN.
-    largest = Math.max(largest, check?.largest(piece) ?? 0)
-  })
-  if (!check) return
-  result.tensors++
-  if (!Number.isFinite(largest)) {
-    const what = Number.isNaN(largest) ? 'NaN' : 'an infinity'
-    result.problems.push(`tensor ${JSON.stringify(name.slice(0, 200))} (${type}) holds ${what}`)
-  } else if (largest > (result.largest?.magnitude ?? -1)) result.largest = { tensor: name, magnitude: largest }
-}
-
-/** Reads a range in pieces of whole units, hashes and hands each on. Rejects where the file ends before. */
-async function readBytes(
-  handle: Handle,
-  offset: number,
-  bytes: number,
-  unit: number,
-  hashes: readonly Hash[],
-  advance: (bytes: number) => void,
-  onPiece?: (piece: Buffer) => void,
-): Promise<void> {
-  const buffer = Buffer.allocUnsafe(Math.min(bytes, Math.floor(PIECE_BYTES / unit) * unit))
-  for (let done = 0; done < bytes;) {
-    const wanted = Math.min(buffer.length, bytes - done)
-    const piece = buffer.subarray(0, wanted)
-    await fill(handle, piece, offset + done)
-    for (const hash of hashes) hash.update(piece)
-    onPiece?.(piece)
-    done += wanted
-    advance(wanted)
-  }
-}
-
-async function fill(handle: Handle, piece: Buffer, position: number): Promise<void> {
-  for (let filled = 0; filled < piece.length;) {
-    const { bytesRead } = await handle.read(piece, filled, piece.length - filled, position + filled)
-    if (bytesRead === 0) throw new Error(`the file ends at byte ${position + filled}`)
-    filled += bytesRead
-  }
+function missingFiles(
+  files: readonly string[],
+  record: ReadonlyMap<string, string> | undefined,
+  folder: string,
+): string[] {
+  const present = new Set(files.map((file) => basename(file)))
+  const missing = [...(record?.keys() ?? [])].filter((name) => !present.has(name))
+  return missing.map((name) => `${join(folder, name)}: is in the record and missing`)
 }

@@ -78,7 +78,9 @@ describe('pull', () => {
     expect(readModelCard(folder, noGguf).architecture).toBe('llama')
     const { files, problems } = await verifyModel(folder, noGguf, () => undefined)
     expect(problems).toEqual([])
-    expect(files.map(({ matches }) => matches)).toEqual(files.map(() => true))
+    expect(files.map(({ known }) => known)).toEqual(
+      files.map(() => [{ hash: expect.any(String), from: 'hub', matches: true }]),
+    )
     expect(seen.at(-1)).toBe(1)
     expect(seen).toEqual(seen.toSorted((a, b) => a - b))
   })

@@ -1,4 +1,15 @@
-import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { createHash } from 'node:crypto'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,7 +18,8 @@ import { parseConfig } from '../../engine/config/index.js'
 import { finiteCheck } from '../../engine/tools/finite.js'
 import { inspectCard, measureRounding } from '../../engine/tools/inspect.js'
 import { formatInspection } from '../../engine/tools/inspect-text.js'
-import { verifyModel } from '../../engine/tools/verify.js'
+import { recordHashes, type Verification, verifyModel } from '../../engine/tools/verify.js'
+import { formatVerification } from '../../engine/tools/verify-text.js'
 import { readModelCard } from '../../engine/registry/index.js'
 import { card as ggufCard } from '../support/gguf-cards.js'
 import { goldenCard, goldenFolder } from '../support/golden.js'
@@ -83,11 +95,11 @@ describe('inspect', () => {
     const hash = 'ab'.repeat(32)
     writeFileSync(join(downloads, 'model.safetensors.metadata'), `commit\n${hash}\n0\n`)
     const report = inspectCard(readModelCard(folder, readGgufInTypeScript), { devices: [], scheduler })
-    expect(report.files).toMatchObject([{ hash }])
+    expect(report.files).toMatchObject([{ hashes: [{ hash, from: 'hub' }] }])
     expect(report.rungs.map(({ quality }) => quality?.perplexity)).toEqual([undefined, undefined, 18.5])
     await measureRounding(report, async (precision) => (precision === 'int8' ? 0.004 : 0.0712))
     const text = formatInspection(report)
-    expect(text).toContain(`${hash}  model.safetensors`)
+    expect(text).toContain(`${hash}  model.safetensors (as downloaded)`)
     expect(text).toMatch(/int8 .* derived, rounding takes 0\.400%/)
     expect(text).toMatch(/int4 .* rounding takes 7\.120%, perplexity 18\.5 \(reference 18\.25, some text\)/)
     await measureRounding(report, () => Promise.reject(new Error('no memory')))
@@ -153,11 +165,126 @@ describe('verify', () => {
     rmSync(join(folder, 'config.json'))
     symlinkSync(join(scratch, blob), join(folder, 'config.json'))
     const { files, problems } = await verifyModel(folder, readGgufInTypeScript, quietly)
-    const matches = Object.fromEntries(files.map((report) => [report.file.slice(folder.length + 1), report.matches]))
-    expect(matches).toMatchObject({ 'model.safetensors': false, 'config.json': true, 'tokenizer.json': undefined })
+    const matches = Object.fromEntries(
+      files.map(({ file, known }) => [file.slice(folder.length + 1), known.map((entry) => entry.matches)]),
+    )
+    expect(matches).toMatchObject({ 'model.safetensors': [false], 'config.json': [true], 'tokenizer.json': [] })
     expect(problems).toEqual([
       `${folder}/model.safetensors: its hash is not the one it was downloaded with (${'0'.repeat(64)})`,
     ])
+  })
+
+  describe('a record', () => {
+    const verify = (path: string): Promise<Verification> => verifyModel(path, readGgufInTypeScript, quietly)
+
+    /** A folder of its own whose hashes have been recorded. */
+    async function recorded(name: string): Promise<string> {
+      const folder = join(scratch, name)
+      cpSync(goldenFolder('plain/llama_fp16'), folder, { recursive: true })
+      const result = await verify(folder)
+      expect(formatVerification(result)).toContain('--record writes these hashes down')
+      recordHashes(result)
+      return folder
+    }
+
+    test('is found by the next verify, by inspect, and by sha256sum', async () => {
+      const folder = await recorded('recorded')
+      const { files, problems, changes } = await verify(folder)
+      expect([...problems, ...changes]).toEqual([])
+      expect(files.length).toBeGreaterThan(2)
+      expect(files.flatMap(({ known }) => known.map(({ from, matches }) => `${from} ${matches}`))).toEqual(
+        files.map(() => 'record true'),
+      )
+      const hash = createHash('sha256')
+        .update(readFileSync(join(folder, 'model.safetensors')))
+        .digest('hex')
+      const report = inspectCard(readModelCard(folder, readGgufInTypeScript), { devices: [], scheduler })
+      expect(formatInspection(report)).toContain(`${hash}  model.safetensors (as recorded)`)
+      expect(readFileSync(join(folder, 'SHA256SUMS'), 'utf8')).toContain(`${hash}  model.safetensors\n`)
+      expect(readdirSync(folder).filter((name) => name.startsWith('SHA256SUMS'))).toEqual(['SHA256SUMS'])
+    })
+
+    test('tells of one flipped bit, a missing file and a new one', async () => {
+      const folder = await recorded('changed')
+      const weights = join(folder, 'model.safetensors')
+      const bytes = readFileSync(weights)
+      bytes[bytes.length - 2] = (bytes.at(-2) ?? 0) ^ 1
+      writeFileSync(weights, bytes)
+      rmSync(join(folder, 'generation_config.json'))
+      writeFileSync(join(folder, 'chat_template.jinja'), '{{ messages }}')
+      const result = await verify(folder)
+      expect(result.problems).toEqual([])
+      expect(result.changes).toEqual([
+        `${folder}/generation_config.json: is in the record and missing`,
+        expect.stringMatching(/model\.safetensors: its content is not what was recorded \([0-9a-f]{64}\)$/),
+        `${folder}/chat_template.jinja: is not in the record`,
+      ])
+      expect(formatVerification(result)).toMatch(/model\.safetensors \(.*, NOT as recorded\)/)
+      recordHashes(result)
+      expect((await verify(folder)).changes).toEqual([])
+    })
+
+    test('of a .gguf alone lies beside it', async () => {
+      const file = join(scratch, 'alone.gguf')
+      copyFileSync(new URL('../fixtures/gguf/q2_k/model.gguf', import.meta.url).pathname, file)
+      recordHashes(await verify(file))
+      expect((await verify(file)).files[0]?.known).toMatchObject([{ from: 'record', matches: true }])
+      const bytes = readFileSync(file)
+      bytes[bytes.length - 1] = (bytes.at(-1) ?? 0) ^ 0x80
+      writeFileSync(file, bytes)
+      expect((await verify(file)).changes).toEqual([expect.stringContaining('alone.gguf: its content is not what')])
+    })
+
+    test('that cannot be written is an error and leaves nothing behind', async () => {
+      const folder = await recorded('unwritable')
+      const result = await verify(folder)
+      // Nobody may make files there, root included.
+      const elsewhere = { ...result, recordFile: '/proc/edgeshift.sha256' }
+      expect(() => recordHashes(elsewhere)).toThrow(/ENOENT|EACCES|EPERM|EROFS/)
+      rmSync(join(folder, 'SHA256SUMS'))
+      mkdirSync(join(folder, 'SHA256SUMS'))
+      expect(() => recordHashes(result)).toThrow(/EISDIR|ENOTEMPTY|EEXIST/)
+      expect(readdirSync(folder).filter((name) => name.startsWith('SHA256SUMS.'))).toEqual([])
+    })
+
+    test('elsewhere, for a folder that cannot be written to', async () => {
+      const folder = join(scratch, 'read-only')
+      cpSync(goldenFolder('plain/llama_fp16'), folder, { recursive: true })
+      const recordFile = join(scratch, 'read-only.sha256')
+      recordHashes(await verifyModel(folder, readGgufInTypeScript, quietly, recordFile))
+      writeFileSync(join(folder, 'config.json'), `${readFileSync(join(folder, 'config.json'), 'utf8')} `)
+      const { changes } = await verifyModel(folder, readGgufInTypeScript, quietly, recordFile)
+      expect(changes).toEqual([expect.stringContaining('config.json: its content is not what was recorded')])
+      expect(existsSync(join(folder, 'SHA256SUMS'))).toBe(false)
+    })
+
+    test.each([
+      ['a garbled one', 'nonsense\n', /SHA256SUMS: line 1 is not a SHA-256 and a file name/],
+      ['one that is too long', 'x'.repeat(2 ** 20 + 1), /SHA256SUMS: has 1048577 bytes/],
+    ])('%s is refused by verify; the model is served with a notice', async (_, content, message) => {
+      const folder = join(scratch, 'garbled')
+      cpSync(goldenFolder('plain/llama_fp16'), folder, { recursive: true })
+      writeFileSync(join(folder, 'SHA256SUMS'), content)
+      await expect(verify(folder)).rejects.toThrow(message)
+      const { notices, hashes } = readModelCard(folder, readGgufInTypeScript)
+      expect(notices).toEqual([expect.stringMatching(message)])
+      expect(hashes).toEqual([[]])
+    })
+
+    test('names no file outside the folder', async () => {
+      const folder = join(scratch, 'outside')
+      cpSync(goldenFolder('plain/llama_fp16'), folder, { recursive: true })
+      recordHashes(await verify(folder))
+      const file = join(folder, 'SHA256SUMS')
+      const line = (name: string): string => `${'0'.repeat(64)}  ${name}\n`
+      writeFileSync(
+        file,
+        readFileSync(file, 'utf8') + ['../x.json', '/etc/passwd', 'a/b.json', '..'].map(line).join(''),
+      )
+      const { changes, files } = await verify(folder)
+      expect(changes).toEqual([])
+      expect(files.every((report) => report.file.startsWith(`${folder}/`))).toBe(true)
+    })
   })
 
   test.each<[string, number[], number]>([

@@ -7,6 +7,9 @@
 /** A rung of the ladder: the width that a model's matrices are kept in. */
 export type Precision = 'fp16' | 'int8' | 'int4'
 
+/** What keys and values are cached as; fp8 (e4m3) and int8 with a scale per token and kv head (native/ops/kv_codes.h). */
+export type KvCacheDtype = 'fp16' | 'fp8' | 'int8'
+
 /** `code` is stable: invalid_file, unsupported, out_of_memory, invalid_argument, device_failed, io_error. */
 export interface NativeError extends Error {
   code: string
@@ -155,6 +158,8 @@ export interface LoadRequest {
   maxBatchTokens: number
   /** Tokens per KV block. */
   blockSize: number
+  /** fp16 when absent. */
+  kvCacheDtype?: KvCacheDtype
 }
 
 /** How a device is opened. */

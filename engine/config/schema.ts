@@ -18,6 +18,8 @@ const FORMATS = ['gguf', 'safetensors', 'gptq', 'awq', 'fp8', 'compressed-tensor
 const PRECISIONS = ['fp16', 'int8', 'int4'] as const
 const precision = () => z.enum(PRECISIONS)
 
+const kvCacheDtype = () => z.enum(['auto', 'fp16', 'fp8', 'int8'])
+
 /** Rungs from best to worst. */
 export const LADDER: readonly Precision[] = PRECISIONS
 
@@ -147,6 +149,9 @@ const model = z.strictObject({
     .max(16_777_216)
     .optional()
     .describe("Longest prompt plus answer in tokens; the file's own limit when absent, and never above it."),
+  kv_cache_dtype: kvCacheDtype()
+    .optional()
+    .describe("What this model's keys and values are cached as; the scheduler's kv_cache_dtype when absent."),
   variants: z.array(variant).min(1).max(LADDER.length).describe('The ladder, best precision first.'),
   placement: placement.prefault({}).describe('Where it may run.'),
   policy: policy.prefault({}).describe('How it moves on its ladder.'),
@@ -176,10 +181,11 @@ const scheduler = z.strictObject({
     .boolean()
     .default(true)
     .describe('Keep the KV blocks of finished prompts and reuse them where a prompt starts the same way.'),
-  kv_cache_dtype: z
-    .enum(['auto', 'fp16'])
+  kv_cache_dtype: kvCacheDtype()
     .default('auto')
-    .describe('Element type of the KV cache; auto is fp16, the only one so far.'),
+    .describe(
+      'What keys and values are cached as: fp16 (auto), or fp8 or int8 with a scale per token and head, in half the memory.',
+    ),
 })
 
 /** The file's schema: strict, with defaults. Cross-field rules are in check.ts. */

@@ -1,5 +1,5 @@
 import type { Config, ModelConfig } from '../config/index.js'
-import type { GgufFile, LoadRequest, Precision, SlotState } from '../native.js'
+import type { GgufFile, KvCacheDtype, LoadRequest, Precision, SlotState } from '../native.js'
 import type { SchedulerLimits } from '../scheduler/scheduler.js'
 import {
   estimateWeightBytes,
@@ -94,7 +94,8 @@ function describe(
   const kinds = [...new Set(allDevices.flatMap(({ id, kind }) => (devices.includes(id) ? [kind] : [])))]
   /** The most that it takes on any device it may be on. */
   const most = (bytesOn: (kind: 'cpu' | 'cuda') => number): number => Math.max(...kinds.map(bytesOn))
-  const blockBytes = most((kind) => kvBlockBytes(spec, blockSize, kind))
+  const kvCacheDtype = kvDtypeOf(model.kv_cache_dtype ?? scheduler.kv_cache_dtype)
+  const blockBytes = most((kind) => kvBlockBytes(spec, blockSize, kind, kvCacheDtype))
   const demand: VariantDemand = {
     name,
     devices,
@@ -104,7 +105,7 @@ function describe(
     blockBytes,
     sequenceKvBytes: Math.ceil(maxModelLen / blockSize) * blockBytes,
   }
-  const request: LoadRequest = { spec, files, weights, precision, maxSlots, maxBatchTokens, blockSize }
+  const request: LoadRequest = { spec, files, weights, precision, maxSlots, maxBatchTokens, blockSize, kvCacheDtype }
   return {
     name,
     model: model.id,
@@ -127,4 +128,9 @@ function describe(
     request,
     promptRopes: (length) => promptRopes(spec, length),
   }
+}
+
+/** What is meant by a file's word. */
+export function kvDtypeOf(word: Config['scheduler']['kv_cache_dtype']): KvCacheDtype {
+  return word === 'auto' ? 'fp16' : word
 }

@@ -42,8 +42,8 @@ function sizesOf({ scheduler }: Config): object {
   return { block_size, max_num_seqs, max_num_batched_tokens, enable_prefix_caching, kv_cache_dtype }
 }
 
-function filesOf({ variants, max_model_len }: ModelConfig): object {
-  return { variants, max_model_len }
+function filesOf({ variants, max_model_len, kv_cache_dtype }: ModelConfig): object {
+  return { variants, max_model_len, kv_cache_dtype }
 }
 
 function diffDevices(old: Config, next: Config): Pick<ConfigDiff, 'budgets' | 'added' | 'later'> {

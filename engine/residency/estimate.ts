@@ -1,9 +1,14 @@
-import { KV_UNIT_BYTES, type ModelSpec } from '../native.js'
+import { KV_UNIT_BYTES, type KvCacheDtype, type ModelSpec } from '../native.js'
 import { keptHeadDim } from '../registry/index.js'
 
 const FLOAT_BYTES = 4
 const HALF_BYTES = 2
-const KV_ELEMENT_BYTES = 2
+/** Of a key's or value's element, and of the scale of a head's row. */
+const KV_BYTES: Readonly<Record<KvCacheDtype, { element: number; scale: number }>> = {
+  fp16: { element: 2, scale: 0 },
+  fp8: { element: 1, scale: 2 },
+  int8: { element: 1, scale: 2 },
+}
 /** Rows that go through the head at a time. */
 const LOGIT_ROWS = 64
 /** Packed activations, thread stacks, sampling state. */
@@ -19,10 +24,16 @@ export interface StepLimits {
   maxSlots: number
 }
 
-/** Bytes of one KV block of a model: keys and values of all layers in fp16, in whole units (native/ops/kv_layout.h). */
-export function kvBlockBytes(spec: ModelSpec, blockSize: number, kind: 'cpu' | 'cuda' = 'cpu'): number {
+/** Bytes of one KV block of a model: keys and values of all layers, in whole units (native/ops/kv_layout.h). */
+export function kvBlockBytes(
+  spec: ModelSpec,
+  blockSize: number,
+  kind: 'cpu' | 'cuda' = 'cpu',
+  dtype: KvCacheDtype = 'fp16',
+): number {
   const headDim = keptHeadDim(kind, spec.headDim)
-  const bytes = spec.numLayers * 2 * spec.numKvHeads * blockSize * headDim * KV_ELEMENT_BYTES
+  const { element, scale } = KV_BYTES[dtype]
+  const bytes = spec.numLayers * 2 * spec.numKvHeads * blockSize * (headDim * element + scale)
   return Math.ceil(bytes / KV_UNIT_BYTES) * KV_UNIT_BYTES
 }
 

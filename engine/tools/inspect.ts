@@ -13,6 +13,7 @@ import {
   storageMethod,
   storedBytes,
 } from '../registry/index.js'
+import { kvDtypeOf } from '../residency/catalog.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from '../residency/estimate.js'
 import { type DeviceBudget, doesNotFit, emptyDevice } from '../residency/plan.js'
 
@@ -87,11 +88,15 @@ export function inspectCard(card: ModelCard, { devices, scheduler }: InspectTarg
     files: card.files.map((file, index) => ({ file, bytes: statSync(file).size, hashes: card.hashes[index] ?? [] })),
     storage: groupStorage(card),
     chatTemplate: assets.some(({ name }) => name === 'chat_template.jinja'),
-    kvBytesPerToken: kvBlockBytes(card.spec, scheduler.block_size) / scheduler.block_size,
+    kvBytesPerToken: blockBytesOf(card, scheduler) / scheduler.block_size,
     rungs: LADDER.map((precision) => rungReport(card, precision, devices, scheduler)),
     notices: card.notices,
     problems: [text.fault].filter((problem) => problem !== undefined),
   }
+}
+
+function blockBytesOf({ spec }: ModelCard, { block_size, kv_cache_dtype }: Config['scheduler']): number {
+  return kvBlockBytes(spec, block_size, 'cpu', kvDtypeOf(kv_cache_dtype))
 }
 
 /** Has the quantized rungs loaded, one after the other, and writes down what rounding takes; or why a load fails. */
@@ -127,7 +132,7 @@ function rungReport(
   const rank = LADDER.indexOf(precision) - LADDER.indexOf(card.precision)
   const origin = rank === 0 ? 'stored' : rank > 0 ? 'derived' : 'dequantized'
   const weightBytes = estimateWeightBytes(card, precision)
-  const blockBytes = kvBlockBytes(card.spec, scheduler.block_size)
+  const blockBytes = blockBytesOf(card, scheduler)
   const sequenceKvBytes = Math.ceil(card.contextLength / scheduler.block_size) * blockBytes
   const limits = { maxBatchTokens: scheduler.max_num_batched_tokens, maxSlots: scheduler.max_num_seqs }
   const workspaceBytes = estimateWorkspaceBytes(card.spec, limits)

@@ -100,6 +100,15 @@ Precision read_precision(const Napi::Object& request) {
   throw_argument(request.Env(), "precision ", edgeshift::quoted(name), " is not one of fp16, int8, int4");
 }
 
+KvDtype read_kv_dtype(const Napi::Object& request) {
+  if (request.Get("kvCacheDtype").IsUndefined()) return KvDtype::fp16;
+  const std::string name = read_string(request, "kvCacheDtype");
+  if (name == "fp16") return KvDtype::fp16;
+  if (name == "fp8") return KvDtype::fp8;
+  if (name == "int8") return KvDtype::int8;
+  throw_argument(request.Env(), "kvCacheDtype ", edgeshift::quoted(name), " is not one of fp16, fp8, int8");
+}
+
 std::vector<int64_t> read_shape(const Napi::Object& object, const std::string& slot) {
   const Napi::Array shape = read_array(object, "shape");
   if (shape.Length() == 0 || shape.Length() > 4) throw_argument(object.Env(), "shape must have 1 to 4 dimensions");
@@ -207,6 +216,7 @@ MappedLoad read_load_request(const Napi::Object& request) {
   load.options.max_slots = read_int(request, "maxSlots", 1, 65536);
   load.options.max_batch_tokens = read_int(request, "maxBatchTokens", 1, 1 << 20);
   load.options.block_size = read_int(request, "blockSize", 1, 4096);
+  load.options.kv_dtype = read_kv_dtype(request);
   const Napi::Array files = read_array(request, "files");
   for (uint32_t i = 0; i < files.Length(); ++i) {
     const Napi::Value path = files.Get(i);

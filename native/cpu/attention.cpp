@@ -73,9 +73,11 @@ AttentionSpan span_of(const Plan& p, const Item& item, int begin) {
   s.window = a.window;
   s.scale = a.scale;
   s.softcap = a.softcap;
-  const f16* layer = static_cast<const f16*>(a.arena) + size_t(a.layer) * a.kv->layer_elements();
-  s.keys = reinterpret_cast<const char*>(layer + a.kv->key_offset(item.head));
-  s.values = reinterpret_cast<const char*>(layer + a.kv->value_offset(item.head));
+  const char* arena = static_cast<const char*>(a.arena);
+  s.keys = arena + a.kv->key_offset(a.layer, item.head);
+  s.values = arena + a.kv->value_offset(a.layer, item.head);
+  s.key_scales = arena + a.kv->key_scale_offset(a.layer, item.head);
+  s.value_scales = arena + a.kv->value_scale_offset(a.layer, item.head);
   s.blocks = a.batch->blocks + a.batch->block_starts[item.sequence];
   s.block_size = a.kv->block_size;
   return s;
@@ -101,7 +103,7 @@ void run_item(const Plan& p, int64_t index, AttentionState total, AttentionState
   int rows = item.tokens * p.group;
   clear(total, rows, p.head_dim());
   for (int begin = item.begin; begin < item.end; begin += kSpan) {
-    p.kernels.span(span_of(p, item, begin), part);
+    p.kernels.span[int(p.args.kv->dtype)](span_of(p, item, begin), part);
     p.kernels.merge(total, part, rows, p.head_dim());
   }
   finish(p, item, total);
@@ -113,7 +115,7 @@ void run_split(ThreadPool& pool, const Plan& p, int64_t items, int64_t spans, fl
     for (int64_t task = begin; task < end; ++task) {
       Item item = item_at(p, task / spans);
       int64_t start = item.begin + (task % spans) * kSpan;
-      if (start < item.end) p.kernels.span(span_of(p, item, int(start)), state_at(p, memory, task));
+      if (start < item.end) p.kernels.span[int(p.args.kv->dtype)](span_of(p, item, int(start)), state_at(p, memory, task));
     }
   });
   AttentionState total = state_at(p, memory, items * spans);

@@ -5,7 +5,7 @@
 namespace edgeshift::cpu {
 
 extern const AttentionKernels attention_avx2;
-const AttentionKernels attention_avx2 = Attention<Avx2>::kernels();
+const AttentionKernels attention_avx2 = attention_kernels<Avx2>();
 
 }  // namespace edgeshift::cpu
 

@@ -5,7 +5,7 @@
 namespace edgeshift::cpu {
 
 extern const AttentionKernels attention_avx512;
-const AttentionKernels attention_avx512 = Attention<Avx512>::kernels();
+const AttentionKernels attention_avx512 = attention_kernels<Avx512>();
 
 }  // namespace edgeshift::cpu
 

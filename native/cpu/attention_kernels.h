@@ -39,13 +39,15 @@ struct AttentionSpan {
   float softcap = 0;
   const char* keys = nullptr;    // arena + offset of this layer's keys of this kv head within a block
   const char* values = nullptr;  // likewise
+  const char* key_scales = nullptr;    // of coded keys and values, likewise
+  const char* value_scales = nullptr;
   const uint32_t* blocks = nullptr;
   int block_size = 0;
 };
 
 struct AttentionKernels {
-  // Fills `state` from this span alone.
-  void (*span)(const AttentionSpan& span, AttentionState state);
+  // Fills `state` from this span alone; by KvDtype.
+  void (*span[3])(const AttentionSpan& span, AttentionState state);
   // into = into merged with next.
   void (*merge)(AttentionState into, AttentionState next, int rows, int head_dim);
   // to[i] = out[i] / sum for one row.

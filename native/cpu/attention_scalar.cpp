@@ -2,7 +2,7 @@
 
 namespace edgeshift::cpu {
 
-const AttentionKernels attention_scalar = Attention<Scalar>::kernels();
+const AttentionKernels attention_scalar = attention_kernels<Scalar>();
 
 }  // namespace edgeshift::cpu
 

@@ -5,15 +5,43 @@
 // and value that is loaded and converted serves four query rows, which for grouped queries holds in decode too.
 #pragma once
 
+#include <bit>
+
 #include "cpu/attention_kernels.h"
 #include "cpu/simd.h"
+#include "ops/kv_codes.h"
 #include "ops/kv_layout.h"
 
 namespace edgeshift::cpu {
 
+// Elements of the cache as floats; codes without their scale, times 1 / unit.
 template <class S>
+struct HalfCache {
+  using Element = f16;
+  static constexpr bool scaled = false;
+  static constexpr float unit = 1;
+  static typename S::V load(const f16* p) { return S::load_half(p); }
+};
+template <class S>
+struct Fp8Cache {
+  using Element = uint8_t;
+  static constexpr bool scaled = true;
+  static constexpr float unit = kFp8AsHalf;
+  static typename S::V load(const uint8_t* p) { return S::load_fp8(p); }
+};
+template <class S>
+struct Int8Cache {
+  using Element = int8_t;
+  static constexpr bool scaled = true;
+  static constexpr float unit = 1;
+  static typename S::V load(const int8_t* p) { return S::load_int8(p); }
+};
+
+template <class S, template <class> class CacheOf>
 struct Attention {
   using V = typename S::V;
+  using Cache = CacheOf<S>;
+  using Element = typename Cache::Element;
   static constexpr int W = S::width;
   static constexpr int kLanes = 16;                        // positions of one group, contiguous in a block
   static constexpr int kGroups = kChunk / kLanes;          // groups of a chunk
@@ -21,10 +49,12 @@ struct Attention {
   static constexpr int kVectors = kPass * kLanes / W;      // registers of a pass
   static constexpr int kSlab = W == 16 ? 64 : 16;          // head dimensions accumulated in one pass over positions
 
-  // Where the 16 positions of each group of a chunk lie.
+  // Where the 16 positions of each group of a chunk lie, and the scales of coded ones.
   struct ChunkPointers {
-    const f16* keys[kGroups];
-    const f16* values[kGroups];
+    const Element* keys[kGroups];
+    const Element* values[kGroups];
+    alignas(64) float key_scales[Cache::scaled ? kChunk : 1];
+    alignas(64) float value_scales[Cache::scaled ? kChunk : 1];
   };
 
   // Positions of a chunk that row r may see: [low, high) relative to the chunk, empty when low >= high.
@@ -41,6 +71,11 @@ struct Attention {
     return {low, high};
   }
 
+  static void spread(const char* scales, int inside, float* to) {
+    const uint16_t* from = reinterpret_cast<const uint16_t*>(scales) + inside;
+    for (int i = 0; i < kLanes; ++i) to[i] = std::bit_cast<float>(uint32_t(from[i]) << 16) * Cache::unit;
+  }
+
   // Groups past the last needed one repeat it: their scores are computed in the same pass and ignored.
   static ChunkPointers locate(const AttentionSpan& s, int chunk, int groups) {
     ChunkPointers p;
@@ -48,8 +83,12 @@ struct Attention {
       int position = chunk + (g < groups ? g : groups - 1) * kLanes;
       size_t base = size_t(s.blocks[position / s.block_size]) * kKvUnitBytes;
       int inside = position % s.block_size;
-      p.keys[g] = reinterpret_cast<const f16*>(s.keys + base) + inside;
-      p.values[g] = reinterpret_cast<const f16*>(s.values + base) + int64_t(inside) * s.head_dim;
+      p.keys[g] = reinterpret_cast<const Element*>(s.keys + base) + inside;
+      p.values[g] = reinterpret_cast<const Element*>(s.values + base) + int64_t(inside) * s.head_dim;
+      if constexpr (Cache::scaled) {
+        spread(s.key_scales + base, inside, p.key_scales + g * kLanes);
+        spread(s.value_scales + base, inside, p.value_scales + g * kLanes);
+      }
     }
     return p;
   }
@@ -65,7 +104,7 @@ struct Attention {
       for (int d = 0; d < s.head_dim; ++d) {
         V key[kVectors];
         for (int v = 0; v < kVectors; ++v) {
-          key[v] = S::load_half(p.keys[g + v * W / kLanes] + int64_t(d) * s.block_size + v * W % kLanes);
+          key[v] = Cache::load(p.keys[g + v * W / kLanes] + int64_t(d) * s.block_size + v * W % kLanes);
         }
         for (int r = 0; r < R; ++r) {
           V value = S::set(q[r][d]);
@@ -84,10 +123,12 @@ struct Attention {
     return S::sub(S::set(1.0f), S::div(S::set(2.0f), S::add(e, S::set(1.0f))));
   }
 
-  // Raw dot products to exp(score - new top), zero outside the range; returns the factor for the state so far.
-  static float soften(const AttentionSpan& s, Range range, float* scores, float& top, float& sum) {
+  // Raw dot products to exp(score - new top), zero outside the range, times the values' scales; returns the factor for the
+  // state so far.
+  static float soften(const AttentionSpan& s, const ChunkPointers& chunk, Range range, float* scores, float& top, float& sum) {
     for (int i = 0; i < kChunk; i += W) {
       V x = S::mul(S::load(scores + i), S::set(s.scale));
+      if constexpr (Cache::scaled) x = S::mul(x, S::load(chunk.key_scales + i));
       if (s.softcap > 0) x = S::mul(S::set(s.softcap), tanh_of(S::div(x, S::set(s.softcap))));
       S::store(scores + i, x);
     }
@@ -101,8 +142,9 @@ struct Attention {
     V total = S::zero();
     for (int i = 0; i < kChunk; i += W) {
       V p = exp_of<S>(S::sub(S::load(scores + i), S::set(new_top)));
-      S::store(scores + i, p);
       total = S::add(total, p);
+      if constexpr (Cache::scaled) p = S::mul(p, S::load(chunk.value_scales + i));
+      S::store(scores + i, p);
     }
     top = new_top;
     sum = sum * factor + S::sum(total);
@@ -124,9 +166,9 @@ struct Attention {
       for (int v = 0; v < Vectors; ++v) acc[r][v] = S::mul(S::load(out[r] + d + v * W), S::set(factor[r]));
     }
     for (int i = range.low; i < range.high; ++i) {
-      const f16* from = p.values[i / kLanes] + int64_t(i % kLanes) * s.head_dim + d;
+      const Element* from = p.values[i / kLanes] + int64_t(i % kLanes) * s.head_dim + d;
       V value[Vectors];
-      for (int v = 0; v < Vectors; ++v) value[v] = S::load_half(from + v * W);
+      for (int v = 0; v < Vectors; ++v) value[v] = Cache::load(from + v * W);
       for (int r = 0; r < R; ++r) {
         V weight = S::set(weights[r][i]);
         for (int v = 0; v < Vectors; ++v) acc[r][v] = S::fma(weight, value[v], acc[r][v]);
@@ -159,7 +201,7 @@ struct Attention {
     for (int r = 0; r < R; ++r) {
       factor[r] = 1;
       if (range[r].low < range[r].high) {
-        factor[r] = soften(s, range[r], scores[r], state.top[row + r], state.sum[row + r]);
+        factor[r] = soften(s, p, range[r], scores[r], state.top[row + r], state.sum[row + r]);
       } else {
         for (float& weight : scores[r]) weight = 0;
       }
@@ -207,7 +249,12 @@ struct Attention {
     for (int d = 0; d < head_dim; d += W) S::store(to + d, S::mul(S::load(out + d), S::set(inverse)));
   }
 
-  static constexpr AttentionKernels kernels() { return {span, merge, finish}; }
 };
+
+template <class S>
+constexpr AttentionKernels attention_kernels() {
+  using Half = Attention<S, HalfCache>;
+  return {{Half::span, Attention<S, Fp8Cache>::span, Attention<S, Int8Cache>::span}, Half::merge, Half::finish};
+}
 
 }  // namespace edgeshift::cpu

@@ -47,7 +47,7 @@ Status rope_table(ThreadPool& pool, const SequenceBatch& batch, const SequenceRo
                   float* cos_sin);
 
 // args.inv_freq and args.scale are not read: the angles come from the step's rope_table. Cache values saturate at the
-// largest finite fp16.
+// largest finite fp16; coded ones have a scale that none exceeds.
 Status rope_kv(ThreadPool& pool, const RopeKvArgs<float>& args, const float* cos_sin);
 
 // head_dim: a multiple of 16, at most 256; block_size: a multiple of 16.

@@ -5,6 +5,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
 #include "cpu/pointwise_kernels.h"
+#include "ops/kv_codes.h"
 
 namespace edgeshift::cpu {
 
@@ -17,7 +18,7 @@ int sequence_of(const SequenceBatch& b, int64_t t) {
 
 // Where a token's keys and values go: its block and its place inside.
 struct Place {
-  f16* layer;
+  char* block;
   int inside;
 };
 
@@ -27,7 +28,21 @@ Place place_of(const RopeKvArgs<float>& a, int64_t t) {
   int position = b.first_positions[sequence] + int(t - b.starts[sequence]);
   uint32_t entry = b.blocks[b.block_starts[sequence] + position / a.kv->block_size];
   char* block = static_cast<char*>(a.arena) + size_t(entry) * kKvUnitBytes;
-  return {reinterpret_cast<f16*>(block) + size_t(a.layer) * a.kv->layer_elements(), position % a.kv->block_size};
+  return {block, position % a.kv->block_size};
+}
+
+// count floats to codes; returns their scale.
+uint16_t to_codes(const float* from, uint8_t* to, int count, KvDtype dtype) {
+  float largest = 0;
+  for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(from[i]));
+  const uint16_t scale = kv_scale(largest, dtype);
+  const float inverse = 1.0f / bf16_to_float(scale);
+  if (dtype == KvDtype::fp8) {
+    for (int i = 0; i < count; ++i) to[i] = fp8_code(from[i] * inverse);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = int8_code(from[i] * inverse);
+  }
+  return scale;
 }
 
 struct Token {
@@ -51,19 +66,34 @@ struct Token {
 
   // Keys are transposed in the cache: neighbouring elements lie block_size apart.
   void write_key(const float* from, int head) const {
-    const int dim = args.kv->head_dim;
     float key[256];
-    f16 halves[256];
-    std::copy_n(from, dim, key);
+    std::copy_n(from, args.kv->head_dim, key);
     rotate(key, args.k_norm);
-    kernels.to_half(key, halves, dim);
-    f16* to = place.layer + args.kv->key_offset(head) + place.inside;
-    for (int d = 0; d < dim; ++d) to[size_t(d) * size_t(args.kv->block_size)] = halves[d];
+    const KvLayout& kv = *args.kv;
+    const size_t stride = size_t(kv.block_size), inside = size_t(place.inside);
+    write(key, place.block + kv.key_offset(args.layer, head) + inside * kv.element_bytes(), stride,
+          place.block + kv.key_scale_offset(args.layer, head));
   }
 
   void write_value(const float* from, int head) const {
-    size_t at = args.kv->value_offset(head) + size_t(place.inside) * size_t(args.kv->head_dim);
-    kernels.to_half(from, place.layer + at, args.kv->head_dim);
+    const KvLayout& kv = *args.kv;
+    const size_t row = size_t(kv.head_dim) * kv.element_bytes();
+    write(from, place.block + kv.value_offset(args.layer, head) + size_t(place.inside) * row, 1,
+          place.block + kv.value_scale_offset(args.layer, head));
+  }
+
+  // A head's row as elements `stride` apart, and its scale where they are codes.
+  void write(const float* from, char* to, size_t stride, char* scales) const {
+    const int dim = args.kv->head_dim;
+    if (args.kv->scaled()) {
+      uint8_t codes[256];
+      reinterpret_cast<uint16_t*>(scales)[place.inside] = to_codes(from, codes, dim, args.kv->dtype);
+      for (int d = 0; d < dim; ++d) to[size_t(d) * stride] = char(codes[d]);
+      return;
+    }
+    f16 halves[256];
+    kernels.to_half(from, halves, dim);
+    for (int d = 0; d < dim; ++d) reinterpret_cast<f16*>(to)[size_t(d) * stride] = halves[d];
   }
 };
 

@@ -1,6 +1,7 @@
 // One float register per instruction set, so that the float kernels are written once (cpu/*_kernels.inl.h) and compiled three times.
 //
-// A set S has: width; V; zero, set(x), load(p), store(p, v), load_half(p), store_half(p, v) (saturating), add, sub, mul,
+// A set S has: width; V; zero, set(x), load(p), store(p, v), load_half(p), load_int8(p), load_fp8(p) (e4m3, times 2^-8),
+// store_half(p, v) (saturating), add, sub, mul,
 // div, fma(a, b, c) = a * b + c, min, max, round, pow2(n) = 2^n for integral n in -126..127, zero_below(x, limit, v) =
 // v where x >= limit, else 0; sum(v), largest(v).
 // Each kernel file's templates take S, whose types differ per set: no code compiled for one instruction set can be
@@ -34,6 +35,8 @@ struct Scalar {
   static V load(const float* p) { return *p; }
   static void store(float* p, V v) { *p = v; }
   static V load_half(const f16* p) { return to_float(*p); }
+  static V load_int8(const int8_t* p) { return float(*p); }
+  static V load_fp8(const uint8_t* p) { return to_float(f16{uint16_t((*p & 0x80u) << 8 | (*p & 0x7fu) << 7)}); }
   static void store_half(f16* p, V v) { *p = to_f16(v > kLargestHalf ? kLargestHalf : v < -kLargestHalf ? -kLargestHalf : v); }
   static V add(V a, V b) { return a + b; }
   static V sub(V a, V b) { return a - b; }
@@ -58,6 +61,15 @@ struct Avx2 {
   static V load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, V v) { _mm256_storeu_ps(p, v); }
   static V load_half(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static V load_int8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  // A code as binary16: the sign at bit 15, where sign extension puts it too, the rest from bit 7 on.
+  static V load_fp8(const uint8_t* p) {
+    __m128i code = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    __m128i size = _mm_slli_epi16(_mm_and_si128(code, _mm_set1_epi16(0x7f)), 7);
+    return _mm256_cvtph_ps(_mm_or_si128(size, _mm_and_si128(code, _mm_set1_epi16(short(0x8000)))));
+  }
   static void store_half(f16* p, V v) {
     v = max(min(v, set(kLargestHalf)), set(-kLargestHalf));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -96,6 +108,14 @@ struct Avx512 {
   static V load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
   static V load_half(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static V load_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static V load_fp8(const uint8_t* p) {
+    __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    __m256i size = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x7f)), 7);
+    return _mm512_cvtph_ps(_mm256_or_si256(size, _mm256_and_si256(code, _mm256_set1_epi16(short(0x8000)))));
+  }
   static void store_half(f16* p, V v) {
     v = max(min(v, set(kLargestHalf)), set(-kLargestHalf));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -27,6 +27,7 @@ struct LoadOptions {
   std::function<void(std::span<const uint8_t>)> done_reading;
   // Names the files' content and the rung: a backend may keep what it made of them under it. Empty = not to be kept.
   std::string cache_key = {};
+  KvDtype kv_dtype = KvDtype::fp16;
 };
 
 // One step, host arrays; fields as StepBatch in engine/native.ts.

@@ -18,7 +18,7 @@ CpuModel::CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const L
       options_(options),
       weights_(std::move(weights)),
       workspace_(std::move(workspace)),
-      kv_{spec_.layers, spec_.kv_heads, spec_.head_dim, options.block_size},
+      kv_{spec_.layers, spec_.kv_heads, spec_.head_dim, options.block_size, options.kv_dtype},
       slots_(spec_, options) {
   tokens_.reserve(size_t(options.max_batch_tokens));
 }

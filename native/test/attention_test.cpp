@@ -1,7 +1,7 @@
 // rope_kv and attention on every instruction set of this machine against the double reference.
 //
 // Tolerance: 2e-5 of the largest value's size for attention (fp32 sums and exponentials), 1e-6 for the rotation, one
-// rounding to fp16 for the cache. Exact: decode, chunked prefill and whole prefill; any batch; any number of threads.
+// rounding to fp16 for the cache or half a step of its codes. Exact: decode, chunked prefill and whole prefill; any batch; any number of threads.
 #include <cstring>
 
 #include "cpu/ops.h"
@@ -19,6 +19,7 @@ struct Case {
   float softcap;
   bool interleaved, norm;
   int rotary_dim;
+  KvDtype dtype = KvDtype::fp16;
 };
 
 constexpr int kLayers = 2;
@@ -37,7 +38,7 @@ struct World {
 
 World make_world(const Case& c, const std::vector<int>& lengths) {
   test::Random random(uint64_t(c.heads * 31 + c.head_dim + c.window));
-  World w{c, {kLayers, c.kv_heads, c.head_dim, c.block_size}, {}, {}, {}, {}, {}, {}};
+  World w{c, {kLayers, c.kv_heads, c.head_dim, c.block_size, c.dtype}, {}, {}, {}, {}, {}, {}};
   int blocks = 0;
   for (int length : lengths) blocks += (length + c.block_size - 1) / c.block_size;
   // What no token has written is poison: reading it into a result shows.
@@ -55,6 +56,14 @@ World make_world(const Case& c, const std::vector<int>& lengths) {
   w.q_norm = random.normals(size_t(c.head_dim));
   w.k_norm = random.normals(size_t(c.head_dim));
   return w;
+}
+
+// What one rounding may take of a value in a row with that largest one; scales are up to 2^-7 larger than they have to be.
+double rounding(KvDtype dtype, double value, double largest) {
+  const double step = largest / double(largest_code(dtype)) * (1 + 0x1p-7);
+  if (dtype == KvDtype::int8) return 0.5001 * step;
+  if (dtype == KvDtype::fp8) return std::max(0x1.001p-4 * std::fabs(value), step * 0x1.001p-10);
+  return 0x1p-11 * std::fabs(value);
 }
 
 // Part of a sequence that one call processes.
@@ -138,12 +147,17 @@ std::vector<std::vector<float>> run(cpu::ThreadPool& pool, World& w, const std::
         const float* key = qkv.data() + row * size_t(w.row_floats()) + (w.c.heads + h) * w.c.head_dim;
         const float* value = key + w.c.kv_heads * w.c.head_dim;
         std::vector<double> expected = ref::rotate(rope, key, rope.k_norm, position);
+        double largest_key = 0, largest_value = 0;
+        for (int d = 0; d < w.c.head_dim; ++d) {
+          largest_key = std::max(largest_key, std::fabs(expected[size_t(d)]));
+          largest_value = std::max(largest_value, std::fabs(double(value[d])));
+        }
         const uint32_t* table_of = w.tables[size_t(parts[i].sequence)].data();
         for (int d = 0; d < w.c.head_dim; ++d) {
           double k = ref::cached(w.kv, w.arena.data(), table_of, layer, h, position, d, true);
           double v = ref::cached(w.kv, w.arena.data(), table_of, layer, h, position, d, false);
-          ES_CHECK(std::fabs(k - expected[size_t(d)]) <= 0x1p-11 * std::fabs(expected[size_t(d)]) + 1e-6);
-          ES_CHECK(v == double(to_float(to_f16(value[d]))));
+          ES_CHECK(std::fabs(k - expected[size_t(d)]) <= rounding(w.c.dtype, expected[size_t(d)], largest_key) + 1e-6);
+          ES_CHECK(std::fabs(v - double(value[d])) <= rounding(w.c.dtype, double(value[d]), largest_value));
         }
       }
     }
@@ -196,6 +210,52 @@ void check_isa(cpu::Isa isa) {
   check_case(isa, {6, 1, 80, 64, 0, 0, true, false, 80}, {130});
   check_case(isa, {7, 1, 256, 16, 300, 0, false, false, 128}, {400});
   check_case(isa, {9, 1, 96, 16, 64, 50, true, true, 96}, {200, 2});
+  for (KvDtype dtype : {KvDtype::fp8, KvDtype::int8}) {
+    check_case(isa, {9, 3, 64, 16, 0, 0, true, false, 64, dtype}, {300, 1, 65, 17});
+    check_case(isa, {9, 3, 64, 16, 0, 0, true, false, 64, dtype}, {700});
+    check_case(isa, {4, 1, 48, 32, 0, 30, false, true, 32, dtype}, {90, 33});
+    check_case(isa, {10, 2, 128, 16, 40, 0, false, true, 128, dtype}, {150, 64});
+    check_case(isa, {7, 1, 256, 16, 300, 0, false, false, 128, dtype}, {400});
+    check_case(isa, {8, 1, 96, 16, 64, 50, true, true, 96, dtype}, {200, 2});
+  }
+}
+
+// Codes against a search over all of them, and scales: rounded up, within bf16's precision, never zero or infinite.
+void check_codes() {
+  for (KvDtype dtype : {KvDtype::fp8, KvDtype::int8}) {
+    const float limit = largest_code(dtype);
+    auto nearest = [&](float x) {
+      double best = INFINITY;
+      for (int code = 0; code < 256; ++code) {
+        if (dtype == KvDtype::fp8 && (code & 0x7f) == 0x7f) continue;  // NaN
+        if (dtype == KvDtype::int8 && code == 0x80) continue;
+        best = std::min(best, std::fabs(double(x) - double(kv_code_value(uint8_t(code), dtype))));
+      }
+      return best;
+    };
+    auto encode = [&](float x) { return dtype == KvDtype::fp8 ? fp8_code(x) : int8_code(x); };
+    for (int code = 0; code < 256; ++code) {
+      const float value = kv_code_value(uint8_t(code), dtype);
+      if (std::fabs(value) <= limit && value != 0) ES_CHECK(encode(value) == code);
+    }
+    test::Random random(3);
+    for (float x : random.normals(4000)) {
+      for (float y : {x, x * 0.004f, x * 100}) {
+        ES_CHECK(std::fabs(double(y) - double(kv_code_value(encode(y), dtype))) == nearest(y));
+      }
+    }
+    for (float x : {1e9f, INFINITY}) {
+      ES_CHECK(kv_code_value(encode(x), dtype) == limit && kv_code_value(encode(-x), dtype) == -limit);
+    }
+    for (float largest : {1e-6f, 0.3f, 1.0f, 77.7f, 65504.0f, 1e9f}) {
+      const double scale = double(bf16_to_float(kv_scale(largest, dtype))), exact = double(largest) / double(limit);
+      ES_CHECK(scale >= exact * (1 - 1e-6) && scale <= exact * (1 + 0x1p-7));
+    }
+    for (float largest : {0.0f, INFINITY}) {
+      const float scale = bf16_to_float(kv_scale(largest, dtype));
+      ES_CHECK(scale > 0 && std::isfinite(scale) && std::isfinite(1 / scale));
+    }
+  }
 }
 
 void check_limits() {
@@ -216,6 +276,7 @@ void check_limits() {
 }  // namespace
 
 int main() {
+  check_codes();
   check_limits();
   return test::for_each_isa(check_isa);
 }

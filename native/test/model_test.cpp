@@ -33,6 +33,11 @@ void matches_the_reference() {
       {"partial rotary", {.head_dim = 32, .rotary = 16}},
       {"padded heads", {.bias = true, .head_dim = 24, .rotary = 24}},
       {"padded interleaved heads", {.interleaved = true, .head_dim = 8, .rotary = 8}},
+      {"fp8 cache", {.kv_dtype = KvDtype::fp8}},
+      {"fp8 cache, Gemma 2", {.window = 7, .gelu = true, .post_norms = true, .norm_offset = 1, .embedding_scale = 8,
+                              .attention_softcap = 5, .final_softcap = 3, .kv_dtype = KvDtype::fp8}},
+      {"int8 cache", {.kv_dtype = KvDtype::int8}},
+      {"int8 cache, padded heads", {.bias = true, .head_dim = 24, .rotary = 24, .kv_dtype = KvDtype::int8}},
   };
   for (const auto& [name, options] : cases) {
     const Net net = make_net(options);
@@ -44,7 +49,7 @@ void matches_the_reference() {
       double spread = 1;
       const double worst = worst_difference(net, net.sources(), precision, spread);
       std::printf("%-26s rung %d: worst difference %.5f of the logits' spread\n", name, int(precision), worst / spread);
-      if (!(worst < tolerance * spread)) test::report(__FILE__, __LINE__, std::string(name) + " is off");
+      if (!(worst < (tolerance + cache_tolerance(net.kv_dtype)) * spread)) test::report(__FILE__, __LINE__, std::string(name) + " is off");
     }
   }
 }

@@ -25,6 +25,7 @@ struct Tensor {
 struct Net {
   ModelSpec spec;
   std::map<std::string, Tensor> tensors;
+  KvDtype kv_dtype = KvDtype::fp16;
 
   std::vector<WeightSource> sources() const {
     std::vector<WeightSource> out;
@@ -44,10 +45,12 @@ struct Options {
   int hidden = 64, ffn = 96;
   bool all_biases = false, gelu = false, post_norms = false, local_rope = false, nope = false;
   float norm_offset = 0, embedding_scale = 1, attention_softcap = 0, final_softcap = 0;
+  KvDtype kv_dtype = KvDtype::fp16;
 };
 
 inline Net make_net(const Options& o) {
   Net net;
+  net.kv_dtype = o.kv_dtype;
   ModelSpec& s = net.spec;
   s.vocab = 80, s.hidden = o.hidden, s.layers = 2, s.heads = 4, s.kv_heads = 2, s.head_dim = o.head_dim, s.ffn = o.ffn;
   s.norm_eps = 1e-5f;
@@ -95,6 +98,10 @@ inline Net make_net(const Options& o) {
   }
   return net;
 }
+
+// What rounding keys and values of these random models to a cache's codes may add to a difference, as a share of the logits'
+// standard deviation.
+inline double cache_tolerance(KvDtype dtype) { return dtype == KvDtype::fp8 ? 0.2 : dtype == KvDtype::int8 ? 0.06 : 0; }
 
 using Vec = std::vector<double>;
 
@@ -216,7 +223,9 @@ inline std::unique_ptr<Backend> open() {
 }
 
 inline std::unique_ptr<Model> load(Backend& backend, const Net& net, const std::vector<WeightSource>& sources, Precision precision) {
-  auto model = backend.load(net.spec, sources, {precision, 4, 64, kBlock, {}});
+  LoadOptions options{precision, 4, 64, kBlock, {}};
+  options.kv_dtype = net.kv_dtype;
+  auto model = backend.load(net.spec, sources, options);
   if (model.ok()) return std::move(model.value());
   test::report(__FILE__, __LINE__, model.status().message());
   return nullptr;

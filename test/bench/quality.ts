@@ -1,7 +1,7 @@
 /**
  * The embedded model against the reference, through HTTP: greedy matches and perplexity of each rung.
- * `npm run bench:quality -- [windows] [--write]` (20 by default; a few minutes). --write: into the file beside the model
- * that its card is read from.
+ * `npm run bench:quality -- [windows] [--write] [--kv fp8|int8]` (20 by default; a few minutes). --write: into the file
+ * beside the model that its card is read from. --kv: with keys and values cached as that.
  */
 import { writeFileSync } from 'node:fs'
 import { qualityFileOf } from '../../engine/registry/index.js'
@@ -11,7 +11,10 @@ import { SMOLLM2_FILE } from '../support/smollm2.js'
 
 const windows = Number(process.argv[2] ?? 20)
 const rungs: Record<string, object> = {}
-const box = await GatewayProcess.startShipped().ready()
+const kvCacheDtype = process.argv.includes('--kv') ? process.argv[process.argv.indexOf('--kv') + 1] : 'auto'
+const box = await GatewayProcess.startShipped(
+  (config) => `${config}\nscheduler: { kv_cache_dtype: ${kvCacheDtype} }\n`,
+).ready()
 try {
   for (const rung of ['fp16', 'int8', 'int4']) {
     const model = `smollm2:${rung}`

@@ -83,6 +83,17 @@ test('a derived rung has the file of the one it comes from', () => {
   ])
 })
 
+test.each(['auto', 'fp16', 'fp8', 'int8'] as const)('a KV cache of type %s, for all models and for one', (dtype) => {
+  const config = parseConfig(having(`scheduler: { kv_cache_dtype: ${dtype} }`), '/box/models.yaml')
+  expect(config.scheduler.kv_cache_dtype).toBe(dtype)
+  expect(config.models[0]?.kv_cache_dtype).toBeUndefined()
+  const own = parseConfig(
+    `models: [{ id: m, kv_cache_dtype: ${dtype}, variants: [{ precision: fp16, path: x.gguf }] }]`,
+    '/box/models.yaml',
+  )
+  expect(own.models[0]?.kv_cache_dtype).toBe(dtype)
+})
+
 describe('one value', () => {
   test.each([
     ['unknown key', having('sever: {}'), '2:1 sever: unknown key; did you mean "server"?'],

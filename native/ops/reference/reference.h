@@ -8,6 +8,7 @@
 
 #include "ops/attention.h"
 #include "ops/gated_activation.h"
+#include "ops/kv_codes.h"
 #include "ops/packed_matrix.h"
 #include "ops/rms_norm.h"
 #include "ops/rope_kv.h"
@@ -84,11 +85,13 @@ inline std::vector<double> rotate(const RopeKvArgs<float>& a, const float* head,
 // A key or value of the cache (ops/kv_layout.h).
 inline double cached(const KvLayout& kv, const void* arena, const uint32_t* blocks, int layer, int head, int position, int d, bool key) {
   const char* block = static_cast<const char*>(arena) + size_t(blocks[position / kv.block_size]) * kKvUnitBytes;
-  const f16* from = reinterpret_cast<const f16*>(block) + size_t(layer) * kv.layer_elements();
-  int inside = position % kv.block_size;
-  size_t at = key ? kv.key_offset(head) + size_t(d) * size_t(kv.block_size) + size_t(inside)
-                  : kv.value_offset(head) + size_t(inside) * size_t(kv.head_dim) + size_t(d);
-  return to_float(from[at]);
+  size_t inside = size_t(position % kv.block_size);
+  size_t at = key ? size_t(d) * size_t(kv.block_size) + inside : inside * size_t(kv.head_dim) + size_t(d);
+  const char* from = block + (key ? kv.key_offset(layer, head) : kv.value_offset(layer, head)) + at * kv.element_bytes();
+  if (!kv.scaled()) return to_float(*reinterpret_cast<const f16*>(from));
+  const char* scales = block + (key ? kv.key_scale_offset(layer, head) : kv.value_scale_offset(layer, head));
+  const double scale = double(bf16_to_float(reinterpret_cast<const uint16_t*>(scales)[inside]));
+  return scale * double(kv_code_value(uint8_t(*from), kv.dtype));
 }
 
 // One query head of one token.

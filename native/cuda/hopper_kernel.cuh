@@ -53,7 +53,7 @@ __device__ inline void fill_ring(const WideParams& p, HopperRing<Shape> ring, in
   bool first = true;
   for (int index = blockIdx.x; index < parts; index += gridDim.x) {
     const WideTile tile = WideTile::of(p, index);
-    const unsigned char* strip = p.weight + size_t(min(tile.rows * Shape::strips + lane % 16, p.layout.strips - 1)) * p.layout.strip_bytes();
+    const unsigned char* strip = p.weight + size_t(min(p.first_strip + tile.rows * Shape::strips + lane % 16, p.layout.strips - 1)) * p.layout.strip_bytes();
     const unsigned char* x = p.x + size_t(tile.tokens) * Shape::x_bytes;
     for (int k_tile = tile.k_begin(p); k_tile < tile.k_end(p); ++k_tile) {
       wait_barrier(ring.empty_barrier(), ring.phase ^ 1);
@@ -150,7 +150,11 @@ __global__ void __launch_bounds__(Shape::threads, 1) hopper_kernel(const __grid_
     wait_products<0>();
     if (threadIdx.x % 32 == 0) arrive(used);
     if (p.splits > 1 && !sum_parts<Shape::consumers * 32>(p, index, acc)) continue;
-    const int strip0 = tile.rows * Shape::strips + strip, token0 = tile.tokens * Shape::tokens;
+    const int strip0 = p.first_strip + tile.rows * Shape::strips + strip, token0 = tile.tokens * Shape::tokens;
+if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) {
+      store_floats(p, strip0, token0, acc);
+      continue;
+    }
 #pragma unroll
     for (int c = 0; c < Shape::warp_columns; c += Shape::staged_columns) {
       float part[Shape::warp_strips][Shape::staged_columns][4];
@@ -160,8 +164,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) hopper_kernel(const __grid_
         for (int j = 0; j < Shape::staged_columns; ++j)
 #pragma unroll
           for (int i = 0; i < 4; ++i) part[s][j][i] = acc[s][c + j][i];
-      if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) store_floats(p, strip0, token0 + c * 8, part);
-      else store_halves(p, staging, strip0, token0 + c * 8, part);
+      store_halves(p, staging, strip0, token0 + c * 8, part);
     }
   }
   }
@@ -169,7 +172,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) hopper_kernel(const __grid_
 
 template <class Shape>
 Status launch_hopper(WideParams params, const Launch& on) {
-  params.row_tiles = (params.layout.strips + Shape::strips - 1) / Shape::strips;
+  params.row_tiles = (params.layout.strips - params.first_strip + Shape::strips - 1) / Shape::strips;
   params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
   params.token_group = 2048 / Shape::tokens;
   const int tiles = params.row_tiles * params.token_tiles;

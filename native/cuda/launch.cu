@@ -15,6 +15,7 @@ Result<DeviceTraits> device_traits(int index) {
   ES_RETURN_IF_ERROR(read(minor, cudaDevAttrComputeCapabilityMinor));
   if (major < 8) return Status(Code::unsupported, "this build needs a GPU of compute capability 8.0 or newer");
   traits.dependent = major >= 9;
+  traits.fast_products = minor == 0 && major < 10;
 #ifdef EDGESHIFT_HOPPER
   traits.hopper = major == 9 && minor == 0;
 #endif

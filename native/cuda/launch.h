@@ -13,6 +13,7 @@ struct DeviceTraits {
   int multiprocessors = 0;
   int shared_bytes = 0;    // most dynamic shared memory of a block
   bool dependent = false;  // programmatic dependent launch exists (sm_90 on)
+  bool fast_products = false;  // tensor cores that outrun the other units (8.0, 9.0): arithmetic between products costs time
   bool hopper = false;     // compute capability 9.0, and this build has the kernels written for it alone
 };
 

@@ -2,6 +2,7 @@
 
 #include "cuda/tiled_kernel.cuh"
 #include "cuda/wide_product.cuh"
+#include "cuda/widen.h"
 
 namespace edgeshift::cuda {
 
@@ -39,13 +40,59 @@ bool wide_fits(const PackedMatrix& weight, int t, const DeviceTraits& device) {
   return t >= kWideTokens && weight.k % 8 == 0 && size_t(device.shared_bytes) >= kWideSharedBytes;
 }
 
-Status wide_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
+size_t widened_bytes(const PackedMatrix& weight, const DeviceTraits& device) {
+  if (weight.precision == Precision::fp16 || !device.fast_products) return 0;
+  const size_t all = widened_strip_bytes(weight.k) * size_t((weight.n + kStripRows - 1) / kStripRows);
+  return std::min(all, kMostWidenedBytes);
+}
+
+namespace {
+
+Status launch_product(Precision precision, const WideParams& params, const Launch& on) {
+#ifdef EDGESHIFT_HOPPER
+  if (on.device.hopper && precision == Precision::fp16) return hopper_fp16(params, on);
+  if (on.device.hopper && precision == Precision::int8) return hopper_int8(params, on);
+  if (on.device.hopper) return hopper_int4(params, on);
+#endif
+  if (precision == Precision::int4) return wide_int4(params, on);
+  if (precision == Precision::int8) return wide_int8(params, on);
+  return wide_fp16(params, on);
+}
+
+void set_weight(WideParams& params, const StripLayout& layout, const void* data) {
+  params.layout = layout;
+  params.weight = static_cast<const unsigned char*>(data);
+  params.chunk_shift = std::bit_width(unsigned(layout.chunk / kTileInputs)) - 1;
+  params.flush_shift = std::bit_width(unsigned(layout.flush)) - 1;
+}
+
+// Strips by strips: as many as the scratch holds become f16 and are multiplied.
+Status widened_product(const PackedMatrix& w, WideParams params, const WideScratch& scratch, const Launch& on) {
+  const StripLayout layout = strip_layout(Precision::fp16, w.n, w.k, 0);
+  const NextRead next = params.next;
+  const int most = int(std::min(scratch.widened_bytes / layout.strip_bytes(), size_t(layout.strips)));
+  const int step = most == layout.strips ? most : most / kWidestStrips * kWidestStrips;
+  for (int first = 0; first < layout.strips; first += step) {
+    const int count = std::min(step, layout.strips - first);
+    ES_RETURN_IF_ERROR(widen(w, first, count, scratch.widened, on));
+    set_weight(params, layout, static_cast<const unsigned char*>(scratch.widened) - first * layout.strip_bytes());
+    params.layout.strips = first + count;
+    params.first_strip = first;
+    params.next = first + count == layout.strips ? next : NextRead();
+    ES_RETURN_IF_ERROR(launch_product(Precision::fp16, params, on));
+  }
+  return {};
+}
+
+}  // namespace
+
+Status wide_matmul(const FusedMatmulArgs& args, const WideScratch& scratch, const Launch& on) {
   const PackedMatrix& w = *args.weight;
   if (args.t < 1 || args.norm) return {Code::invalid_argument, "cuda wide_matmul: t >= 1 and no norm"};
   if (w.permutation) return {Code::invalid_argument, "cuda wide_matmul: inputs in act-order are gathered by the caller"};
   WideParams params{};
-  params.weight = static_cast<const unsigned char*>(w.data);
-  params.layout = strip_layout(w.precision, w.n, w.k, w.group);
+  const StripLayout layout = strip_layout(w.precision, w.n, w.k, w.group);
+  set_weight(params, layout, w.data);
   params.n = w.n;
   params.t = args.t;
   params.x = static_cast<const unsigned char*>(args.x);
@@ -55,21 +102,12 @@ Status wide_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& o
   params.epilogue = args.epilogue;
   params.activation = args.activation;
   params.next = args.next;
-  params.chunk_shift = std::bit_width(unsigned(params.layout.chunk / kTileInputs)) - 1;
-  params.flush_shift = std::bit_width(unsigned(params.layout.flush)) - 1;
-  params.k_tiles = input_tiles(params.layout);
-  params.counters = static_cast<int*>(workspace);
-  params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + size_t(kTiledCounters) * 4);
-#ifdef EDGESHIFT_HOPPER
-  if (on.device.hopper) {
-    if (w.precision == Precision::int4) return hopper_int4(params, on);
-    if (w.precision == Precision::int8) return hopper_int8(params, on);
-    return hopper_fp16(params, on);
-  }
-#endif
-  if (w.precision == Precision::int4) return wide_int4(params, on);
-  if (w.precision == Precision::int8) return wide_int8(params, on);
-  return wide_fp16(params, on);
+  params.counters = static_cast<int*>(scratch.workspace);
+  params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(scratch.workspace) + size_t(kTiledCounters) * 4);
+  const bool room = scratch.widened_bytes >= widened_strip_bytes(w.k) * kWidestStrips;
+  const bool widens = w.precision != Precision::fp16 && on.device.fast_products && args.t >= (on.device.hopper ? kWidenTokensHopper : kWidenTokens) && room;
+  params.k_tiles = widens ? (w.k + kTileInputs - 1) / kTileInputs : input_tiles(layout);
+  return widens ? widened_product(w, params, scratch, on) : launch_product(w.precision, params, on);
 }
 
 Status matmul(const MatmulArgs<f16>& args, void* workspace, const Launch& on) {

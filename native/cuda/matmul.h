@@ -49,9 +49,19 @@ Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& 
 // Whether wide_matmul takes a product of t tokens on this device: from there on it is the faster one.
 bool wide_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);
 
-// Many tokens at the rate of the tensor cores. `x` holds the inputs in tiles (input_tiles.h: tile_inputs), `norm` must be null;
-// `workspace` as for tiled_matmul.
-Status wide_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
+// Scratch of wide_matmul: `workspace` as for tiled_matmul, and room for quantized weights as f16, or none.
+struct WideScratch {
+  void* workspace = nullptr;
+  void* widened = nullptr;
+  size_t widened_bytes = 0;
+};
+
+// Bytes of `widened` that let wide_matmul turn this matrix at once, at most 256 MB; 0 where it never does.
+size_t widened_bytes(const PackedMatrix& weight, const DeviceTraits& device);
+
+// Many tokens at the rate of the tensor cores. `x` holds the inputs in tiles (input_tiles.h: tile_inputs), `norm` must be null.
+// Codes are turned into f16 within the products, or before them where that is faster and there is room.
+Status wide_matmul(const FusedMatmulArgs& args, const WideScratch& scratch, const Launch& on);
 
 // The plain op: picks gemv or tiled_matmul. Rows in plain order.
 Status matmul(const MatmulArgs<f16>& args, void* workspace, const Launch& on);

@@ -92,6 +92,7 @@ CudaModel::~CudaModel() { cudaSetDevice(device_.on.device.index); }
 Status CudaModel::prepare() {
   const size_t vocab = size_t(spec_.vocab), slots = size_t(options_.max_slots), rows = size_t(logit_rows_);
   ES_RETURN_IF_ERROR(workspace_.allocate(spec_, device_.on.device, options_.max_batch_tokens, logit_rows_, kMaxSplits));
+  ES_RETURN_IF_ERROR(workspace_.allocate_widened(weights_.weights, device_.on.device, options_.max_batch_tokens));
   ES_RETURN_IF_ERROR(arrays_.open(options_));
   ES_RETURN_IF_ERROR(adjusted_.allocate(rows * vocab * sizeof(float)));
   ES_RETURN_IF_ERROR(counts_.allocate(slots * vocab * sizeof(uint16_t)));

@@ -97,7 +97,7 @@ class Pass {
     sorted.permutation = nullptr;
     args.weight = &sorted;
     args.x = w.permuted.as<void>();
-    return wide_matmul(args, w.matmul.as<void>(), on);
+    return wide_matmul(args, {w.matmul.as<void>(), w.widened.as<void>(), w.widened.bytes()}, on);
   }
 
   Status product(const FusedMatmulArgs& given) {
@@ -256,10 +256,18 @@ Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, in
   return {};
 }
 
+Status Workspace::allocate_widened(const TransformerWeights& weights, const DeviceTraits& device, int tokens) {
+  size_t most = 0;
+  for (const LayerWeights& layer : weights.layers)
+    for (const PackedMatrix* m : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      if (wide_fits(*m, tokens, device)) most = std::max(most, widened_bytes(*m, device));
+  return most > 0 ? widened.allocate(most) : Status();
+}
+
 size_t Workspace::bytes() const {
   size_t sum = 0;
   for (const Buffer* b : {&residual, &last, &normed, &qkv, &q, &attended, &activated, &logits, &delta, &permuted,
-                          &attention, &matmul}) {
+                          &attention, &matmul, &widened}) {
     sum += b->bytes();
   }
   return sum;

@@ -41,6 +41,8 @@ struct TransformerWeights {
 class Workspace {
  public:
   Status allocate(const ModelSpec& spec, const DeviceTraits& device, int tokens, int rows, int max_splits);
+  // Room for the quantized matrices of a prefill of `tokens` tokens as f16 (WideScratch); without it they are turned later.
+  Status allocate_widened(const TransformerWeights& weights, const DeviceTraits& device, int tokens);
   size_t bytes() const;
 
   Buffer residual;   // float [tokens, hidden]
@@ -55,6 +57,7 @@ class Workspace {
   Buffer permuted;   // widest input of all tokens: in a matrix's act-order, or in tiles (input_tiles.h)
   Buffer attention;  // scratch of decode_attention
   Buffer matmul;     // scratch of tiled_matmul
+  Buffer widened;    // WideScratch
   int max_splits = 1;
 };
 

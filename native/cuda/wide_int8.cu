@@ -3,8 +3,8 @@
 namespace edgeshift::cuda {
 
 Status wide_int8(const WideParams& params, const Launch& on) {
-  return params.layout.flush == 32 ? launch_wide<WideShape<Precision::int8, true, 4, 2, 4>>(params, on)
-                                   : launch_wide<WideShape<Precision::int8, false, 4, 2, 4>>(params, on);
+  return params.layout.flush == 32 ? launch_wide<WideShape<Precision::int8, true, 2, 2, 3>>(params, on)
+                                   : launch_wide<WideShape<Precision::int8, false, 2, 2, 3>>(params, on);
 }
 
 }  // namespace edgeshift::cuda

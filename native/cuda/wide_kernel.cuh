@@ -46,7 +46,7 @@ class WideLoader {
 
   __device__ WideLoader(const WideParams& p, unsigned char* shared, const WideTile& tile)
       : p_(p), to_(shared_address(shared) + threadIdx.x * 16),
-        x_(p.x + size_t(tile.tokens) * Shape::x_bytes + threadIdx.x * 16), strip0_(tile.rows * Shape::strips) {}
+        x_(p.x + size_t(tile.tokens) * Shape::x_bytes + threadIdx.x * 16), strip0_(p.first_strip + tile.rows * Shape::strips) {}
 
   // The strip's bytes; strips past the end repeat the last one: nothing of them is stored.
   __device__ const unsigned char* strip(int index) const {
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) wide_kernel(con
   }
   if (threadIdx.x == 0) prefetch_share(p.next);
   if (p.splits > 1 && !sum_parts<Shape::threads>(p, blockIdx.x, acc)) return;
-  const int strip0 = tile.rows * Shape::strips + warp_row * Shape::warp_strips, token0 = tile.tokens * Shape::tokens + warp_token * 64;
+  const int strip0 = p.first_strip + tile.rows * Shape::strips + warp_row * Shape::warp_strips, token0 = tile.tokens * Shape::tokens + warp_token * 64;
   if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) return store_floats(p, strip0, token0, acc);
   wait_copies<0>();
   __syncthreads();
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) wide_kernel(con
 
 template <class Shape>
 Status launch_wide(WideParams params, const Launch& on) {
-  params.row_tiles = (params.layout.strips + Shape::strips - 1) / Shape::strips;
+  params.row_tiles = (params.layout.strips - params.first_strip + Shape::strips - 1) / Shape::strips;
   params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
   params.token_group = 2048 / Shape::tokens;
   const int tiles = params.row_tiles * params.token_tiles;

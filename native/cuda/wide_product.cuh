@@ -10,7 +10,11 @@ namespace edgeshift::cuda {
 
 // From this many tokens on the wide products are faster than the tiled ones, where a block may have this much shared memory.
 inline constexpr int kWideTokens = 192;
-inline constexpr size_t kWideSharedBytes = size_t(200) * 1024;
+inline constexpr size_t kWideSharedBytes = size_t(97) * 1024;
+// From this many tokens on a quantized weight is turned into f16 once, before the product (docs/cuda.md).
+inline constexpr int kWidenTokens = 768, kWidenTokensHopper = 384;
+inline constexpr size_t kMostWidenedBytes = size_t(256) << 20;
+inline constexpr int kWidestStrips = 16;  // of a block's tile, whichever kernel
 
 struct WideParams {
   const unsigned char* weight;
@@ -23,6 +27,7 @@ struct WideParams {
   Epilogue epilogue;
   Activation activation;
   NextRead next;
+  int first_strip;  // the product is of strips [first_strip, layout.strips); weight is where strip 0 would be
   int chunk_shift;  // log2 of the tiles of 64 in a chunk
   int flush_shift;  // log2 of layout.flush
   int k_tiles;
@@ -144,19 +149,23 @@ __device__ inline void store_floats(const WideParams& p, int strip0, int token0,
   for (int s = 0; s < kStrips; ++s) {
     const int row = (strip0 + s) * kStripRows + g;
     const float bias[2] = {p.bias && row < p.n ? p.bias[row] : 0, p.bias && row + 8 < p.n ? p.bias[row + 8] : 0};
-    float old[kColumns][4] = {};
-    auto each = [&](auto f) {
+    // All reads of a group before its first write: the compiler may not move them past it, and each would wait for memory alone.
+    constexpr int kGroup = 8;
 #pragma unroll
-      for (int c = 0; c < kColumns; ++c)
+    for (int c0 = 0; c0 < kColumns; c0 += kGroup) {
+      float old[kGroup][4] = {};
+      auto each = [&](auto f) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int token = token0 + c * 8 + 2 * t + i % 2;
-          if (token < p.t && row + i / 2 * 8 < p.n) f(static_cast<float*>(p.out) + size_t(token) * p.n + row + i / 2 * 8, c, i);
-        }
-    };
-    // All reads before the first write: the compiler may not move them past it, and each would wait for memory alone.
-    if (p.epilogue == Epilogue::add) each([&](float* at, int c, int i) { old[c][i] = __ldcg(at); });
-    each([&](float* at, int c, int i) { __stcg(at, acc[s][c][i] + bias[i / 2] + old[c][i]); });
+        for (int c = 0; c < kGroup; ++c)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int token = token0 + (c0 + c) * 8 + 2 * t + i % 2;
+            if (token < p.t && row + i / 2 * 8 < p.n) f(static_cast<float*>(p.out) + size_t(token) * p.n + row + i / 2 * 8, c, i);
+          }
+      };
+      if (p.epilogue == Epilogue::add) each([&](float* at, int c, int i) { old[c][i] = __ldcg(at); });
+      each([&](float* at, int c, int i) { __stcg(at, acc[s][c0 + c][i] + bias[i / 2] + old[c][i]); });
+    }
   }
 }
 

@@ -235,6 +235,7 @@ class Bench {
     Cache cache(model_.spec, prompts.count, prompts.tokens);
     cuda::Workspace workspace;
     require(workspace.allocate(model_.spec, on_.device, tokens, prompts.count, 1), "workspace");
+    require(workspace.allocate_widened(model_.weights, on_.device, tokens), "workspace");
     cuda::Forward pass{&model_.spec, &model_.weights, &workspace, &cache.layout, cache.arena.as<void>(), cache.tokens.as<int32_t>(),
                        cache.reset(0, prompts.tokens), 0};
     Timer timer;

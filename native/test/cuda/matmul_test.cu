@@ -5,6 +5,7 @@
 
 #include "cuda/input_tiles.h"
 #include "cuda/matmul.h"
+#include "cuda/widen.h"
 #include "device_test.h"
 
 using namespace edgeshift;
@@ -67,7 +68,12 @@ void run_wide(cuda::FusedMatmulArgs args, const std::vector<f16>& halves, Device
   const int count = cuda::input_tiles(cuda::strip_layout(m.precision, m.n, m.k, m.group));
   require(cuda::tile_inputs(x.as<f16>(), ordered ? places.as<int32_t>() : nullptr, args.t, m.k, count, tiles.as<void>(), on), "tile_inputs");
   args.x = tiles.as<void>();
-  require(cuda::wide_matmul(args, workspace.as<void>(), on), "wide_matmul");
+  // Weights turned before the product where there is room: for a part of the rows, for all, or none.
+  cuda::Buffer widened;
+  const size_t room[] = {0, cuda::widened_strip_bytes(m.k) * 16, cuda::widened_bytes(m, on.device)};
+  const size_t bytes = room[random.bits() % 3];
+  require(widened.allocate(bytes), "widened");
+  require(cuda::wide_matmul(args, {workspace.as<void>(), widened.as<void>(), bytes}, on), "wide_matmul");
   require(cuda::to_status(cudaStreamSynchronize(on.stream), "wide_matmul"), "wide_matmul");
 }
 
@@ -153,15 +159,20 @@ int main() {
         PackedMatrix shape{w.precision, n, k, w.group};
         run({w.precision, n, k, w.group, t, epilogue, false}, cuda::gemv_fits(shape, t, small.device) ? Kernel::gemv : Kernel::tiled, workspace, small, checks);
       }
-  // Both kernels of many tokens where the device has both: rows and tokens past a tile, every epilogue, parts of k.
-  for (bool hopper : {false, true}) {
-    if (hopper && !on.device.hopper) continue;
+  // Many tokens on every kind of card, as this one can stand in for them: rows and tokens past a tile, every epilogue, parts of
+  // k, codes turned within the products and (from 768 or 384 tokens on, where the card does) before them.
+  struct Card { bool hopper, fast; int shared; };
+  for (Card card : {Card{false, true, on.device.shared_bytes}, {false, false, 99 * 1024}, {true, true, on.device.shared_bytes}}) {
+    if (card.hopper && !on.device.hopper) continue;
     cuda::Launch wide = on;
-    wide.device.hopper = hopper;
+    wide.device.hopper = card.hopper;
+    wide.device.fast_products = card.fast;
+    wide.device.shared_bytes = card.shared;
     int index = 0;
     for (const Weight& w : weights)
       for (auto [n, k] : {std::pair{64, 64}, {576, 576}, {1003, 1000}, {272, 4096}})
-        for (int t : {7, index % 3 ? 130 : 300}) {
+        for (int t : {7, k > 1000 ? 130 : 300, 770}) {
+          if (t == 770 && (n < 500 || !card.fast || index % 2)) continue;
           Epilogue epilogue = epilogues[index++ % 4];
           if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
           run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::wide, workspace, wide, checks);

@@ -72,6 +72,8 @@ export interface EngineOptions {
   version: string
   /** Sequences that may wait, all variants together; may be changed. */
   maxWaiting: number
+  /** Of these, of one tenant and one priority; may be changed. */
+  maxWaitingPerTenant?: number | undefined
   /** Milliseconds, monotonic. */
   clock: () => number
   log: Logger
@@ -206,21 +208,28 @@ export class Engine {
 
   /** Sheds a waiting sequence when the queue is full; the error when the newcomer is the one to go. */
   private makeRoom(submit: Submit, now: number): SequenceError | undefined {
+    const { maxWaiting, maxWaitingPerTenant = Infinity } = this.options
     const { waiting } = this
-    if (waiting < this.options.maxWaiting) return undefined
+    if (waiting < Math.min(maxWaiting, maxWaitingPerTenant) || submit.replayedTokens > 0) return undefined
     // A replay ran before and its client has a part of its answer: it takes no place in the queue.
-    const replays = [...this.allWaiting()].filter((sequence) => sequence.submit.replayedTokens > 0).length
-    if (submit.replayedTokens > 0 || waiting - replays < this.options.maxWaiting) return undefined
-    const rate = this.completions.perSecond(now)
-    const full: SequenceError = {
-      code: 'queue_full',
-      message: `${waiting} requests are waiting already`,
-      retryAfterMs: retryAfterMs(waiting, rate),
+    const queue = [...this.allWaiting()].filter((sequence) => sequence.submit.replayedTokens === 0)
+    const own = queue.filter((sequence) => isSameLine(sequence, submit))
+    if (own.length >= maxWaitingPerTenant) {
+      const tenants = new Set(queue.map((sequence) => sequence.submit.tenant)).size
+      return this.full(`${own.length} requests of this key and priority`, own.length * tenants, now)
     }
+    if (queue.length < maxWaiting) return undefined
+    const full = this.full(`${waiting} requests`, waiting, now)
     const shed = chooseShed(this.allWaiting(), submit.priority, submit.tenant)
     if (!shed) return full
     shed.holder?.end(shed, FinishReason.REJECTED, now, full)
     return undefined
+  }
+
+  /** The refusal of a newcomer to a line of so many. */
+  private full(who: string, line: number, now: number): SequenceError {
+    const rate = this.completions.perSecond(now)
+    return { code: 'queue_full', message: `${who} are waiting already`, retryAfterMs: retryAfterMs(line, rate) }
   }
 
   private *allWaiting(): Generator<Sequence> {
@@ -247,6 +256,10 @@ export class Engine {
       this.options.log.error({ err: error }, 'KV accounting is wrong')
     }
   }
+}
+
+function isSameLine({ submit }: Sequence, { tenant, priority }: Submit): boolean {
+  return submit.tenant === tenant && submit.priority === priority
 }
 
 function refuse(code: string, message: string): SequenceError {

@@ -56,7 +56,8 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   }
   const { read, problem } = readConfig(file, lastGood)
   const config = complete(read)
-  const engine = new Engine({ version: addon.version(), maxWaiting: config.scheduler.max_waiting, clock, log: logger })
+  const { max_waiting: maxWaiting, max_waiting_per_key: maxWaitingPerTenant } = config.scheduler
+  const engine = new Engine({ version: addon.version(), maxWaiting, maxWaitingPerTenant, clock, log: logger })
   if (problem) refuseEdit(engine, problem)
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
   // Built when asked for: by then the weights are loading on other threads.

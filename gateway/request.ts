@@ -75,6 +75,8 @@ export interface GenerateRequest extends Needs {
   priority?: number
   /** The client gets the answer as a whole: nobody reads along. */
   whole?: boolean
+  /** Share of a busy box against other tenants'; absent = 1. */
+  weight?: number
   /** Milliseconds from arrival; 0 = none. */
   deadlineMs: number
   /** Fairness and prefix-cache salt. */

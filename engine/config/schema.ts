@@ -177,6 +177,12 @@ const scheduler = z.strictObject({
       'How long an interactive request may wait for its first token or the next one before batch work beside it gets smaller parts of the steps; 0ms: no goal.',
     ),
   max_waiting: z.int().min(0).max(100_000).default(256).describe('Requests that may wait; more get 429.'),
+  max_waiting_per_key: z
+    .int()
+    .min(1)
+    .max(100_000)
+    .optional()
+    .describe('Of these, requests of one key and one priority; none when absent: a key may fill what others leave.'),
   enable_prefix_caching: z
     .boolean()
     .default(true)

@@ -29,6 +29,7 @@ export class Reloader {
     const diff = diffConfig(this.config, next, new Set(unusable))
     this.config = next
     engine.options.maxWaiting = next.scheduler.max_waiting
+    engine.options.maxWaitingPerTenant = next.scheduler.max_waiting_per_key
     this.options.interactiveGoalMs = next.scheduler.interactive_goal
     for (const { governor } of engine.devices) governor.goalMs = next.scheduler.interactive_goal
     this.setBudgets(diff)

@@ -33,6 +33,7 @@ export class FairShare {
     this.idle.set(tenant, known.served)
   }
 
+  /** `tokens` are divided by the tenant's weight. */
   charge(tenant: string, tokens: number): void {
     const known = this.active.get(tenant)
     if (known) known.served += tokens

@@ -130,13 +130,17 @@ export class Scheduler {
       this.arena.setStarving(this.pool, blocked && this.running.length === 0)
       if (blocked || !this.arena.mayAdmit(this.pool)) this.preemptHeld(now)
     }
-    for (const { sequence, count } of plan.entries) this.share.charge(sequence.submit.tenant, count)
+    for (const { sequence, count } of plan.entries) this.charge(sequence, count)
     if (plan.entries.length === 0) return undefined
     this.counters.steps++
     this.counters.stepTokens += plan.tokens
     this.counters.stepSequences += plan.entries.length
     for (const { sequence } of plan.entries) sequence.lastStep = this.counters.steps
     return plan
+  }
+
+  private charge({ submit }: Sequence, tokens: number): void {
+    this.share.charge(submit.tenant, tokens / Math.max(1, submit.weight))
   }
 
   /** Running sequences that can be stepped: interactive ones, and batch work, that which was stepped longest ago first. */

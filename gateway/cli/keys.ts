@@ -12,6 +12,9 @@ interface CreateFlags {
   model?: string[]
   requestsPerMinute?: number
   tokensPerMinute?: number
+  maxConcurrent?: number
+  maxWaiting?: number
+  weight?: number
   priorityCeiling?: number
   class?: Urgency
   admin?: boolean
@@ -37,6 +40,9 @@ export function keysCommand(configOption: () => Option, fail: (error: unknown) =
     .option('--model <id...>', 'models it may use; default: all')
     .option('--requests-per-minute <n>', 'most requests a minute', integer)
     .option('--tokens-per-minute <n>', 'most tokens of prompts and answers a minute', integer)
+    .option('--max-concurrent <n>', 'most requests in flight at a time', integer)
+    .option('--max-waiting <n>', 'of these, most that wait', integer)
+    .option('--weight <n>', 'its share of a busy box against keys of weight 1', integer)
     .option('--priority-ceiling <n>', 'most urgent priority it may ask for; lower is more urgent (default: 0)', integer)
     .addOption(new Option('--class <class>', 'what its requests are that name no priority').choices(URGENCIES))
     .option('--admin', 'may read metrics and load, unload and pin models')
@@ -78,6 +84,9 @@ function rightsOf(flags: Omit<CreateFlags, 'config' | 'name'>): KeyRights {
     ...(flags.model && { models: flags.model }),
     ...(flags.requestsPerMinute !== undefined && { requests_per_minute: flags.requestsPerMinute }),
     ...(flags.tokensPerMinute !== undefined && { tokens_per_minute: flags.tokensPerMinute }),
+    ...(flags.maxConcurrent !== undefined && { max_concurrent: flags.maxConcurrent }),
+    ...(flags.maxWaiting !== undefined && { max_waiting: flags.maxWaiting }),
+    ...(flags.weight !== undefined && { weight: flags.weight }),
     ...(flags.priorityCeiling !== undefined && { priority_ceiling: flags.priorityCeiling }),
     ...(flags.class && { class: flags.class }),
     ...(flags.admin && { admin: true }),
@@ -100,13 +109,28 @@ function integer(text: string): number {
 
 /** One line per key, columns aligned. */
 export function formatKeys(entries: readonly KeyEntry[]): string {
-  const head = ['ID', 'NAME', 'MODELS', 'REQUESTS/MIN', 'TOKENS/MIN', 'PRIORITY FROM', 'CLASS', 'ADMIN']
+  const head = [
+    'ID',
+    'NAME',
+    'MODELS',
+    'REQUESTS/MIN',
+    'TOKENS/MIN',
+    'AT A TIME',
+    'WAITING',
+    'WEIGHT',
+    'PRIORITY FROM',
+    'CLASS',
+    'ADMIN',
+  ]
   const rows = entries.map((entry) => [
     entry.id,
     entry.name,
     entry.models?.join(',') ?? 'all',
     String(entry.requests_per_minute ?? '-'),
     String(entry.tokens_per_minute ?? '-'),
+    String(entry.max_concurrent ?? '-'),
+    String(entry.max_waiting ?? '-'),
+    String(entry.weight ?? 1),
     String(entry.priority_ceiling),
     entry.class ?? '-',
     entry.admin ? 'yes' : 'no',

@@ -110,6 +110,7 @@ export function toSubmission(
     maxTokens: resolved.maxTokens,
     priority: priorityOf(request),
     tenant: request.tenant,
+    weight: request.weight ?? 1,
     deadlineMs: resolved.deadlineMs,
     traceparent: request.traceparent ?? '',
     replayedTokens: generated.length,

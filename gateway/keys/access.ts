@@ -2,9 +2,10 @@
 import { createHash } from 'node:crypto'
 import { GatewayError } from '../errors.js'
 import type { Access, Grant, HealthReport, Services } from '../services.js'
-import { GuardedGenerator, ScopedModels } from './guard.js'
+import { type Account, GuardedGenerator, ScopedModels } from './guard.js'
 import type { KeyEntry } from './key-file.js'
 import { Meter } from './meter.js'
+import { Quota } from './quota.js'
 import { digestOf, idOf, sameDigest } from './secret.js'
 
 /** What grants are cut from. */
@@ -32,13 +33,13 @@ interface Admitted {
 /** Compared with where there is no entry, so that unknown ids take as long as known ones. */
 const NO_DIGEST = Buffer.alloc(32)
 
-/** Access by key. Owns a meter for each. */
+/** Access by key. Owns an account for each. */
 export class KeyedAccess implements Access {
   readonly keyed = true
   readonly #granted: Granted
   readonly #now: () => number
   #keys = new Map<string, Admitted>()
-  #meters = new Map<string, Meter>()
+  #accounts = new Map<string, Account>()
 
   /** `now`: milliseconds, monotonic. */
   constructor(granted: Granted, entries: readonly KeyEntry[], now: () => number = () => performance.now()) {
@@ -49,17 +50,15 @@ export class KeyedAccess implements Access {
 
   /** Replaces the keys; consumption of those that stay is kept. */
   use(entries: readonly KeyEntry[]): void {
-    const meters = new Map<string, Meter>()
+    const accounts = new Map<string, Account>()
     const keys = new Map<string, Admitted>()
     for (const entry of entries) {
-      const rates = { requestsPerMinute: entry.requests_per_minute, tokensPerMinute: entry.tokens_per_minute }
-      const meter = this.#meters.get(entry.id) ?? new Meter(rates, this.#now)
-      meter.setRates(rates)
-      meters.set(entry.id, meter)
-      keys.set(entry.id, { digest: Buffer.from(entry.sha256, 'hex'), grant: this.#grant(entry, meter) })
+      const account = this.#account(entry)
+      accounts.set(entry.id, account)
+      keys.set(entry.id, { digest: Buffer.from(entry.sha256, 'hex'), grant: this.#grant(entry, account) })
     }
     this.#keys = keys
-    this.#meters = meters
+    this.#accounts = accounts
   }
 
   admit(token: string | undefined): Grant {
@@ -82,16 +81,26 @@ export class KeyedAccess implements Access {
     return sameDigest(digestOf(token), known?.digest ?? NO_DIGEST) ? known?.grant : undefined
   }
 
-  #grant(entry: KeyEntry, meter: Meter): Grant {
-    const { id, name, models: allowed, priority_ceiling: ceiling, class: urgency, admin } = entry
+  /** What the key has used so far, with its rates and bounds as they are now. */
+  #account(entry: KeyEntry): Account {
+    const rates = { requestsPerMinute: entry.requests_per_minute, tokensPerMinute: entry.tokens_per_minute }
+    const bounds = { maxConcurrent: entry.max_concurrent, maxWaiting: entry.max_waiting }
+    const known = this.#accounts.get(entry.id)
+    known?.meter.setRates(rates)
+    known?.quota.setBounds(bounds)
+    return known ?? { meter: new Meter(rates, this.#now), quota: new Quota(bounds, this.#now) }
+  }
+
+  #grant({ id, name, models: allowed, admin, ...entry }: KeyEntry, account: Account): Grant {
     const { generator, models } = this.#granted
     const scoped = allowed ? new ScopedModels(models, new Set(allowed)) : models
+    const standing = { ceiling: entry.priority_ceiling, urgency: entry.class, weight: entry.weight }
     return {
       tenant: id,
       key: name,
       admin,
       models: scoped,
-      generator: new GuardedGenerator(generator, scoped, { ceiling, urgency }, meter),
+      generator: new GuardedGenerator(generator, scoped, standing, account),
     }
   }
 }

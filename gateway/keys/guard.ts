@@ -12,6 +12,7 @@ import type { ModelFacts } from '../router/facts.js'
 import type { ModelDirectory } from '../services.js'
 import { priorityOf, type Urgency } from '../urgency.js'
 import type { Meter } from './meter.js'
+import type { Quota } from './quota.js'
 
 /** The directory of the models that a key may use. Others are refused alike, whether they exist or not. */
 export class ScopedModels implements ModelDirectory {
@@ -71,44 +72,60 @@ interface Standing {
   /** The most urgent priority; what asks for none gets at most that. */
   ceiling: number
   urgency: Urgency | undefined
+  /** Share of a busy box against other keys'. */
+  weight: number | undefined
 }
 
-/** A generator that holds a key to its models, priority and rates. */
+/** What a key has used. */
+export interface Account {
+  meter: Meter
+  quota: Quota
+}
+
+/** A generator that holds a key to its models, priority, rates and places. */
 export class GuardedGenerator implements Generator {
   constructor(
     private readonly inner: Generator,
     private readonly models: ModelDirectory,
     private readonly standing: Standing,
-    private readonly meter: Meter,
+    private readonly account: Account,
   ) {}
 
   generate(request: GenerateRequest, sink: GenerateSink): GenerateHandle {
     try {
       this.models.find(request.model)
-      return this.#start(this.#withinCeiling(request), sink)
+      return this.#start(this.#withStanding(request), sink)
     } catch (error) {
       sink({ type: 'error', error: toGatewayError(error) })
       return NOTHING
     }
   }
 
-  #withinCeiling(request: GenerateRequest): GenerateRequest {
-    const { ceiling, urgency } = this.standing
+  #withStanding(request: GenerateRequest): GenerateRequest {
+    const { ceiling, urgency, weight } = this.standing
     const priority = priorityOf(request, urgency)
     // Many clients always send 0, which asks for nothing.
     if (priority < ceiling && request.priority !== undefined && request.priority !== 0) {
       throw new GatewayError('forbidden', `this key's most urgent priority is ${ceiling}`, { param: 'priority' })
     }
-    return { ...request, priority: Math.max(priority, ceiling) }
+    return { ...request, priority: Math.max(priority, ceiling), ...(weight !== undefined && { weight }) }
   }
 
   #start(request: GenerateRequest, sink: GenerateSink): GenerateHandle {
-    if (this.meter.unbounded) return this.inner.generate(request, sink)
+    const { meter, quota } = this.account
+    const ticket = quota.enter()
     const estimate = estimateTokens(request.input)
-    this.meter.admit(estimate)
-    const bill = new Bill(this.meter, estimate)
+    try {
+      meter.admit(estimate)
+    } catch (error) {
+      ticket.ended()
+      throw error
+    }
+    const bill = meter.unbounded ? undefined : new Bill(meter, estimate)
     return this.inner.generate(request, (event) => {
-      bill.take(event)
+      if (event.type === 'started') ticket.started()
+      else if (event.type === 'usage' || event.type === 'error') ticket.ended()
+      bill?.take(event)
       sink(event)
     })
   }

@@ -20,6 +20,11 @@ const keySchema = z.strictObject({
   models: z.array(z.string()).min(1).optional(),
   requests_per_minute: perMinute().optional(),
   tokens_per_minute: perMinute().optional(),
+  /** Requests in flight at a time, and of these those that wait. */
+  max_concurrent: z.int().min(1).max(100_000).optional(),
+  max_waiting: z.int().min(1).max(100_000).optional(),
+  /** Tokens that it is served for each one of a key of weight 1 while both wait; absent = 1. */
+  weight: z.int().min(1).max(100).optional(),
   /** Most urgent priority that its requests may have; lower is more urgent. */
   priority_ceiling: z
     .int()

@@ -62,6 +62,7 @@ const submission = {
   maxTokens: TOKENS,
   priority: 0,
   tenant: '',
+  weight: 1,
   deadlineMs: 0,
   traceparent: '',
   replayedTokens: 0,

@@ -10,11 +10,19 @@ import { ChatSockets } from '../../gateway/protocols/websocket/server.js'
 import { GatewayClient, type ListModelsResponse } from '../../proto/gen/edgeshift/v1/gateway.js'
 import { GrpcPeer } from '../support/grpc-clients.js'
 import { serveHttp, type TestServer } from '../support/http-server.js'
+import { answer, hold } from '../support/fake-services.js'
 import { type KeyedServices, keyedServices } from '../support/keyed-services.js'
 import { ChatPeer, textOf } from '../support/websocket-clients.js'
 
 const messages = [{ role: 'user' as const, content: 'hi' }]
-const RIGHTS = { all: {}, narrow: { models: ['other'] }, slow: { requests_per_minute: 1 }, boss: { admin: true } }
+const RIGHTS = {
+  all: {},
+  narrow: { models: ['other'] },
+  slow: { requests_per_minute: 1 },
+  boss: { admin: true },
+  single: { max_concurrent: 1 },
+  patient: { max_waiting: 1 },
+}
 
 let services: KeyedServices
 beforeEach(() => {
@@ -80,6 +88,29 @@ describe('HTTP', () => {
     }
   })
 
+  it.each([
+    ['single', 'rate_limit_exceeded', 'this key has 1 requests in flight already'],
+    ['patient', 'queue_full', '1 requests of this key are waiting already'],
+  ])('answers 429 with Retry-After above the places of a key: %s', async (name, code, message) => {
+    services.generator.script = hold
+    const stream = client(services.keys[name]).chat.completions.create({ model: 'fake', messages, stream: true })
+    const first = await services.generator.run(0)
+    const refused = await client(services.keys[name])
+      .chat.completions.create({ model: 'fake', messages })
+      .catch((e: unknown) => e)
+    expect(refused).toBeInstanceOf(RateLimitError)
+    expect(refused).toMatchObject({ code, message: `429 ${message}` })
+    expect(refused instanceof RateLimitError && refused.headers?.get('retry-after')).toBe('1')
+    // Nobody else is kept waiting by that, and its end frees the place.
+    services.generator.script = answer('Hello')
+    await client(services.keys['all']).chat.completions.create({ model: 'fake', messages })
+    first.start()
+    first.finish()
+    for await (const _ of await stream);
+    const again = await client(services.keys[name]).chat.completions.create({ model: 'fake', messages })
+    expect(again.choices[0]?.message.content).toBe('Hello')
+  })
+
   it('leaves probes open but tells them no names, and keeps metrics for admins', async () => {
     expect(await (await get('/health')).json()).toEqual({ status: 'ok', models: {} })
     expect(await (await get('/health', services.keys['all'])).json()).toHaveProperty('models.fake')
@@ -125,6 +156,24 @@ describe('gRPC', () => {
     expect(limited).toMatchObject({ code: status.RESOURCE_EXHAUSTED })
     expect(limited?.metadata.get('edgeshift-error-code')).toEqual(['rate_limit_exceeded'])
     expect(Number(limited?.metadata.get('retry-after-ms')[0])).toBeGreaterThan(55_000)
+  })
+
+  it.each([
+    ['single', 'rate_limit_exceeded'],
+    ['patient', 'queue_full'],
+  ])('is exhausted above the places of a key: %s', async (name, code) => {
+    services.generator.script = hold
+    const held = chat(withKey(name))
+    const first = await services.generator.run(0)
+    const refused = await chat(withKey(name))
+    expect(refused).toMatchObject({ code: status.RESOURCE_EXHAUSTED })
+    expect(refused?.metadata.get('edgeshift-error-code')).toEqual([code])
+    expect(refused?.metadata.get('retry-after-ms')).toEqual(['1000'])
+    first.start()
+    first.finish()
+    expect(await held).toBeUndefined()
+    services.generator.script = answer('Hello')
+    expect(await chat(withKey(name))).toBeUndefined()
   })
 
   it('refuses a stream without a key', async () => {
@@ -205,6 +254,22 @@ describe('WebSocket', () => {
     const [limited] = await slow.whole('b')
     expect(limited).toMatchObject({ type: 'error', error: { code: 'rate_limit_exceeded' } })
     expect(limited).toHaveProperty('retry_after_ms', expect.any(Number))
+  })
+
+  it.each([
+    ['single', 'rate_limit_exceeded'],
+    ['patient', 'queue_full'],
+  ])('refuses what is above the places of a key, and goes on: %s', async (name, code) => {
+    services.generator.script = hold
+    const peer = byHeader(name)
+    await peer.opened
+    for (const id of ['a', 'b']) peer.send({ type: 'chat', id, model: 'fake', messages })
+    expect(await peer.whole('b')).toMatchObject([{ type: 'error', error: { code }, retry_after_ms: 1000 }])
+    peer.send({ type: 'cancel', id: 'a' })
+    expect((await peer.whole('a')).at(-1)).toMatchObject({ type: 'error', error: { code: 'cancelled' } })
+    services.generator.script = answer('Hello')
+    peer.send({ type: 'chat', id: 'c', model: 'fake', messages })
+    expect(textOf(await peer.whole('c'))).toBe('Hello')
   })
 
   it('takes no more requests on an open socket once its key is revoked', async () => {

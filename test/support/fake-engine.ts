@@ -31,6 +31,7 @@ export interface FakeEngineOptions {
   limits?: Partial<SchedulerLimits>
   blocks?: number
   maxWaiting?: number
+  maxWaitingPerTenant?: number
   depth?: number
   stepTimeoutMs?: number
   interactiveGoalMs?: number
@@ -43,7 +44,8 @@ export interface FakeEngineOptions {
 export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const clock = options.clock ?? (() => performance.now())
   const log = pino({ level: 'silent' })
-  const engine = new Engine({ version: 'test', maxWaiting: options.maxWaiting ?? 64, clock, log })
+  const { maxWaiting = 64, maxWaitingPerTenant } = options
+  const engine = new Engine({ version: 'test', maxWaiting, maxWaitingPerTenant, clock, log })
   const limits = {
     maxNumSeqs: 8,
     maxBatchTokens: 32,
@@ -95,6 +97,7 @@ export function submitOf(sequenceId: number, prompt: number[], overrides: Partia
     maxTokens: 8,
     priority: 0,
     tenant: '',
+    weight: 1,
     deadlineMs: 0,
     traceparent: '',
     replayedTokens: 0,

@@ -36,7 +36,8 @@ const log = pino({ name: 'synthetic-engine', level: 'info' }, pino.destination(2
 const clock = (): number => performance.now()
 const config = loadConfig(args.config)
 const { scheduler } = config
-const engine = new Engine({ version: 'synthetic', maxWaiting: scheduler.max_waiting, clock, log })
+const { max_waiting: maxWaiting, max_waiting_per_key: maxWaitingPerTenant } = scheduler
+const engine = new Engine({ version: 'synthetic', maxWaiting, maxWaitingPerTenant, clock, log })
 const events = {
   deviceFailed: (): never => process.exit(70),
   sequenceFinished: engine.sequenceFinished,

@@ -171,6 +171,34 @@ describe('queue', () => {
     expect(late.end?.error?.code).toBe('queue_full')
   })
 
+  it('takes no more of one key and one priority than the bound says, however much room there is', () => {
+    const fake = start({ maxWaiting: 100, maxWaitingPerTenant: 2 })
+    let id = 0
+    const codes = (fields: Partial<Submit>, count: number) =>
+      range(count).map(() => collect(fake, submitOf(id++, [1, 2], fields)).end?.error?.code)
+    expect(codes({ tenant: 'a' }, 3)).toEqual([undefined, undefined, 'queue_full'])
+    expect(codes({ tenant: 'a', priority: 10 }, 3)).toEqual([undefined, undefined, 'queue_full'])
+    expect(codes({ tenant: 'b' }, 1)).toEqual([undefined])
+    expect(codes({ tenant: 'a', replayedTokens: 1 }, 2)).toEqual([undefined, undefined])
+    const refused = collect(fake, submitOf(id++, [1], { tenant: 'a' }))
+    expect(refused.end?.error?.message).toBe('2 requests of this key and priority are waiting already')
+    expect(refused.end?.error?.retryAfterMs).toBeGreaterThan(0)
+  })
+
+  it('serves the tokens of two keys that both wait by their weights', async () => {
+    const fake = start({ limits: { maxNumSeqs: 1, prefixCaching: false }, maxWaiting: 200 })
+    const order: string[] = []
+    const ask = (tenant: string, weight: number): Promise<unknown>[] =>
+      range(40).map((i) => {
+        const request = submitOf(order.length + i + weight * 1000, [1, 2, 3], { tenant, weight, maxTokens: 2 })
+        return collect(fake, request).done.then(() => order.push(tenant))
+      })
+    await Promise.all([...ask('light', 1), ...ask('heavy', 3)])
+    const heavy = order.slice(0, 40).filter((tenant) => tenant === 'heavy').length
+    expect(heavy).toBeGreaterThanOrEqual(29)
+    expect(heavy).toBeLessThanOrEqual(31)
+  })
+
   it('admits by priority, then to the tenant served least, then by arrival', async () => {
     const fake = start({ limits: { maxNumSeqs: 1, prefixCaching: false } })
     const order: number[] = []

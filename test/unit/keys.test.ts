@@ -9,6 +9,7 @@ import { KeyedAccess } from '../../gateway/keys/access.js'
 import { createKey, revokeKey } from '../../gateway/keys/edit.js'
 import { parseKeyFile } from '../../gateway/keys/key-file.js'
 import { Meter } from '../../gateway/keys/meter.js'
+import { Quota, type Ticket } from '../../gateway/keys/quota.js'
 import { digestOf, newKey } from '../../gateway/keys/secret.js'
 import { loadKeyFile } from '../../gateway/keys/watch.js'
 import type { GenerateEvent } from '../../gateway/request.js'
@@ -119,7 +120,9 @@ describe('commands on keys', () => {
 
   it('list what each may do', () => {
     createKey(file, MODELS, 'one', { requests_per_minute: 60, models: ['fake'] })
-    expect(formatKeys(loadKeyFile(file, MODELS)).split('\n')[1]).toMatch(/^[0-9a-f]{12} {2}one +fake +60 +- +0 +- +no$/)
+    expect(formatKeys(loadKeyFile(file, MODELS)).split('\n')[1]).toMatch(
+      /^[0-9a-f]{12} {2}one +fake +60 +- +- +- +1 +0 +- +no$/,
+    )
   })
 })
 
@@ -206,6 +209,61 @@ function oneKey(rights: object, script: FakeScript = answer('Hello', ' world')) 
   return { services, key, entry, access, run }
 }
 
+describe('a quota', () => {
+  it('bounds what is in flight and what waits, and says when a place is likely to be free', () => {
+    let now = 0
+    const quota = new Quota({ maxConcurrent: 3, maxWaiting: 2 }, () => now)
+    const [first, second] = [quota.enter(), quota.enter()]
+    expect(thrown(() => quota.enter())).toMatchObject({ code: 'queue_full', retryAfterMs: 1000 })
+    now = 400
+    first.started()
+    first.started()
+    const third = quota.enter()
+    expect(thrown(() => quota.enter())).toMatchObject({ code: 'rate_limit_exceeded', retryAfterMs: 1000 })
+    now = 5000
+    first.ended()
+    first.ended()
+    // One place came free in 5 s, one of the queue in 0.4 s.
+    expect(thrown(() => quota.enter())).toMatchObject({ code: 'queue_full', retryAfterMs: 400 })
+    second.started()
+    const fourth = quota.enter()
+    expect(thrown(() => quota.enter())).toMatchObject({ code: 'rate_limit_exceeded', retryAfterMs: 5000 })
+    for (const ticket of [second, third, fourth]) ticket.ended()
+    quota.setBounds({ maxConcurrent: 1 })
+    const last = quota.enter()
+    expect(thrown(() => quota.enter()).code).toBe('rate_limit_exceeded')
+    last.ended()
+    quota.setBounds({})
+    for (let i = 0; i < 1000; i++) quota.enter()
+  })
+
+  it('never counts below nothing or above its bounds, whatever comes when', () => {
+    const step = fc.record({ act: fc.constantFrom('enter', 'start', 'end'), at: fc.nat(20) })
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 60 }), fc.integer({ min: 1, max: 5 }), (steps, most) => {
+        const quota = new Quota({ maxConcurrent: most, maxWaiting: most }, () => 0)
+        const tickets: Ticket[] = []
+        for (const { act, at } of steps) {
+          const ticket = tickets[at % Math.max(1, tickets.length)]
+          if (act === 'start') ticket?.started()
+          else if (act === 'end') ticket?.ended()
+          else {
+            try {
+              tickets.push(quota.enter())
+            } catch (error) {
+              if (!(error instanceof GatewayError)) throw error
+            }
+          }
+        }
+        for (const ticket of tickets) ticket.ended()
+        // All places are free again, and no more than there are.
+        for (let i = 0; i < most; i++) quota.enter()
+        expect(() => quota.enter()).toThrow(GatewayError)
+      }),
+    )
+  })
+})
+
 describe('access by key', () => {
   it('refuses what is no key, an unknown one, a wrong secret and a revoked one', () => {
     const { access, key } = oneKey({})
@@ -268,6 +326,12 @@ describe('access by key', () => {
     ])
   })
 
+  it('gives a request the weight of its key', async () => {
+    const { run, services } = oneKey({ weight: 4 })
+    await run()
+    expect(services.generator.runs[0]?.request.weight).toBe(4)
+  })
+
   it('charges what was really used', async () => {
     const { run } = oneKey({ tokens_per_minute: 10 })
     // 3 of the prompt and 2 of the answer by the usage, twice.
@@ -293,6 +357,19 @@ describe('access by key', () => {
       .generator.generate(requestOf({}), () => undefined)
       .cancel()
     expect(await run()).toMatchObject([{ error: { code: 'rate_limit_exceeded' } }])
+  })
+
+  it('takes no place for what its rate refuses, and frees those of what ends, also over a reload', async () => {
+    const { access, entry, key, run, services } = oneKey({ max_concurrent: 1, requests_per_minute: 2 }, hold)
+    const { generator } = access.admit(key.text)
+    const running = generator.generate(requestOf(), () => undefined)
+    access.use([entry])
+    expect(await run()).toMatchObject([{ error: { message: 'this key has 1 requests in flight already' } }])
+    running.cancel()
+    services.generator.script = answer('x')
+    expect((await run()).at(-1)?.type).toBe('usage')
+    for (let i = 0; i < 2; i++)
+      expect(await run()).toMatchObject([{ error: { message: expect.stringContaining('per minute') } }])
   })
 
   it('keeps consumption over a reload', async () => {

@@ -102,6 +102,8 @@ export interface Submit {
   replayedTokens: number;
   /** Log probabilities of the prompt's tokens are returned before the first output token. */
   promptLogprobs: boolean;
+  /** Tokens that its tenant is served for each one of a tenant of weight 1 while both wait; 0 = 1. */
+  weight: number;
 }
 
 /** Field semantics and neutral values are those of the OpenAI API and its common extensions. */
@@ -658,6 +660,7 @@ function createBaseSubmit(): Submit {
     traceparent: "",
     replayedTokens: 0,
     promptLogprobs: false,
+    weight: 0,
   };
 }
 
@@ -699,6 +702,9 @@ export const Submit: MessageFns<Submit> = {
     }
     if (message.promptLogprobs !== false) {
       writer.uint32(88).bool(message.promptLogprobs);
+    }
+    if (message.weight !== 0) {
+      writer.uint32(96).uint32(message.weight);
     }
     return writer;
   },
@@ -814,6 +820,14 @@ export const Submit: MessageFns<Submit> = {
             message.promptLogprobs = reader.bool();
             continue;
           }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.weight = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -844,6 +858,7 @@ export const Submit: MessageFns<Submit> = {
     message.traceparent = object.traceparent ?? "";
     message.replayedTokens = object.replayedTokens ?? 0;
     message.promptLogprobs = object.promptLogprobs ?? false;
+    message.weight = object.weight ?? 0;
     return message;
   },
 };

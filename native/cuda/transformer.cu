@@ -18,6 +18,8 @@ NextRead first_bytes(const PackedMatrix& weight, size_t limit) {
 
 // Whether the norm is worth computing in every block of a gemv: with more tokens a kernel of its own is cheaper.
 constexpr int kFusedNormTokens = 1;
+// From this many new tokens of a sequence on, keys and values go through shared memory.
+constexpr int kWideAttentionTokens = 64;
 #ifndef ES_GEMV_MAX
 #define ES_GEMV_MAX 4
 #endif
@@ -178,6 +180,11 @@ class Pass {
     return args;
   }
 
+  Status attend(int i) {
+    const AttentionArgs<f16> args = attention(i);
+    return f.batch.max_count >= kWideAttentionTokens ? wide_attention(args, on) : prefill_attention(args, on);
+  }
+
   Status qkv(int i) {
     FusedMatmulArgs args;
     args.weight = &layer(i).qkv;
@@ -292,7 +299,7 @@ Status prefill_forward(const Forward& forward, const Launch& on) {
   for (int i = 0; i < pass.spec.layers; ++i) {
     ES_RETURN_IF_ERROR(pass.qkv(i));
     ES_RETURN_IF_ERROR(rope_kv(pass.rope(i), on));
-    ES_RETURN_IF_ERROR(prefill_attention(pass.attention(i), on));
+    ES_RETURN_IF_ERROR(pass.attend(i));
     ES_RETURN_IF_ERROR(pass.output(i));
     ES_RETURN_IF_ERROR(pass.feed_forward(i));
   }

@@ -1,4 +1,4 @@
-// rope_kv, prefill_attention and decode_attention against a double reference. Tolerance: 2e-3 of the norm (keys, values
+// rope_kv, prefill_attention, wide_attention and decode_attention against a double reference. Tolerance: 2e-3 of the norm (keys, values
 // and probabilities are f16).
 #include "cuda/attention.h"
 #include "cuda/rope_kv.h"
@@ -183,6 +183,9 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
     require(cuda::rope_kv(rope, on), "rope_kv");
     require(cuda::prefill_attention(args, on), "prefill_attention");
     compare(history, c, out, counts, first, what, checks);
+    require(cuda::to_status(cudaMemset(out.as<void>(), 0xff, out.bytes()), "memset"), "out");
+    require(cuda::wide_attention(args, on), "wide_attention");
+    compare(history, c, out, counts, first, (std::string("wide ") + what).c_str(), checks);
   };
   prefill(half, zeros, "prefill");
   prefill(rest, half, "second chunk");
@@ -212,5 +215,8 @@ int main() {
   run({8, 2, 128, 16, 50, 2, 0, false, false, {20, 180}}, on, checks);
   run({4, 2, 96, 16, 0, 2, 20, false, false, {40, 100}}, on, checks);
   run({4, 2, 256, 16, 0, 2, 0, false, true, {40, 100}}, on, checks);
+  run({4, 2, 128, 32, 0, 2, 0, false, false, {1, 64, 129, 520}}, on, checks);
+  run({4, 1, 64, 16, 70, 2, 0, false, false, {5, 330}}, on, checks);
+  run({2, 1, 256, 16, 40, 2, 30, false, false, {3, 230}}, on, checks);
   return checks.report("attention");
 }

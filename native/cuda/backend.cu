@@ -12,7 +12,7 @@
 namespace edgeshift {
 namespace {
 
-constexpr int kMaxLoadThreads = 8;
+constexpr int kMaxLoadThreads = 16;
 constexpr int kMaxQueriesPerKvHead = 8;
 
 int threads_up_to(int limit) { return std::clamp(int(std::thread::hardware_concurrency()), 1, limit); }
@@ -81,6 +81,13 @@ class CudaBackend final : public Backend {
     return cuda::read_bandwidth(state_.on);
   }
 
+  Result<std::optional<size_t>> used_bytes() override {
+    size_t free = 0, total = 0;
+    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_.on.device.index));
+    ES_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+    return std::optional<size_t>(total - free);
+  }
+
  private:
   // From the host cache where it has them, else from the sources.
   Result<cuda::DeviceWeights> weights_of(const ModelSpec& spec, const std::vector<WeightSource>& sources, const LoadOptions& options) {
@@ -88,7 +95,7 @@ class CudaBackend final : public Backend {
     if (!kept.ok()) return kept.status();
     if (kept.value()) return Result<cuda::DeviceWeights>(std::move(*kept.value()));
     cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
-    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, state_.on.device.index, loads_);
+    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, staging_, state_.on.device.index, loads_);
     if (!weights.ok() || options.cache_key.empty()) return weights;
     Status status = cache_.keep(options.cache_key, weights.value(), loads_);
     if (!status.ok()) return status;
@@ -97,6 +104,7 @@ class CudaBackend final : public Backend {
 
   cuda::DeviceState state_;
   cuda::HostCache cache_;
+  cuda::Staging staging_;
   cudaStream_t loads_ = nullptr;
 };
 

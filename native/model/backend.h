@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -90,6 +91,9 @@ class Backend {
   // Bytes per second that the device reads from its memory, measured now, behind the steps under way. On the step thread;
   // out_of_memory without room for what it reads.
   virtual Result<double> read_bandwidth() = 0;
+  // Bytes of the device's own memory in use, whoever has them, as its driver says; nothing where the device has none. On
+  // the load thread.
+  virtual Result<std::optional<size_t>> used_bytes() { return std::optional<size_t>(); }
 };
 
 // Opens the CPU with `threads` workers and an arena of `kv_bytes`; out_of_memory when it cannot be reserved.

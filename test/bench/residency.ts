@@ -6,7 +6,7 @@
 import { execFileSync } from 'node:child_process'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
-import { engineOnCpu, type CpuEngine } from '../support/engine-on-cpu.js'
+import { engineInProcess, type InProcessEngine } from '../support/engine-in-process.js'
 import { GatewayProcess } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { Collector, submitOf } from '../support/fake-engine.js'
@@ -33,7 +33,7 @@ function forget(file: string): boolean {
 
 const median = (samples: readonly number[]): string => `${percentile(samples, 0.5).toFixed(0)} ms`
 
-async function switches(box: CpuEngine, rung: string): Promise<void> {
+async function switches(box: InProcessEngine, rung: string): Promise<void> {
   const warm: number[] = []
   const cold: number[] = []
   const resident: number[] = []
@@ -55,7 +55,7 @@ async function switches(box: CpuEngine, rung: string): Promise<void> {
 }
 
 /** Milliseconds between the tokens of one stream of `count` tokens, while `meanwhile` runs from its fifth token on. */
-async function gaps(box: CpuEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
+async function gaps(box: InProcessEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
   const times: number[] = []
   const collector = new Collector()
   let other: Promise<void> | undefined
@@ -72,7 +72,7 @@ async function gaps(box: CpuEngine, count: number, meanwhile: () => Promise<void
   return times.slice(1).map((time, i) => time - (times[i] ?? time))
 }
 
-async function stalls(box: CpuEngine): Promise<void> {
+async function stalls(box: InProcessEngine): Promise<void> {
   await box.residency.load('b:int4')
   const alone = await gaps(box, 300, async () => {})
   const delay = monitorEventLoopDelay({ resolution: 1 })
@@ -92,7 +92,7 @@ async function stalls(box: CpuEngine): Promise<void> {
   )
 }
 
-const large = engineOnCpu(config(3, ['a', 'b']))
+const large = engineInProcess(config(3, ['a', 'b']))
 await large.settled()
 for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(rung)
 for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await switches(large, rung)

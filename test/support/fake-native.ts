@@ -46,6 +46,10 @@ export class FakeNativeDevice implements NativeDevice {
     return Promise.resolve(1e9)
   }
 
+  usedBytes(): Promise<undefined> {
+    return Promise.resolve(undefined)
+  }
+
   /** Makes loads wait until the returned function is called. */
   hold(): () => void {
     const gate = { open: (): void => {}, opened: Promise.resolve() }

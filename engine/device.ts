@@ -1,11 +1,13 @@
 import type { Logger } from 'pino'
 import { BlockPool } from './kv/block-pool.js'
 import type { KvArena } from './kv/arena.js'
+import type { SwapSpace } from './kv/swap-space.js'
 import type { MemoryLedger } from './residency/ledger.js'
 import { BatchGovernor } from './scheduler/governor.js'
 import { FairShare } from './scheduler/fair-share.js'
 import { noCounts, Scheduler, type SchedulerCounters, type SchedulerLimits } from './scheduler/scheduler.js'
 import type { Sequence } from './scheduler/sequence.js'
+import { Swapper } from './scheduler/swapper.js'
 import type { StepExecutor } from './step/executor.js'
 import { VariantRunner } from './step/runner.js'
 import { StepLoop, type StepLoopEvents } from './step/step-loop.js'
@@ -68,6 +70,8 @@ export class EngineDevice {
     readonly ledger: MemoryLedger,
     readonly arena: KvArena,
     private readonly options: DeviceOptions,
+    /** Host memory for preempted sequences; absent where they are computed again. */
+    readonly swap?: SwapSpace,
   ) {
     this.loop = new StepLoop(options)
     this.governor = new BatchGovernor(options.interactiveGoalMs)
@@ -85,7 +89,8 @@ export class EngineDevice {
   addVariant(executor: StepExecutor, blockBytes: number, limits: SchedulerLimits): ResidentVariant {
     const pool = new BlockPool(this.arena, blockBytes)
     const finished = (sequence: Sequence, now: number): void => this.options.events.sequenceFinished(sequence, now)
-    const scheduler = new Scheduler(limits, this.arena, pool, this.share, finished, this.governor)
+    const swapper = this.swap && new Swapper(this.swap, blockBytes, limits.blockSize)
+    const scheduler = new Scheduler(limits, this.arena, pool, this.share, finished, this.governor, swapper)
     const runner = new VariantRunner(scheduler, executor)
     const resident: ResidentVariant = { device: this, scheduler, runner, blockBytes }
     this.residents.push(resident)
@@ -118,6 +123,7 @@ export class EngineDevice {
       const { used } = scheduler.pool.stats()
       if (scheduler.size === 0 && used > 0) throw new Error(`${used} KV blocks in use without a sequence`)
     }
+    this.swap?.checkInvariant()
   }
 }
 

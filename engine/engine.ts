@@ -1,11 +1,12 @@
 import type { Logger } from 'pino'
 import { FinishReason, VariantState, type SequenceError, type Submit } from '../proto/gen/edgeshift/v1/engine.js'
 import type { EngineDevice, ResidentVariant } from './device.js'
-import type { Precision } from './native.js'
+import type { NativeModel, Precision } from './native.js'
 import type { MeasuredQuality } from './registry/index.js'
 import { checkSubmit, chooseShed } from './scheduler/admission.js'
 import { RateMeter, retryAfterMs } from './scheduler/rate.js'
 import { Lobby } from './residency/lobby.js'
+import type { PackedStore } from './residency/packed-store.js'
 import { endOf, Sequence, type SequenceOwner } from './scheduler/sequence.js'
 
 /** A rung as configured, and how far it is. */
@@ -32,6 +33,9 @@ export interface Variant {
   pinned: boolean
   /** Times it was loaded. */
   loads: number
+  /** Where its last load took the matrices from (NativeModel.origin), and how long it took, milliseconds. */
+  origin: NativeModel['origin'] | ''
+  loadMs: number
   /** Set while READY. */
   resident?: ResidentVariant | undefined
 }
@@ -87,6 +91,8 @@ export class Engine {
   readonly devices: EngineDevice[] = []
   /** Absent where every variant is resident from the start. */
   loader: VariantLoader | undefined
+  /** Repacked files of its variants; absent where none are kept. */
+  packed: PackedStore | undefined
   readonly lobby: Lobby
   /** Why the last edit of the configuration was refused; empty when it was not. */
   configError = ''
@@ -251,7 +257,11 @@ export class Engine {
   /** A leak is a bug, not a reason to stop serving: it is reported, loudly. */
   private checkIdle(): void {
     try {
-      for (const device of this.devices) device.checkInvariants()
+      for (const device of this.devices) {
+        device.checkInvariants()
+        const kept = device.swap?.usedBytes ?? 0
+        if (kept > 0) throw new Error(`${kept} bytes of swap memory in use without a sequence`)
+      }
     } catch (error) {
       this.options.log.error({ err: error }, 'KV accounting is wrong')
     }

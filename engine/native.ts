@@ -10,7 +10,7 @@ export type Precision = 'fp16' | 'int8' | 'int4'
 /** What keys and values are cached as; fp8 (e4m3) and int8 with a scale per token and kv head (native/ops/kv_codes.h). */
 export type KvCacheDtype = 'fp16' | 'fp8' | 'int8'
 
-/** `code` is stable: invalid_file, unsupported, out_of_memory, invalid_argument, device_failed, io_error. */
+/** `code` is stable: invalid_file, unsupported, out_of_memory, invalid_argument, device_failed, io_error, disk_full. */
 export interface NativeError extends Error {
   code: string
 }
@@ -162,6 +162,20 @@ export interface LoadRequest {
   kvCacheDtype?: KvCacheDtype
 }
 
+/** A repacked file (native/loader/packed_file.h) and the key that it must have. */
+export interface PackedSource {
+  path: string
+  key: string
+}
+
+/** Blocks of one size to copy: entries as in block tables, of the arena and of the swap memory, as many of each. */
+export interface KvCopy {
+  toHost: boolean
+  deviceBlocks: Uint32Array
+  hostBlocks: Uint32Array
+  blockBytes: number
+}
+
 /** How a device is opened. */
 export interface DeviceOptions {
   kind: 'cpu' | 'cuda'
@@ -172,6 +186,8 @@ export interface DeviceOptions {
   kvArenaBytes: number
   /** Page-locked memory that keeps packed weights for loads that come back (CUDA only); 0 when absent. */
   hostCacheBytes?: number
+  /** Host memory that KV blocks can be copied to, page-locked for CUDA; 0 when absent. */
+  swapBytes?: number
 }
 
 /** Granularity of block table entries in bytes: entry e addresses arena byte e * KV_UNIT_BYTES. */
@@ -188,23 +204,26 @@ export interface NativeAddon {
 }
 
 /**
- * An open device: owns the arena and three threads, each in order and off the event loop: one runs loads, one starts
- * everything else, one waits for what was started. Steps of resident models go on while another model loads.
+ * An open device: owns the arena and four threads, each in order and off the event loop: one runs loads, one writes repacked
+ * files at the lowest priority, one starts everything else, one waits for what was started. Steps of resident models go on while another model loads.
  */
 export interface NativeDevice {
   /**
    * A transaction: on rejection every byte taken is given back. The files are mapped while it runs; one that is
-   * truncated meanwhile kills the process (SIGBUS), so replace model files by renaming.
+   * truncated meanwhile kills the process (SIGBUS), so replace model files by renaming. `packed`: where the matrices may
+   * come from instead; where that file cannot be used, they come from the model's files (NativeModel.packedFault).
    */
-  loadModel(request: LoadRequest): Promise<NativeModel>
+  loadModel(request: LoadRequest, packed?: PackedSource): Promise<NativeModel>
+  /** Names the layout of this device's repacked files: those of equal names, requests and files are equal. */
+  readonly packedLayout: string
   /** Whether the arena takes memory only where it is written to, and discardKv gives it back. */
   readonly elasticKv: boolean
   /** Forgets a stretch of the arena that no step to come refers to; in the order of the steps. */
   discardKv(range: { offset: number; bytes: number }): Promise<void>
   /** Bytes per second that the device reads from its memory, measured now, behind the steps issued before. */
   readBandwidth(): Promise<number>
-  /** Bytes of a GPU that are in use, whoever has them, as its driver says, behind the loads issued before; undefined on a CPU. */
-  usedBytes(): Promise<number | undefined>
+  /** Copies KV blocks to or from the swap memory, in the order of the steps; steps that follow see them copied. */
+  copyKv(copy: KvCopy): Promise<{ deviceMicros: number }>
   /** Frees the arena and stops the threads. All models must be unloaded first. */
   close(): Promise<void>
 }
@@ -220,6 +239,17 @@ export interface NativeModel {
   readonly roundingError: number
   /** Bytes of one KV block (all layers, keys and values), a multiple of KV_UNIT_BYTES. */
   readonly blockBytes: number
+  /** Where the load took the matrices from; host_copy: NativeDevice's host cache. */
+  readonly origin: 'files' | 'packed_file' | 'host_copy'
+  /** What was wrong with the repacked file; empty = nothing, or there was none. */
+  readonly packedFault: string
+  /** Bytes of the matrices as a repacked file holds them. */
+  readonly packedBytes: number
+  /**
+   * Writes a repacked file, which must not exist, until it is on the disk. On rejection there is no file: disk_full,
+   * io_error; invalid_argument when unload() came first, which ends it.
+   */
+  savePacked(to: PackedSource): Promise<void>
   /**
    * Starts a sequence in a slot: sampling state from its parameters and the tokens so far.
    * Must be called before the first step with that slot; calling it again replaces the state (preemption, replay).

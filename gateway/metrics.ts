@@ -1,5 +1,5 @@
 import { Counter, Gauge, Registry } from 'prom-client'
-import type { DeviceStatus, EngineStatus } from '../proto/gen/edgeshift/v1/engine.js'
+import type { DeviceStatus, EngineStatus, PackedFiles, SwapStatus } from '../proto/gen/edgeshift/v1/engine.js'
 import { PairCounter } from './pair-counter.js'
 import type { DegradeCause } from './request.js'
 import { StepHistogram, type HistogramSeries } from './step-histogram.js'
@@ -189,6 +189,18 @@ const whole = (value: (status: EngineStatus) => number) => (status: EngineStatus
 const perDevice = (value: (device: DeviceStatus) => number) => (status: EngineStatus) =>
   status.devices.map((device) => ({ labels: { device: device.id }, value: value(device) }))
 
+/** By device and, where it has a name, event. */
+const ofSwap = (read: (swap: SwapStatus) => Record<string, number>) => (status: EngineStatus) =>
+  status.devices.flatMap(({ id: device, swap }) =>
+    Object.entries(swap ? read(swap) : {}).map(([event, value]) => ({
+      labels: event === '' ? { device } : { device, event },
+      value,
+    })),
+  )
+
+const ofPacked = (value: (packed: PackedFiles) => number) => (status: EngineStatus) =>
+  status.packed ? [{ labels: {}, value: value(status.packed) }] : []
+
 /** Share of a whole; 0 where there is none. */
 function share(part: number, total: number): number {
   return total > 0 ? part / total : 0
@@ -280,6 +292,40 @@ const ENGINE_GAUGES: readonly EngineGauge[] = [
     labels: ['model', 'variant'],
     read: (status) =>
       status.variants.map(({ model, name: variant, loads }) => ({ labels: { model, variant }, value: loads })),
+  },
+  {
+    name: 'swap_used_bytes',
+    help: 'Host memory that preempted sequences hold.',
+    labels: DEVICE,
+    read: ofSwap((swap) => ({ '': swap.usedBytes })),
+  },
+  {
+    name: 'swap_sequences',
+    help: 'Preempted sequences: copied out and in, or computed again because that is quicker or there was no room.',
+    labels: ['device', 'event'],
+    read: ofSwap(({ out, in: back, recomputed, full }) => ({ out, in: back, recomputed, full })),
+  },
+  { name: 'packed_bytes', help: 'Bytes of the repacked files.', labels: [], read: ofPacked((p) => p.bytes) },
+  {
+    name: 'packed_budget_bytes',
+    help: 'Bytes that repacked files may take.',
+    labels: [],
+    read: ofPacked((p) => p.budgetBytes),
+  },
+  {
+    name: 'packed_events',
+    help: "What became of repacked files since the engine's start.",
+    labels: ['event'],
+    read: ({ packed }) => Array.from(packed?.events ?? [], ([event, value]) => ({ labels: { event }, value })),
+  },
+  {
+    name: 'variant_load_seconds',
+    help: "Time of a variant's last load, by where the matrices came from.",
+    labels: ['model', 'variant', 'from'],
+    read: ({ variants }) =>
+      variants.flatMap(({ model, name: variant, origin: from, loadMs }) =>
+        from === '' ? [] : [{ labels: { model, variant, from }, value: loadMs / 1000 }],
+      ),
   },
   {
     name: 'memory_bytes',

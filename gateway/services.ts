@@ -79,6 +79,9 @@ export interface VariantResidency {
   pinned: boolean
   /** Times it was loaded since the engine's start. */
   loads: number
+  /** Where the last load took the matrices from, and how long it took; empty and 0 before the first. */
+  loadedFrom: string
+  loadMs: number
   running: number
   waiting: number
 }
@@ -88,7 +91,12 @@ export interface DeviceState {
   id: string
   kind: string
   budgetBytes: number
+  /** Of the budget: the ledger without what is the host's. */
   usedBytes: number
+  /** Measured less the ledger; 0 where nothing is measured. */
+  driftBytes: number
+  /** Every entry; `owner` is a rung, or empty; `host`: memory of the host beside the budget. */
+  ledger: { kind: string; owner: string; bytes: number; host: boolean }[]
 }
 
 /** What the engine holds. */

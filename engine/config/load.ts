@@ -20,10 +20,11 @@ export function parseConfig(text: string, file: string): Config {
 }
 
 function resolveServer(server: ParsedConfig['server'], folder: string): ParsedConfig['server'] {
-  const { api_keys_file: keys, tls_cert: cert, tls_key: key } = server
+  const { api_keys_file: keys, tls_cert: cert, tls_key: key, cache_dir: cache } = server
   return {
     ...server,
     ...(keys !== undefined && { api_keys_file: resolve(folder, keys) }),
+    ...(cache !== undefined && { cache_dir: resolve(folder, cache) }),
     ...(cert !== undefined && { tls_cert: resolve(folder, cert) }),
     ...(key !== undefined && { tls_key: resolve(folder, key) }),
   }

@@ -6,7 +6,6 @@ import { z } from 'zod'
 import { address, duration, gigabytes, threads } from './values.js'
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*$/
-const NOT_YET = 'Accepted and checked, without effect yet.'
 
 /** Names in URLs, headers and "model:rung": letters, digits, '.', '_', '-'. */
 const name = () =>
@@ -46,6 +45,16 @@ const server = z.strictObject({
   resume_grace: duration()
     .prefault('30s')
     .describe('How long a resumable stream whose client is gone goes on, and is kept after its end.'),
+  cache_dir: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'Folder for repacked files, relative to this file: weights as a device keeps them, so that a rung that comes back need not be converted again. None are kept when absent.',
+    ),
+  cache_gb: gigabytes()
+    .default(20)
+    .describe('Bytes that cache_dir may take, in GB; the longest unused files go first.'),
   log_prompts: z.boolean().default(false).describe('Write the text of prompts to the log.'),
   api_keys_file: z
     .string()
@@ -64,6 +73,13 @@ const server = z.strictObject({
   tls_key: z.string().min(1).optional().describe('Private key of tls_cert in PEM form, without a passphrase.'),
 })
 
+const swap = () =>
+  gigabytes()
+    .default(0)
+    .describe(
+      'Host memory beside memory_gb for the KV blocks of preempted sequences, which go on without being computed again. Page-locked for CUDA.',
+    )
+
 const cpuDevice = z.strictObject({
   id: name().describe('Name of the device in this file and in metrics.'),
   kind: z.literal('cpu').describe('cpu or cuda.'),
@@ -71,6 +87,7 @@ const cpuDevice = z.strictObject({
     .default(4)
     .describe('Memory for weights, KV cache and workspace together, in GB (10^9 bytes).'),
   threads: threads().prefault('auto').describe('Worker threads; auto: one for each core this process may use.'),
+  swap_gb: swap(),
 })
 
 const cudaDevice = z.strictObject({
@@ -82,7 +99,7 @@ const cudaDevice = z.strictObject({
   host_cache_gb: gigabytes()
     .default(0)
     .describe('Page-locked host memory that keeps loaded weights, so that a model that comes back needs one copy.'),
-  swap_gb: gigabytes().default(0).describe(`Pinned host memory for preempted sequences. ${NOT_YET}`),
+  swap_gb: swap(),
 })
 
 const variant = z.strictObject({

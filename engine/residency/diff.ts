@@ -28,12 +28,19 @@ export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>
   }
   const kept = next.models.filter(isKept).map(({ id }) => id)
   const keeps = new Set(kept)
+  const devices = diffDevices(old, next)
   return {
     kept,
     fresh: next.models.flatMap(({ id }) => (keeps.has(id) ? [] : [id])),
     retired: old.models.flatMap(({ id }) => (keeps.has(id) ? [] : [id])),
-    ...diffDevices(old, next),
+    ...devices,
+    later: [...laterServer(old, next), ...devices.later],
   }
+}
+
+function laterServer({ server: old }: Config, { server: next }: Config): string[] {
+  const same = old.cache_dir === next.cache_dir && old.cache_gb === next.cache_gb
+  return same ? [] : ['server cache_dir, cache_gb']
 }
 
 /** What a variant's load depends on beside its model. */

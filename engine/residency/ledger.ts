@@ -1,7 +1,17 @@
 /** What an entry's bytes are for. */
-export type LedgerKind = 'weights' | 'kv' | 'workspace' | 'overhead'
+export type LedgerKind = 'weights' | 'kv' | 'workspace' | 'overhead' | HostKind
 
-/** Bytes of a device's budget that are taken. */
+/** Memory of the host beside the device's budget: taken once, for copies of what was on the device. */
+type HostKind = 'host_cache' | 'swap'
+
+const HOST_KINDS: ReadonlySet<LedgerKind> = new Set<HostKind>(['host_cache', 'swap'])
+
+/** Whether bytes of this kind are the host's, beside the device's budget. */
+export function isHostKind(kind: LedgerKind): boolean {
+  return HOST_KINDS.has(kind)
+}
+
+/** Bytes that are taken: of a device's budget, or of the host for it. */
 export interface LedgerEntry {
   kind: LedgerKind
   /** Variant name; empty for the device itself. */
@@ -9,7 +19,7 @@ export interface LedgerEntry {
   bytes: number
 }
 
-/** Where a device's memory goes: every byte of the budget is in an entry or free. */
+/** Where a device's memory goes: every byte of the budget is in an entry or free; the host's entries stand beside it. */
 export class MemoryLedger {
   private readonly list: LedgerEntry[] = []
 
@@ -20,7 +30,7 @@ export class MemoryLedger {
   }
 
   get freeBytes(): number {
-    return this.budgetBytes - this.list.reduce((sum, entry) => sum + entry.bytes, 0)
+    return this.list.reduce((free, { kind, bytes }) => (isHostKind(kind) ? free : free - bytes), this.budgetBytes)
   }
 
   /** Counts bytes that are taken whether they fit or not. */

@@ -16,18 +16,20 @@ export interface LoadedVariant {
  * A transaction: reserves a variant's bytes, loads it, corrects the ledger to what was taken and starts to schedule it.
  * Rejects with the reason, and then ledger, device and memory are as before.
  */
-export async function loadVariant(known: KnownVariant, { native, device }: OpenDevice): Promise<LoadedVariant> {
+export async function loadVariant(known: KnownVariant, { native, device, packed }: OpenDevice): Promise<LoadedVariant> {
   const { ledger } = device
+  const name = packed?.name(known.request, native.packedLayout)
   const entries: LedgerEntry[] = []
   let model: NativeModel | undefined
   try {
     const weights = reserve(ledger, entries, 'weights', known.name, known.demand.weightBytes)
     const workspace = reserve(ledger, entries, 'workspace', known.name, known.demand.workspaceBytes)
-    model = await native.loadModel(known.request)
+    model = await native.loadModel(known.request, name && packed?.find(name))
     ledger.settle(weights, model.weightBytes)
     ledger.settle(workspace, model.workspaceBytes)
     if (ledger.freeBytes < 0) throw new Error(`took ${-ledger.freeBytes} bytes more than the budget has`)
     const resident = device.addVariant(withPromptRopes(model, known), model.blockBytes, known.limits)
+    if (name) packed?.loaded(known.name, name, model)
     return { model, resident, entries }
   } catch (error) {
     try {

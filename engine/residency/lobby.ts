@@ -39,6 +39,7 @@ export class Lobby {
   end(sequence: Sequence, reason: FinishReason, now: number, error?: SequenceError): void {
     if (sequence.state === 'finished' || !this.remove(sequence)) return
     sequence.state = 'finished'
+    sequence.dropSwapped()
     this.onFinish(sequence, now)
     sequence.owner.deliver(endOf(sequence.id, reason, error))
   }

@@ -2,8 +2,10 @@ import type { Logger } from 'pino'
 import { type DeviceConfig, gigabytesToBytes } from '../config/index.js'
 import { EngineDevice, type DeviceOptions } from '../device.js'
 import { chooseSlabBytes, KvArena } from '../kv/arena.js'
+import { SwapSpace } from '../kv/swap-space.js'
 import type { NativeAddon, NativeDevice, NativeDeviceInfo } from '../native.js'
 import { type LedgerEntry, MemoryLedger } from './ledger.js'
+import type { PackedStore } from './packed-store.js'
 import { type DeviceBudget, planArena, type VariantDemand } from './plan.js'
 
 /** Threads' stacks, the runtime, the addon. */
@@ -28,6 +30,8 @@ export interface OpenDevice {
   kvEntry: LedgerEntry
   /** The KV arena's bytes where they are taken once and for all. */
   fixedKvBytes: number | undefined
+  /** Repacked files of the variants; undefined where none are kept. */
+  packed?: PackedStore | undefined
 }
 
 /** The configured devices that exist here, with the memory they may use; missing ones are logged. */
@@ -74,8 +78,29 @@ export function openDevice(
   ledger.add('overhead', '', budget.overheadBytes)
   const kvEntry = ledger.add('kv', '', arena.bytes)
   const description = { id: config.id, kind: config.kind, name: info.name }
-  const device = new EngineDevice(description, ledger, arena, options)
+  const { hostCacheBytes, swapBytes } = hostMemoryOf(config)
+  if (hostCacheBytes > 0) ledger.add('host_cache', '', hostCacheBytes)
+  const swap = openSwap(native, swapBytes, largest, options)
+  if (swap) ledger.add('swap', '', swapBytes)
+  const device = new EngineDevice(description, ledger, arena, options, swap)
   return { native, device, budget, kvEntry, fixedKvBytes: native.elasticKv ? undefined : arena.bytes }
+}
+
+function hostMemoryOf(config: DeviceConfig): { hostCacheBytes: number; swapBytes: number } {
+  const hostCacheBytes = config.kind === 'cuda' ? gigabytesToBytes(config.host_cache_gb) : 0
+  return { hostCacheBytes, swapBytes: gigabytesToBytes(config.swap_gb) }
+}
+
+function openSwap(
+  native: NativeDevice,
+  bytes: number,
+  largestBlockBytes: number,
+  { events }: DeviceOptions,
+): SwapSpace | undefined {
+  if (bytes === 0) return undefined
+  // What was not copied is not known: no sequence of the device can go on.
+  const failed = (error: unknown): void => events.deviceFailed(error)
+  return new SwapSpace(bytes, chooseSlabBytes(bytes, largestBlockBytes), (copy) => native.copyKv(copy), failed)
 }
 
 /** On a CPU the arena spans more than it may use now, so that it can grow with the budget. */
@@ -88,9 +113,8 @@ function openNative(
 ): { native: NativeDevice; reservedBytes: number } {
   const { kind } = config
   const threads = kind === 'cpu' ? config.threads : 1
-  const hostCacheBytes = config.kind === 'cuda' ? gigabytesToBytes(config.host_cache_gb) : 0
   const open = (kvArenaBytes: number) =>
-    addon.openDevice({ kind, index: info.index, threads, kvArenaBytes, hostCacheBytes })
+    addon.openDevice({ kind, index: info.index, threads, kvArenaBytes, ...hostMemoryOf(config) })
   const span = Math.floor((info.memoryBytes * RESERVED_SHARE) / slabBytes) * slabBytes
   if (kind === 'cpu' && span > kvBytes) {
     try {

@@ -2,7 +2,6 @@ import { FinishReason, type SequenceError, VariantState } from '../../proto/gen/
 import type { Engine, Variant, VariantLoader, VariantOutlook } from '../engine.js'
 import { type DeviceSlot, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 import { detachVariant, type LoadedVariant, loadVariant } from './load.js'
-import type { DriverWatch } from './driver-watch.js'
 import type { MemoryWatch } from './memory-watch.js'
 import { type LoadPlan, planLoad, planShrink } from './plan.js'
 import { ResidencyError } from './residency-error.js'
@@ -30,7 +29,6 @@ export class Residency implements VariantLoader {
   readonly managed = new Map<string, ManagedVariant>()
   /** Absent in tests without real memory. */
   memory: MemoryWatch | undefined
-  readonly drivers: DriverWatch[] = []
   /** Loaded without being asked for as long as there is room, in this order. */
   private preload: string[] = []
   private readonly turns: TurnKeeper
@@ -72,7 +70,6 @@ export class Residency implements VariantLoader {
     this.stopped = true
     clearTimeout(this.timer)
     this.memory?.close()
-    for (const driver of this.drivers) driver.close()
     await this.settled()
   }
 
@@ -311,15 +308,15 @@ export class Residency implements VariantLoader {
     }
     place.loadedAt = clock()
     place.loadMs = place.loadedAt - startedAt
-    const { weightBytes } = place.loaded.model
-    log.info({ variant: managed.variant.name, weightBytes, ms: Math.round(place.loadMs) }, 'loaded')
+    const { weightBytes, origin: from } = place.loaded.model
+    log.info({ variant: managed.variant.name, weightBytes, from, ms: Math.round(place.loadMs) }, 'loaded')
     this.serveFrom(place, place.loaded)
   }
 
   private serveFrom(place: Place, { model, resident }: LoadedVariant): void {
     const { managed, slot } = place
     const { variant, known } = managed
-    const { weightBytes, workspaceBytes, roundingError } = model
+    const { weightBytes, workspaceBytes, roundingError, origin } = model
     place.bytes = weightBytes + workspaceBytes
     slot.order.set(place.key, place)
     // What it really took counts from now on; on another device it may be more, so there the estimate stays a bound.
@@ -330,7 +327,9 @@ export class Residency implements VariantLoader {
     managed.failures = 0
     managed.lastDevice = slot.id
     managed.usedAt = place.loadedAt
-    Object.assign(variant, { resident, weightBytes, roundingError, neededBytes: place.bytes, loads: variant.loads + 1 })
+    const { bytes: neededBytes, loadMs } = place
+    const facts = { weightBytes, roundingError, neededBytes, origin, loadMs, loads: variant.loads + 1 }
+    Object.assign(variant, { resident, ...facts })
     this.setState(managed, VariantState.READY)
     if (this.managed.get(variant.name) !== managed) return
     for (const sequence of this.engine.lobby.take(variant.name)) this.engine.place(sequence, variant)

@@ -1,13 +1,14 @@
 import { VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
-import type { Config, DeviceConfig } from '../config/index.js'
+import type { Logger } from 'pino'
+import { type Config, type DeviceConfig, gigabytesToBytes } from '../config/index.js'
 import type { DeviceOptions } from '../device.js'
 import type { Engine, Variant } from '../engine.js'
 import type { NativeAddon } from '../native.js'
 import type { BrokenVariant, Catalog, KnownVariant } from './catalog.js'
 import { DeviceSlot } from './device-slot.js'
-import { DriverWatch } from './driver-watch.js'
 import { MemoryWatch } from './memory-watch.js'
 import { findDevices, openDevice } from './open.js'
+import { PackedStore } from './packed-store.js'
 import { Residency } from './residency.js'
 
 /**
@@ -22,11 +23,26 @@ export function startResidency(
   options: DeviceOptions,
 ): Residency {
   const residency = new Residency(engine)
+  engine.packed = openPackedStore(config.server, engine.options.log)
   openDevices(residency, engine, config.devices, catalog.known, addon, options)
   residency.memory = new MemoryWatch(engine)
   declare(residency, engine, catalog)
   residency.start(preloadOrder(catalog.known))
   return residency
+}
+
+/** Undefined where no folder is configured, or where it cannot be used. */
+function openPackedStore(
+  { cache_dir: folder, cache_gb: size }: Config['server'],
+  log: Logger,
+): PackedStore | undefined {
+  if (folder === undefined) return undefined
+  try {
+    return new PackedStore(folder, gigabytesToBytes(size), log)
+  } catch (error) {
+    log.error({ err: error, folder }, 'no repacked files: the folder cannot be used')
+    return undefined
+  }
 }
 
 /** Pinned variants first, else in the order of the file, best rung of the first model first. */
@@ -48,10 +64,9 @@ export function openDevices(
     const demands = known.flatMap(({ demand }) => (demand.devices.includes(id) ? [demand] : []))
     if (demands.length === 0 || residency.slots.has(id)) continue
     try {
-      const open = openDevice(found, demands, addon, options)
+      const open = { ...openDevice(found, demands, addon, options), packed: engine.packed }
       engine.devices.push(open.device)
       residency.slots.set(id, new DeviceSlot(open))
-      if (found.config.kind === 'cuda') residency.drivers.push(new DriverWatch(engine, open.device, open.native))
     } catch (error) {
       engine.options.log.error({ err: error, device: id }, 'the device could not be opened')
     }
@@ -113,5 +128,7 @@ function newVariant({ name, model, precision }: Pick<Variant, 'name' | 'model' |
     neededBytes: 0,
     pinned: false,
     loads: 0,
+    origin: '',
+    loadMs: 0,
   }
 }

@@ -27,6 +27,7 @@ export class PrefixCache {
     }
     sequence.published = sequence.blocks.length
     sequence.computed = sequence.blocks.length * blockSize
+    sequence.settled = sequence.computed
   }
 
   /** Offers the full blocks among the first `computed` tokens to others. */

@@ -9,6 +9,7 @@ import { absorbRows } from './postprocess.js'
 import { PrefixCache } from './prefix.js'
 import { countAhead, QueuePace } from './queue-pace.js'
 import { compareSequences, endOf, type Sequence } from './sequence.js'
+import type { Swapper } from './swapper.js'
 import { WaitingQueue } from './waiting-queue.js'
 
 /** Bounds of one variant's batches. */
@@ -51,7 +52,7 @@ const WATERMARK = 0.01
 
 /**
  * Continuous batching for one variant. `plan` decides a step and takes its blocks, `complete` applies its results;
- * several plans may be open at once if their steps run in order. No effects beside `owner.deliver`.
+ * several plans may be open at once if their steps run in order. No effects beside `owner.deliver` and the swapper's copies.
  */
 export class Scheduler {
   readonly counters = noCounts()
@@ -70,6 +71,8 @@ export class Scheduler {
     private readonly share: FairShare,
     private readonly onFinish: (sequence: Sequence, now: number) => void = () => {},
     private readonly governor = new BatchGovernor(),
+    /** Absent where preempted sequences are always computed again. */
+    private readonly swapper?: Swapper,
   ) {
     this.waiting = new WaitingQueue(share)
     this.prefixes = new PrefixCache(limits, pool)
@@ -157,6 +160,7 @@ export class Scheduler {
   /** Applies the results of the oldest open plan. */
   complete(plan: StepPlan, result: StepResult, now: number): void {
     let row = 0
+    this.swapper?.observe(plan, result.deviceMicros)
     let waitMs: number | undefined
     for (const entry of plan.entries) {
       const { sequence } = entry
@@ -164,7 +168,8 @@ export class Scheduler {
       if (sequence.epoch === entry.epoch && sequence.state === 'running') {
         if (!isBatch(sequence)) waitMs = longer(waitMs, sequence.progressAt, now)
         sequence.progressAt = now
-        this.prefixes.publish(sequence, entry.first + entry.count)
+        sequence.settled = entry.first + entry.count
+        this.prefixes.publish(sequence, sequence.settled)
         const reason = absorbRows(entry, result, row)
         if (reason !== FinishReason.UNSPECIFIED) this.remove(sequence, now)
       }
@@ -248,9 +253,10 @@ export class Scheduler {
     return this.running.findLast((sequence) => !planned.has(sequence))
   }
 
-  /** Back to the queue; its full blocks stay cached, so the recomputation is usually short. */
+  /** Back to the queue; its full blocks stay cached, so that less has to be computed or copied again. */
   private preempt(sequence: Sequence): void {
     this.counters.preemptions++
+    this.swapper?.out(sequence)
     this.leaveRunning(sequence)
     sequence.state = 'waiting'
     sequence.pending = 0
@@ -325,6 +331,9 @@ export class Scheduler {
       this.detachBlocks(sequence)
       return false
     }
+    this.swapper?.back(sequence)
+    // Also what another device kept, which is of no use here.
+    sequence.dropSwapped()
     this.waiting.remove(sequence)
     this.enterRunning(sequence, now)
     plan.admitted.push(sequence)
@@ -359,9 +368,7 @@ export class Scheduler {
       const block = sequence.blocks[i]
       if (block) this.pool.release(block)
     }
-    sequence.blocks = []
-    sequence.computed = 0
-    sequence.published = 0
+    sequence.forgetBlocks()
   }
 
   private preemptHeld(now: number): void {
@@ -375,6 +382,7 @@ export class Scheduler {
     } else this.waiting.remove(sequence)
     this.pace.observe(this.waiting.size, now)
     sequence.state = 'finished'
+    sequence.dropSwapped()
     // Without work it is not planned any more, and must not keep others waiting.
     if (this.size === 0) this.arena.setStarving(this.pool, false)
     this.share.leave(sequence.submit.tenant)

@@ -8,6 +8,7 @@ import {
 import type { Block } from '../kv/block-pool.js'
 import type { BlockHash } from '../kv/block-hash.js'
 import { rootHash } from '../kv/block-hash.js'
+import type { SwapSpace } from '../kv/swap-space.js'
 
 /** Where a sequence's deltas go. */
 export interface SequenceOwner {
@@ -31,6 +32,14 @@ export function endOf(sequenceId: number, finishReason: FinishReason, error?: Se
 /** A held sequence is ended after this long, milliseconds. */
 const HOLD_LIMIT_MS = 60_000
 
+/** A preempted sequence's blocks in host memory: the keys and values of its first `tokens` tokens. */
+export interface Swapped {
+  readonly space: SwapSpace
+  readonly tokens: number
+  readonly blocks: readonly Block[]
+  release(): void
+}
+
 /** waiting: in the queue, no slot, no blocks. running: has a slot and blocks. */
 export type SequenceState = 'waiting' | 'running' | 'finished'
 
@@ -45,6 +54,10 @@ export class Sequence {
   readonly submittedLength: number
   /** Leading tokens whose KV is in the blocks or will be by a step already issued. */
   computed = 0
+  /** Of those, what steps that have ended computed. */
+  settled = 0
+  /** Set while it is preempted and its blocks are kept. */
+  swapped: Swapped | undefined
   /** Tokens sampled by issued steps whose results are not read yet; they follow `length`. */
   pending = 0
   blocks: Block[] = []
@@ -137,6 +150,20 @@ export class Sequence {
     }
     this.table[this.blocks.length] = block.entry
     this.blocks.push(block)
+  }
+
+  /** Its blocks were released: nothing is computed any more. */
+  forgetBlocks(): void {
+    this.blocks = []
+    this.computed = 0
+    this.settled = 0
+    this.published = 0
+  }
+
+  /** Gives back the host memory of its blocks, if there is any. */
+  dropSwapped(): void {
+    this.swapped?.release()
+    this.swapped = undefined
   }
 
   /** Tokens of the prompt as first submitted. */

@@ -1,8 +1,17 @@
-import type { DeviceStatus, EngineStatus, VariantStatus } from '../../proto/gen/edgeshift/v1/engine.js'
+import type {
+  DeviceStatus,
+  EngineStatus,
+  PackedFiles,
+  SwapStatus,
+  VariantStatus,
+} from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Derivation } from '../../proto/gen/edgeshift/v1/card.js'
 import type { EngineDevice, ResidentVariant } from '../device.js'
 import type { Engine, Variant, VariantOutlook } from '../engine.js'
+import type { SwapSpace } from '../kv/swap-space.js'
 import { ROUNDING_GROUP } from '../registry/index.js'
+import { isHostKind } from '../residency/ledger.js'
+import type { PackedStore } from '../residency/packed-store.js'
 
 /** The engine's state as clients of the internal service see it. */
 export function engineStatus(engine: Engine): EngineStatus {
@@ -17,13 +26,18 @@ export function engineStatus(engine: Engine): EngineStatus {
     devices: engine.devices.map(deviceStatus),
     configError: engine.configError,
     configReloads: engine.configReloads,
+    packed: engine.packed && packedFiles(engine.packed),
   }
+}
+
+function packedFiles({ bytes, budgetBytes, count, events }: PackedStore): PackedFiles {
+  return { bytes, budgetBytes, files: count, events: new Map(Object.entries(events)) }
 }
 
 /** A variant as clients of the internal service see it. */
 export function variantStatus(variant: Variant, outlook: VariantOutlook | undefined): VariantStatus {
   const { name, model, precision, device, maxModelLen, vocabSize, state, weightBytes, resident } = variant
-  const { neededBytes, pinned, loads } = variant
+  const { neededBytes, pinned, loads, origin, loadMs } = variant
   return {
     name,
     model,
@@ -40,6 +54,8 @@ export function variantStatus(variant: Variant, outlook: VariantOutlook | undefi
     neededBytes,
     pinned,
     loads,
+    origin,
+    loadMs: Math.round(loadMs),
     loadable: outlook?.loadable ?? false,
     queueable: outlook?.queueable ?? false,
     room: outlook?.room ?? [],
@@ -62,7 +78,7 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     kind,
     name,
     budgetBytes: device.ledger.budgetBytes,
-    ledger: device.ledger.entries.map((entry) => ({ ...entry })),
+    ledger: device.ledger.entries.map((entry) => ({ ...entry, host: isHostKind(entry.kind) })),
     blocksTotal: sum(({ scheduler }) => scheduler.pool.stats().total),
     blocksUsed: sum(({ scheduler }) => scheduler.pool.stats().used),
     blocksCached: sum(({ scheduler }) => scheduler.pool.stats().cached),
@@ -81,6 +97,12 @@ function deviceStatus(device: EngineDevice): DeviceStatus {
     driftAlarm: device.drift?.alarm ?? false,
     interactiveWaitUs: Math.round(device.governor.peakMs * 1000),
     batchTokens: device.residents.reduce((most, { scheduler }) => Math.max(most, scheduler.batchTokens), 0),
+    swap: device.swap && swapStatus(device.swap),
     kvCachedBytes: sum(({ scheduler, blockBytes }) => scheduler.pool.stats().cached * blockBytes),
   }
+}
+
+function swapStatus({ usedBytes, counters }: SwapSpace): SwapStatus {
+  const { bytes: copiedBytes, ...sequences } = counters
+  return { usedBytes, copiedBytes, ...sequences }
 }

@@ -32,7 +32,14 @@ const variantSchema = z.object({
 })
 const residencySchema = z.object({
   variants: z.array(variantSchema),
-  devices: z.array(z.object({ id: z.string(), budget_bytes: z.number(), used_bytes: z.number() })),
+  devices: z.array(
+    z.object({
+      id: z.string(),
+      budget_bytes: z.number(),
+      used_bytes: z.number(),
+      ledger: z.array(z.object({ kind: z.string(), bytes: z.number() })),
+    }),
+  ),
 })
 const failureSchema = z.object({ error: z.object({ message: z.string(), code: z.string() }) })
 
@@ -133,7 +140,17 @@ export function formatResidency({ variants, devices }: z.infer<typeof residencyS
       .trimEnd(),
   )
   const budgets = devices.map(
-    ({ id, budget_bytes, used_bytes }) => `${id}: ${formatBytes(used_bytes)} of ${formatBytes(budget_bytes)}`,
+    ({ id, budget_bytes, used_bytes, ledger }) =>
+      `${id}: ${formatBytes(used_bytes)} of ${formatBytes(budget_bytes)} (${sumsByKind(ledger)})`,
   )
   return [...lines, '', ...budgets].join('\n')
+}
+
+/** "weights 92 MB, kv 1 GB, ...", what takes nothing left out. */
+function sumsByKind(ledger: readonly { kind: string; bytes: number }[]): string {
+  const sums = new Map<string, number>()
+  for (const { kind, bytes } of ledger) sums.set(kind, (sums.get(kind) ?? 0) + bytes)
+  return Array.from(sums, ([kind, bytes]) => (bytes > 0 ? `${kind} ${formatBytes(bytes)}` : ''))
+    .filter(Boolean)
+    .join(', ')
 }

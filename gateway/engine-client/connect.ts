@@ -1,4 +1,4 @@
-import { credentials, Metadata, type ChannelOptions } from '@grpc/grpc-js'
+import { credentials, type ChannelOptions } from '@grpc/grpc-js'
 import { EngineClient, type DescribeResponse } from '../../proto/gen/edgeshift/v1/engine.js'
 
 /** Prompts and log probabilities of a whole context fit; assets come in chunks. */
@@ -24,25 +24,47 @@ export function openClient(socketPath: string): EngineClient {
 
 /** Resolves when the engine accepts connections; rejects after `timeoutMs` or when the client is closed. */
 export function waitForReady(client: EngineClient, timeoutMs: number): Promise<void> {
-  return new Promise((resolve, reject) => {
-    client.waitForReady(Date.now() + timeoutMs, (error) => (error ? reject(error) : resolve()))
+  return within(timeoutMs, (resolve, reject) => {
+    client.waitForReady(Infinity, (error) => (error ? reject(error) : resolve()))
+    return undefined
   })
 }
 
 /** Asks the engine for its state; rejects after `timeoutMs`. */
 export function describe(client: EngineClient, timeoutMs: number): Promise<DescribeResponse> {
+  return within(timeoutMs, (resolve, reject) =>
+    client.describe({}, (error, response) => (error ? reject(error) : resolve(response))),
+  )
+}
+
+/**
+ * A promise that is rejected after `timeoutMs` by the monotonic clock, its call cancelled. gRPC's own deadlines are points of the
+ * wall clock: where that jumps, a call would end at once, or never.
+ */
+export function within<T>(
+  timeoutMs: number,
+  start: (resolve: (value: T) => void, reject: (error: unknown) => void) => { cancel(): void } | undefined,
+): Promise<T> {
   return new Promise((resolve, reject) => {
-    client.describe({}, new Metadata(), { deadline: Date.now() + timeoutMs }, (error, response) =>
-      error ? reject(error) : resolve(response),
-    )
+    const settle =
+      <V>(end: (value: V) => void) =>
+      (value: V): void => {
+        clearTimeout(timer)
+        end(value)
+      }
+    const call = start(settle(resolve), settle(reject))
+    const timer = setTimeout(() => {
+      reject(new Error(`no answer for ${timeoutMs} ms`))
+      call?.cancel()
+    }, timeoutMs)
   })
 }
 
 /** Fetches the text layer's files of one model; rejects when the engine does not have the model. */
 export function fetchAssets(client: EngineClient, model: string, timeoutMs: number): Promise<ModelAssets> {
-  return new Promise((resolve, reject) => {
+  return within(timeoutMs, (resolve, reject) => {
     const chunks = new Map<string, Buffer[]>()
-    const call = client.getModelAssets({ model }, { deadline: Date.now() + timeoutMs })
+    const call = client.getModelAssets({ model })
     call.on('data', ({ name, data }: { name: string; data: Buffer }) => {
       const parts = chunks.get(name)
       if (parts) parts.push(data)
@@ -50,5 +72,6 @@ export function fetchAssets(client: EngineClient, model: string, timeoutMs: numb
     })
     call.on('error', reject)
     call.on('end', () => resolve(new Map([...chunks].map(([name, parts]) => [name, Buffer.concat(parts)]))))
+    return call
   })
 }

@@ -1,5 +1,5 @@
 /** What an operator asks of the engine beside its requests. */
-import { Metadata, type ServiceError, status as grpcStatus } from '@grpc/grpc-js'
+import { type ClientUnaryCall, type ServiceError, status as grpcStatus } from '@grpc/grpc-js'
 import {
   type DeviceStatus,
   type EngineClient,
@@ -7,6 +7,7 @@ import {
   VariantState,
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { type ErrorCode, GatewayError } from '../errors.js'
+import { within } from './connect.js'
 import type { DeviceState, Operator, Residency, VariantResidency } from '../services.js'
 import type { EngineSupervisor } from './supervisor.js'
 
@@ -21,7 +22,7 @@ const CODES: Partial<Record<grpcStatus, ErrorCode>> = {
 
 type Engine = Pick<EngineSupervisor, 'client' | 'status' | 'refresh'>
 type Reply = (error: ServiceError | null, status: VariantStatus) => void
-type Asked = (client: EngineClient, metadata: Metadata, options: { deadline: number }, reply: Reply) => void
+type Asked = (client: EngineClient, reply: Reply) => ClientUnaryCall
 
 /** The operator's side of a supervised engine. */
 export class EngineOperator implements Operator {
@@ -35,25 +36,23 @@ export class EngineOperator implements Operator {
   }
 
   load(variant: string): Promise<VariantResidency> {
-    return this.#ask((client, ...rest) => client.load({ variant }, ...rest))
+    return this.#ask((client, reply) => client.load({ variant }, reply))
   }
 
   unload(variant: string): Promise<VariantResidency> {
-    return this.#ask((client, ...rest) => client.unload({ variant }, ...rest))
+    return this.#ask((client, reply) => client.unload({ variant }, reply))
   }
 
   pin(variant: string, pinned: boolean): Promise<VariantResidency> {
-    return this.#ask((client, ...rest) => client.pin({ variant, pinned }, ...rest))
+    return this.#ask((client, reply) => client.pin({ variant, pinned }, reply))
   }
 
   async #ask(ask: Asked): Promise<VariantResidency> {
     const { client, status } = this.engine
     if (!client || !status) throw noEngine()
-    const answer = await new Promise<VariantStatus>((resolve, reject) => {
-      ask(client, new Metadata(), { deadline: Date.now() + TIMEOUT_MS }, (error, value) =>
-        error ? reject(toError(error)) : resolve(value),
-      )
-    })
+    const answer = await within<VariantStatus>(TIMEOUT_MS, (resolve, reject) =>
+      ask(client, (error, value) => (error ? reject(toError(error)) : resolve(value))),
+    )
     await this.engine.refresh()
     return toResidency(answer)
   }
@@ -75,11 +74,26 @@ const STATES: Partial<Record<VariantState, VariantResidency['state']>> = {
 
 function toResidency(variant: VariantStatus): VariantResidency {
   const { name, model, device, weightBytes, neededBytes, pinned, loads, running, waiting, error } = variant
+  const { origin: loadedFrom, loadMs } = variant
   const state = STATES[variant.state] ?? 'unloaded'
-  const facts = { name, model, state, device, weightBytes, neededBytes, pinned, loads, running, waiting }
+  const facts = {
+    name,
+    model,
+    state,
+    device,
+    weightBytes,
+    neededBytes,
+    pinned,
+    loads,
+    loadedFrom,
+    loadMs,
+    running,
+    waiting,
+  }
   return error === '' ? facts : { ...facts, error }
 }
 
-function toDevice({ id, kind, budgetBytes, ledger }: DeviceStatus): DeviceState {
-  return { id, kind, budgetBytes, usedBytes: ledger.reduce((sum, { bytes }) => sum + bytes, 0) }
+function toDevice({ id, kind, budgetBytes, driftBytes, ledger }: DeviceStatus): DeviceState {
+  const usedBytes = ledger.reduce((sum, { bytes, host }) => (host ? sum : sum + bytes), 0)
+  return { id, kind, budgetBytes, usedBytes, driftBytes, ledger }
 }

@@ -183,7 +183,7 @@ export class EngineSupervisor {
     let servedSince = 0
     try {
       await this.#connect(client, child)
-      servedSince = Date.now()
+      servedSince = performance.now()
       await Promise.race([this.#serve(client), child.exited])
     } catch (error) {
       if (!this.#stop.signal.aborted) this.#log.error({ err: error }, 'the engine could not be reached')
@@ -195,7 +195,7 @@ export class EngineSupervisor {
       await child.stop(this.#options.stopGraceMs)
       rmSync(socket, { force: true })
     }
-    const servedMs = servedSince === 0 ? 0 : Date.now() - servedSince
+    const servedMs = servedSince === 0 ? 0 : performance.now() - servedSince
     return { servedMs, steps: this.#steps, exit: await child.exited }
   }
 

@@ -27,6 +27,8 @@ struct MappedLoad {
   std::vector<WeightSource> weights;
   std::vector<Place> places;
   std::vector<MappedFile> files;
+  // A repacked file to take the matrices from; an empty path = none.
+  std::string packed_path, packed_key;
 };
 
 // Integer in [low, high]; throws invalid_argument that names the field.
@@ -37,11 +39,14 @@ std::string read_string(const Napi::Object& object, const char* field);
 MappedLoad read_load_request(const Napi::Object& request);
 
 // Maps the files (any thread) and points every weight to its bytes after checking that they lie inside the file.
-Status map_weights(MappedLoad& load);
+// `read_ahead`: all of them are about to be read.
+Status map_weights(MappedLoad& load, bool read_ahead);
 
 // Names what the files hold, by path, size and time of change, and the rung (LoadOptions::cache_key); empty when a file cannot
 // be looked at.
 std::string content_key(const MappedLoad& load);
+
+KvCopy read_copy(const Napi::Object& copy);
 
 // Copies a StepBatch: the caller may reuse its arrays at once.
 StepBatch read_batch(const Napi::Object& batch);

@@ -232,11 +232,11 @@ MappedLoad read_load_request(const Napi::Object& request) {
   return load;
 }
 
-Status map_weights(MappedLoad& load) {
+Status map_weights(MappedLoad& load, bool read_ahead) {
   for (const std::string& path : load.paths) {
     Result<MappedFile> file = MappedFile::open(path);
     if (!file.ok()) return file.status();
-    file.value().will_read(0, file.value().size());
+    if (read_ahead) file.value().will_read(0, file.value().size());
     load.files.push_back(std::move(file.value()));
   }
   for (const auto& [index, role, path, offset] : load.places) {
@@ -264,6 +264,15 @@ std::string content_key(const MappedLoad& load) {
     key += join("\n", path, " ", size, " ", changed.time_since_epoch().count());
   }
   return key;
+}
+
+KvCopy read_copy(const Napi::Object& object) {
+  KvCopy copy;
+  copy.to_host = object.Get("toHost").ToBoolean();
+  copy.device_blocks = read_vector<uint32_t>(object, "deviceBlocks", napi_uint32_array);
+  copy.host_blocks = read_vector<uint32_t>(object, "hostBlocks", napi_uint32_array);
+  copy.block_bytes = static_cast<size_t>(read_integer(object, "blockBytes", 1, int64_t(1) << 40));
+  return copy;
 }
 
 StepBatch read_batch(const Napi::Object& object) {

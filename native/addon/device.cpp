@@ -18,26 +18,43 @@ class LoadTask : public Task {
 
  protected:
   Status work() override {
-    ES_RETURN_IF_ERROR(map_weights(load_));
+    open_packed();
+    ES_RETURN_IF_ERROR(map_weights(load_, load_.options.packed == nullptr));
     load_.options.cache_key = content_key(load_);
     load_.options.done_reading = [](std::span<const uint8_t> bytes) { MappedFile::done_reading(bytes); };
     Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
     // A torn file explains whatever else went wrong, and what seems right is not.
     for (const MappedFile& file : load_.files) ES_RETURN_IF_ERROR(file.intact());
     load_.files.clear();
+    packed_.file = PackedFile();
+    load_.options.packed = nullptr;
     if (!model.ok()) return model.status();
     model_ = std::move(model.value());
     return Status();
   }
   Napi::Value result(Napi::Env env) override {
     auto resident = std::make_shared<ResidentModel>(device_, std::move(model_), load_.spec.vocab, load_.options);
+    resident->packed_fault = packed_.fault.message();
     return ModelObject::create(env, std::move(resident));
   }
   void failed() override { --device_->models; }
 
  private:
+  // One that cannot be used only means that the files are read.
+  void open_packed() {
+    if (load_.packed_path.empty()) return;
+    Result<PackedFile> file = PackedFile::open(load_.packed_path, load_.packed_key);
+    if (!file.ok()) {
+      packed_.fault = file.status();
+      return;
+    }
+    packed_.file = std::move(file.value());
+    load_.options.packed = &packed_;
+  }
+
   std::shared_ptr<Device> device_;
   MappedLoad load_;
+  PackedSource packed_;
   std::unique_ptr<Model> model_;
 };
 
@@ -74,23 +91,32 @@ class BandwidthTask : public Task {
   double bytes_per_second_ = 0;
 };
 
-class UsedBytesTask : public Task {
+// Starts a copy of KV blocks in the order of the steps; resolves when it has ended.
+class CopyTask : public Task {
  public:
-  UsedBytesTask(Napi::Env env, std::shared_ptr<Device> device) : Task(env), device_(std::move(device)) {}
+  CopyTask(Napi::Env env, std::shared_ptr<Device> device, KvCopy copy)
+      : Task(env), device_(std::move(device)), copy_(std::move(copy)) {}
 
  protected:
   Status work() override {
-    const Result<std::optional<size_t>> used = device_->backend().used_bytes();
-    if (used.ok()) used_ = used.value();
-    return used.status();
+    Result<std::unique_ptr<PendingStep>> pending = device_->backend().copy_kv(copy_);
+    if (!pending.ok()) return pending.status();
+    pending_ = std::move(pending.value());
+    return Status();
   }
+  bool must_wait() const override { return true; }
+  Status wait() override { return std::exchange(pending_, nullptr)->wait(result_); }
   Napi::Value result(Napi::Env env) override {
-    return used_ ? Napi::Value(Napi::Number::New(env, double(*used_))) : env.Undefined();
+    Napi::Object out = Napi::Object::New(env);
+    out.Set("deviceMicros", static_cast<double>(result_.device_micros));
+    return out;
   }
 
  private:
   std::shared_ptr<Device> device_;
-  std::optional<size_t> used_;
+  KvCopy copy_;
+  StepResult result_;
+  std::unique_ptr<PendingStep> pending_;  // gone before the device
 };
 
 // Runs after everything that was queued before it; the device's memory goes with it.
@@ -123,6 +149,7 @@ Device::Device(Napi::Env env, std::unique_ptr<Backend> backend) : env_(env), bac
     task->waits() ? waits_->push(std::move(task)) : done(std::move(task));
   });
   loads_.emplace(&Task::run, done);
+  saves_.emplace(&Task::run, done);
 }
 
 Device::~Device() { shut_down(); }
@@ -130,6 +157,8 @@ Device::~Device() { shut_down(); }
 void Device::shut_down() {
   if (stopped_) return;
   stopped_ = closing_ = true;
+  saves_stop_ = true;
+  saves_.reset();
   loads_.reset();
   // A step that is being started may have to wait until one before it has been read.
   steps_.reset();
@@ -160,6 +189,8 @@ Napi::Value Device::run_step(Napi::Env env, std::unique_ptr<Task> task) { return
 
 Napi::Value Device::run_load(Napi::Env env, std::unique_ptr<Task> task) { return run(env, loads_, std::move(task)); }
 
+Napi::Value Device::run_save(Napi::Env env, std::unique_ptr<Task> task) { return run(env, saves_, std::move(task)); }
+
 void Device::begin_close(Napi::Env env) {
   if (closing_) throw_argument(env, "the device is closed");
   if (models > 0) throw_argument(env, "unload all models first: ", models, " are loaded or loading");
@@ -169,10 +200,11 @@ void Device::begin_close(Napi::Env env) {
 Napi::Function DeviceObject::define(Napi::Env env) {
   return DefineClass(env, "NativeDevice",
                      {InstanceAccessor<&DeviceObject::elastic_kv>("elasticKv", napi_enumerable),
+                      InstanceAccessor<&DeviceObject::packed_layout>("packedLayout", napi_enumerable),
                       InstanceMethod("loadModel", &DeviceObject::load_model),
                       InstanceMethod("discardKv", &DeviceObject::discard_kv),
                       InstanceMethod("readBandwidth", &DeviceObject::read_bandwidth),
-                      InstanceMethod("usedBytes", &DeviceObject::used_bytes),
+                      InstanceMethod("copyKv", &DeviceObject::copy_kv),
                       InstanceMethod("close", &DeviceObject::close)});
 }
 
@@ -187,7 +219,9 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   const auto arena = static_cast<size_t>(read_integer(options, "kvArenaBytes", 0, int64_t(1) << 50));
   const auto host_cache = static_cast<size_t>(
       options.Has("hostCacheBytes") ? read_integer(options, "hostCacheBytes", 0, int64_t(1) << 50) : 0);
-  Result<std::unique_ptr<Backend>> backend = kind == "cpu" ? open_cpu(threads, arena) : open_cuda(index, arena, host_cache);
+  const auto swap = static_cast<size_t>(options.Has("swapBytes") ? read_integer(options, "swapBytes", 0, int64_t(1) << 50) : 0);
+  Result<std::unique_ptr<Backend>> backend =
+      kind == "cpu" ? open_cpu(threads, arena, swap) : open_cuda(index, arena, host_cache, swap);
   if (!backend.ok()) throw_status(env, backend.status());
   device_ = std::make_shared<Device>(env, std::move(backend.value()));
 }
@@ -200,7 +234,12 @@ Napi::Value DeviceObject::load_model(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     if (device_->closed()) throw_argument(env, "the device is closed");
     if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "request is not an object");
-    auto task = std::make_unique<LoadTask>(env, device_, read_load_request(info[0].As<Napi::Object>()));
+    MappedLoad load = read_load_request(info[0].As<Napi::Object>());
+    if (info.Length() > 1 && info[1].IsObject()) {
+      load.packed_path = read_string(info[1].As<Napi::Object>(), "path");
+      load.packed_key = read_string(info[1].As<Napi::Object>(), "key");
+    }
+    auto task = std::make_unique<LoadTask>(env, device_, std::move(load));
     ++device_->models;
     return device_->run_load(env, std::move(task));
   });
@@ -208,6 +247,10 @@ Napi::Value DeviceObject::load_model(const Napi::CallbackInfo& info) {
 
 Napi::Value DeviceObject::elastic_kv(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !device_->closed() && device_->backend().elastic_kv());
+}
+
+Napi::Value DeviceObject::packed_layout(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), device_->closed() ? "" : device_->backend().packed_layout());
 }
 
 // In the order of the steps: those issued before may still write there.
@@ -230,11 +273,11 @@ Napi::Value DeviceObject::read_bandwidth(const Napi::CallbackInfo& info) {
   });
 }
 
-Napi::Value DeviceObject::used_bytes(const Napi::CallbackInfo& info) {
-  return as_promise(info.Env(), [&]() -> Napi::Value {
+Napi::Value DeviceObject::copy_kv(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&] {
     const Napi::Env env = info.Env();
-    if (device_->closed()) throw_argument(env, "the device is closed");
-    return device_->run_load(env, std::make_unique<UsedBytesTask>(env, device_));
+    if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "copy is not an object");
+    return device_->run_step(env, std::make_unique<CopyTask>(env, device_, read_copy(info[0].As<Napi::Object>())));
   });
 }
 

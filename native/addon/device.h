@@ -3,6 +3,7 @@
 
 #include <napi.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 
@@ -11,8 +12,8 @@
 
 namespace edgeshift::addon {
 
-// Three threads per device: one starts the steps, one waits for their results, so that the device never waits for the
-// host, and one runs the loads, so that decoding goes on while another model loads. Each runs its tasks in order. All members are for the JavaScript thread except where said.
+// Four threads per device: one starts the steps, one waits for their results, so that the device never waits for the
+// host, one runs the loads, so that decoding goes on while another model loads, and one writes repacked files. Each runs its tasks in order. All members are for the JavaScript thread except where said.
 class Device {
  public:
   Device(Napi::Env env, std::unique_ptr<Backend> backend);
@@ -24,6 +25,10 @@ class Device {
   // Throws invalid_argument when the device is closed.
   Napi::Value run_step(Napi::Env env, std::unique_ptr<Task> task);
   Napi::Value run_load(Napi::Env env, std::unique_ptr<Task> task);
+  Napi::Value run_save(Napi::Env env, std::unique_ptr<Task> task);
+
+  // Whether saves are to end now; any thread.
+  bool saves_stop() const { return saves_stop_; }
 
   bool closed() const { return closing_; }
   // From here on tasks are refused; those that were queued still run. Throws when models are loaded.
@@ -50,10 +55,12 @@ class Device {
   int pending_ = 0;
   bool closing_ = false;
   bool stopped_ = false;
+  std::atomic<bool> saves_stop_{false};
   // Last: they use everything above.
   std::optional<TaskThread> waits_;
   std::optional<TaskThread> steps_;
   std::optional<TaskThread> loads_;
+  std::optional<TaskThread> saves_;
 };
 
 // NativeDevice of engine/native.ts.
@@ -67,8 +74,9 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value load_model(const Napi::CallbackInfo& info);
   Napi::Value discard_kv(const Napi::CallbackInfo& info);
   Napi::Value read_bandwidth(const Napi::CallbackInfo& info);
-  Napi::Value used_bytes(const Napi::CallbackInfo& info);
+  Napi::Value copy_kv(const Napi::CallbackInfo& info);
   Napi::Value elastic_kv(const Napi::CallbackInfo& info);
+  Napi::Value packed_layout(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   std::shared_ptr<Device> device_;

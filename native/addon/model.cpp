@@ -1,9 +1,17 @@
 #include "addon/model.h"
 
+#ifdef __linux__
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cmath>
 
 #include "addon/convert.h"
 #include "addon/instance.h"
+#include "core/text.h"
+#include "loader/packed_file.h"
 
 namespace edgeshift::addon {
 
@@ -53,6 +61,38 @@ class SetSlotTask : public Task {
   std::vector<RopeTable> ropes_;
 };
 
+// Writes a repacked file while the model serves, in what time and bandwidth others leave.
+class SaveTask : public Task {
+ public:
+  SaveTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, std::string path, std::string key)
+      : Task(env), resident_(std::move(resident)), path_(std::move(path)), key_(std::move(key)) {}
+
+ protected:
+  Status work() override {
+    lower_priority();
+    std::unique_lock lock(resident_->saving);
+    auto stop = [&] { return resident_->stop_saving || resident_->device->saves_stop(); };
+    if (stop() || !resident_->model) return error(Code::invalid_argument, path_, ": stopped");
+    Model& model = *resident_->model;
+    const PackedInfo packed{key_, model.packed_bytes(), model.rounding()};
+    auto piece = [&](size_t offset, size_t bytes) { return model.packed_piece(offset, bytes); };
+    return write_packed_file(path_, packed, piece, stop, [&] { lock.unlock(); });
+  }
+
+ private:
+  // Of this thread alone, for good: it does nothing else.
+  static void lower_priority() {
+#ifdef __linux__
+    constexpr int kProcess = 1, kIdleClass = 3 << 13;
+    setpriority(PRIO_PROCESS, 0, 19);
+    syscall(SYS_ioprio_set, kProcess, 0, kIdleClass);
+#endif
+  }
+
+  std::shared_ptr<ResidentModel> resident_;
+  const std::string path_, key_;
+};
+
 class UnloadTask : public Task {
  public:
   UnloadTask(Napi::Env env, std::shared_ptr<ResidentModel> resident) : Task(env), resident_(std::move(resident)) {}
@@ -62,6 +102,7 @@ class UnloadTask : public Task {
   // Behind every step that was begun before.
   bool must_wait() const override { return true; }
   Status wait() override {
+    std::lock_guard lock(resident_->saving);
     resident_->model.reset();
     return Status();
   }
@@ -72,7 +113,7 @@ class UnloadTask : public Task {
 
 // Frees the model after the steps that were queued before.
 Napi::Value unload_resident(Napi::Env env, const std::shared_ptr<ResidentModel>& resident) {
-  resident->unloaded = true;
+  resident->unloaded = resident->stop_saving = true;
   --resident->device->models;
   return resident->device->run_step(env, std::make_unique<UnloadTask>(env, resident));
 }
@@ -85,6 +126,10 @@ Napi::Function ModelObject::define(Napi::Env env) {
                       InstanceAccessor<&ModelObject::workspace_bytes>("workspaceBytes", napi_enumerable),
                       InstanceAccessor<&ModelObject::block_bytes>("blockBytes", napi_enumerable),
                       InstanceAccessor<&ModelObject::rounding_error>("roundingError", napi_enumerable),
+                      InstanceAccessor<&ModelObject::origin>("origin", napi_enumerable),
+                      InstanceAccessor<&ModelObject::packed_bytes>("packedBytes", napi_enumerable),
+                      InstanceAccessor<&ModelObject::packed_fault>("packedFault", napi_enumerable),
+                      InstanceMethod("savePacked", &ModelObject::save_packed),
                       InstanceMethod("setSlot", &ModelObject::set_slot), InstanceMethod("step", &ModelObject::step),
                       InstanceMethod("unload", &ModelObject::unload)});
 }
@@ -100,6 +145,8 @@ ModelObject::ModelObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mode
   weight_bytes_ = static_cast<double>(resident_->model->weight_bytes());
   workspace_bytes_ = static_cast<double>(resident_->model->workspace_bytes());
   block_bytes_ = static_cast<double>(resident_->model->block_bytes());
+  packed_bytes_ = static_cast<double>(resident_->model->packed_bytes());
+  origin_ = resident_->model->origin();
   const RoundingSums rounding = resident_->model->rounding();
   rounding_error_ = rounding.weights > 0 ? std::sqrt(rounding.error / rounding.weights) : 0;
 }
@@ -127,6 +174,29 @@ Napi::Value ModelObject::block_bytes(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelObject::rounding_error(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), rounding_error_);
+}
+
+Napi::Value ModelObject::origin(const Napi::CallbackInfo& info) {
+  static constexpr const char* kNames[] = {"files", "packed_file", "host_copy"};
+  return Napi::String::New(info.Env(), kNames[static_cast<int>(origin_)]);
+}
+
+Napi::Value ModelObject::packed_bytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), packed_bytes_);
+}
+
+Napi::Value ModelObject::packed_fault(const Napi::CallbackInfo& info) {
+  return Napi::String::New(info.Env(), resident_->packed_fault);
+}
+
+Napi::Value ModelObject::save_packed(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&] {
+    const Napi::Env env = info.Env();
+    check_loaded(env);
+    if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "savePacked({ path, key })");
+    const auto to = info[0].As<Napi::Object>();
+    return resident_->device->run_save(env, std::make_unique<SaveTask>(env, resident_, read_string(to, "path"), read_string(to, "key")));
+  });
 }
 
 void ModelObject::check_loaded(Napi::Env env) const {

@@ -3,7 +3,10 @@
 
 #include <napi.h>
 
+#include <atomic>
 #include <memory>
+#include <mutex>
+#include <string>
 
 #include "addon/device.h"
 #include "model/backend.h"
@@ -22,6 +25,9 @@ struct ResidentModel {
   const int max_slots;
   bool unloaded = false;    // JavaScript thread: unload() was called
   Status pending_failure;  // step thread: a setSlot that failed; the next step reports it
+  std::string packed_fault;  // what was wrong with the repacked file; empty = nothing, or there was none
+  std::atomic<bool> stop_saving{false};  // it is about to be unloaded
+  std::mutex saving;  // held while a save reads the model
 };
 
 // NativeModel of engine/native.ts.
@@ -39,6 +45,10 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   Napi::Value workspace_bytes(const Napi::CallbackInfo& info);
   Napi::Value block_bytes(const Napi::CallbackInfo& info);
   void set_slot(const Napi::CallbackInfo& info);
+  Napi::Value origin(const Napi::CallbackInfo& info);
+  Napi::Value packed_bytes(const Napi::CallbackInfo& info);
+  Napi::Value packed_fault(const Napi::CallbackInfo& info);
+  Napi::Value save_packed(const Napi::CallbackInfo& info);
   Napi::Value step(const Napi::CallbackInfo& info);
   Napi::Value unload(const Napi::CallbackInfo& info);
   void check_loaded(Napi::Env env) const;
@@ -48,6 +58,8 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   double rounding_error_ = 0;
   double workspace_bytes_ = 0;
   double block_bytes_ = 0;
+  double packed_bytes_ = 0;
+  Origin origin_ = Origin::files;
 };
 
 }  // namespace edgeshift::addon

@@ -11,6 +11,7 @@ const char* code_name(Code code) {
     case Code::invalid_argument: return "invalid_argument";
     case Code::device_failed: return "device_failed";
     case Code::io_error: return "io_error";
+    case Code::disk_full: return "disk_full";
   }
   return "unknown";
 }

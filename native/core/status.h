@@ -7,7 +7,7 @@
 
 namespace edgeshift {
 
-enum class Code { ok, invalid_file, unsupported, out_of_memory, invalid_argument, device_failed, io_error };
+enum class Code { ok, invalid_file, unsupported, out_of_memory, invalid_argument, device_failed, io_error, disk_full };
 
 // Stable lower-case name, e.g. "out_of_memory"; the addon gives it to JavaScript as error.code.
 const char* code_name(Code code);

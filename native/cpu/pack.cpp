@@ -222,11 +222,14 @@ PackedMatrix describe(CanonicalForm form, int n, int k, void* memory) {
 }
 
 // Behind the tiles.
-void keep_order(const int32_t* order, PackedMatrix& m) {
-  char* to = static_cast<char*>(m.data) + m.bytes;
-  std::memcpy(to, order, size_t(m.k) * sizeof(int32_t));
-  m.permutation = reinterpret_cast<const int32_t*>(to);
+void point_to_order(PackedMatrix& m) {
+  m.permutation = reinterpret_cast<const int32_t*>(static_cast<const char*>(m.data) + m.bytes);
   m.bytes += round_up_64(size_t(m.k) * sizeof(int32_t));
+}
+
+void keep_order(const int32_t* order, PackedMatrix& m) {
+  std::memcpy(static_cast<char*>(m.data) + m.bytes, order, size_t(m.k) * sizeof(int32_t));
+  point_to_order(m);
 }
 
 CanonicalForm form_of(const CanonicalMatrix& m) { return {m.precision, m.group, m.minimums != nullptr}; }
@@ -248,6 +251,11 @@ bool can_stack(const WeightReader& a, const WeightReader& b, Precision precision
 size_t packed_bytes(CanonicalForm form, int n, int k, bool with_order) {
   size_t order = with_order ? round_up_64(size_t(k) * sizeof(int32_t)) : 0;
   return size_t(tile_count(n)) * tile_layout(form.precision, k, form.group, form.has_minimums).bytes + order;
+}
+
+void describe_packed(CanonicalForm form, int n, int k, std::span<const int32_t> order, void* memory, PackedMatrix& out) {
+  out = describe(form, n, k, memory);
+  if (!order.empty()) point_to_order(out);
 }
 
 size_t packed_bytes(const CanonicalMatrix& m) {

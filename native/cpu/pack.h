@@ -33,6 +33,9 @@ using DoneReading = std::function<void(std::span<const uint8_t>)>;
 Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, PackedMatrix& out, RoundingSums& rounding,
             const DoneReading& done = {});
 
+// Describes in `out` what pack() left in `memory` at another time; `order` as the parts' (empty at fp16).
+void describe_packed(CanonicalForm form, int n, int k, std::span<const int32_t> order, void* memory, PackedMatrix& out);
+
 // Packs one canonical matrix, act-order included.
 size_t packed_bytes(const CanonicalMatrix& matrix);
 Status pack(ThreadPool& pool, const CanonicalMatrix& matrix, void* memory, PackedMatrix& out);

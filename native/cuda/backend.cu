@@ -12,8 +12,10 @@
 namespace edgeshift {
 namespace {
 
-constexpr int kMaxLoadThreads = 16;
+constexpr int kMaxLoadThreads = 8;
 constexpr int kMaxQueriesPerKvHead = 8;
+// To be raised whenever a load of the same files gives other bytes (cuda/strip_layout.h, cuda/pack.cu, model/weights.cpp, quant/).
+constexpr int kPackedVersion = 1;
 
 int threads_up_to(int limit) { return std::clamp(int(std::thread::hardware_concurrency()), 1, limit); }
 
@@ -36,6 +38,46 @@ Status with_place(const char* place, const Status& status) {
   return status.ok() ? status : error(status.code(), place, ": ", status.message());
 }
 
+class PendingCopy final : public PendingStep {
+ public:
+  ~PendingCopy() override {
+    if (end_) cudaEventSynchronize(end_);
+    if (begin_) cudaEventDestroy(begin_);
+    if (end_) cudaEventDestroy(end_);
+  }
+
+  Status start(const KvCopy& copy, char* arena, char* swap, cudaStream_t stream) {
+    ES_CUDA_RETURN_IF_ERROR(cudaEventCreate(&begin_));
+    ES_CUDA_RETURN_IF_ERROR(cudaEventCreate(&end_));
+    ES_CUDA_RETURN_IF_ERROR(cudaEventRecord(begin_, stream));
+    const auto& from = copy.device_blocks;
+    const auto& to = copy.host_blocks;
+    const size_t units = copy.block_bytes / kKvUnitBytes;
+    for (size_t i = 0, run = 1; i < from.size(); i += run) {
+      for (run = 1; i + run < from.size() && from[i + run] == from[i] + run * units && to[i + run] == to[i] + run * units;) ++run;
+      char* device = arena + size_t(from[i]) * kKvUnitBytes;
+      char* host = swap + size_t(to[i]) * kKvUnitBytes;
+      const size_t bytes = run * copy.block_bytes;
+      ES_CUDA_RETURN_IF_ERROR(copy.to_host ? cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream)
+                                           : cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
+    }
+    return cuda::to_status(cudaEventRecord(end_, stream), "a copy of KV blocks");
+  }
+
+  bool ready() const override { return cudaEventQuery(end_) == cudaSuccess; }
+
+  Status wait(StepResult& result) override {
+    ES_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    ES_CUDA_RETURN_IF_ERROR(cudaEventElapsedTime(&milliseconds, begin_, end_));
+    result.device_micros = int64_t(milliseconds * 1e3f);
+    return {};
+  }
+
+ private:
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int index) { state_.on.device.index = index; }
@@ -43,9 +85,10 @@ class CudaBackend final : public Backend {
     cudaSetDevice(state_.on.device.index);
     if (state_.on.stream) cudaStreamDestroy(state_.on.stream);
     if (loads_) cudaStreamDestroy(loads_);
+    cudaFreeHost(swap_);
   }
 
-  Status open(size_t kv_bytes, size_t host_cache_bytes) {
+  Status open(size_t kv_bytes, size_t host_cache_bytes, size_t swap_bytes) {
     const int index = state_.on.device.index;
     ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(index));
     Result<cuda::DeviceTraits> traits = cuda::device_traits(index);
@@ -58,6 +101,8 @@ class CudaBackend final : public Backend {
     ES_RETURN_IF_ERROR(with_place("the KV arena", state_.arena.allocate(kv_bytes)));
     // Attention multiplies masked values by zero: they must be numbers.
     ES_CUDA_RETURN_IF_ERROR(cudaMemset(state_.arena.as<void>(), 0, state_.arena.bytes()));
+    if (swap_bytes > 0) ES_RETURN_IF_ERROR(with_place("the swap memory", cuda::to_status(cudaMallocHost(&swap_, swap_bytes), "cudaMallocHost")));
+    swap_bytes_ = swap_bytes;
     cache_.open(host_cache_bytes, index);
     return cuda::to_status(cudaDeviceSynchronize(), "the KV arena");
   }
@@ -81,12 +126,18 @@ class CudaBackend final : public Backend {
     return cuda::read_bandwidth(state_.on);
   }
 
-  Result<std::optional<size_t>> used_bytes() override {
-    size_t free = 0, total = 0;
-    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_.on.device.index));
-    ES_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
-    return std::optional<size_t>(total - free);
+  // By the steps' stream: what was issued before has written the blocks, and what is issued later finds them copied. Neighbours
+  // on both sides go as one copy.
+  Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) override {
+    if (Status status = check_copy(copy, state_.arena.bytes(), swap_bytes_); !status.ok()) return status;
+    if (Status status = cuda::to_status(cudaSetDevice(state_.on.device.index), "cudaSetDevice"); !status.ok()) return status;
+    auto pending = std::make_unique<PendingCopy>();
+    Status status = pending->start(copy, state_.arena.as<char>(), static_cast<char*>(swap_), state_.on.stream);
+    if (!status.ok()) return status;
+    return std::unique_ptr<PendingStep>(std::move(pending));
   }
+
+  std::string packed_layout() const override { return join("cuda ", kPackedVersion); }
 
  private:
   // From the host cache where it has them, else from the sources.
@@ -95,7 +146,7 @@ class CudaBackend final : public Backend {
     if (!kept.ok()) return kept.status();
     if (kept.value()) return Result<cuda::DeviceWeights>(std::move(*kept.value()));
     cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
-    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, staging_, state_.on.device.index, loads_);
+    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, state_.on.device.index, loads_);
     if (!weights.ok() || options.cache_key.empty()) return weights;
     Status status = cache_.keep(options.cache_key, weights.value(), loads_);
     if (!status.ok()) return status;
@@ -104,8 +155,9 @@ class CudaBackend final : public Backend {
 
   cuda::DeviceState state_;
   cuda::HostCache cache_;
-  cuda::Staging staging_;
   cudaStream_t loads_ = nullptr;
+  void* swap_ = nullptr;
+  size_t swap_bytes_ = 0;
 };
 
 // Why the runtime finds no device.
@@ -138,13 +190,13 @@ std::vector<CudaDevice> cuda_devices() {
   return out;
 }
 
-Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes) {
+Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes, size_t swap_bytes) {
   int count = 0;
   const cudaError_t found = cudaGetDeviceCount(&count);
   if (found != cudaSuccess) return no_device(found);
   if (index < 0 || index >= count) return error(Code::unsupported, "there is no CUDA device ", index, ", only ", count);
   auto backend = std::make_unique<CudaBackend>(index);
-  if (Status status = backend->open(kv_bytes, host_cache_bytes); !status.ok()) return status;
+  if (Status status = backend->open(kv_bytes, host_cache_bytes, swap_bytes); !status.ok()) return status;
   return std::unique_ptr<Backend>(std::move(backend));
 }
 

@@ -115,6 +115,9 @@ Result<std::optional<DeviceWeights>> HostCache::restore(const std::string& key, 
   entries_.splice(entries_.begin(), entries_, found);
   DeviceWeights out;
   out.weights = found->weights;
+  out.rounding = found->rounding;
+  out.packed_bytes = found->packed_bytes;
+  out.origin = Origin::host_copy;
   std::vector<Move> moves;
   const char* from = memory_ + found->offset;
   Status status;
@@ -139,7 +142,7 @@ Status HostCache::keep(const std::string& key, const DeviceWeights& weights, cud
   for (const Buffer& buffer : weights.buffers) bytes += aligned(buffer.bytes());
   const std::optional<size_t> room = make_room(bytes);
   if (!room) return {};
-  Entry entry{key, *room, bytes, {}, weights.weights};
+  Entry entry{key, *room, bytes, {}, weights.weights, weights.rounding, weights.packed_bytes};
   char* to = memory_ + *room;
   for (const Buffer& buffer : weights.buffers) {
     entry.regions.push_back({buffer.as<char>(), buffer.bytes()});

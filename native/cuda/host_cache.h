@@ -43,6 +43,8 @@ class HostCache {
     };
     std::vector<Region> regions;
     TransformerWeights weights;
+    RoundingSums rounding;
+    size_t packed_bytes = 0;
   };
   using Entries = std::list<Entry>;
 

@@ -108,6 +108,16 @@ size_t CudaModel::workspace_bytes() const {
   return sum;
 }
 
+// By the default stream, which waits for no other: neither steps nor loads are held up.
+Result<std::span<const uint8_t>> CudaModel::packed_piece(size_t offset, size_t bytes) {
+  piece_.resize(bytes);
+  const char* from = weights_.buffers.front().as<char>() + offset;
+  Status status = to_status(cudaSetDevice(device_.on.device.index), "cudaSetDevice");
+  if (status.ok()) status = to_status(cudaMemcpy(piece_.data(), from, bytes, cudaMemcpyDeviceToHost), "download of packed weights");
+  if (!status.ok()) return status;
+  return std::span<const uint8_t>(piece_);
+}
+
 Status CudaModel::set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) {
   const bool penalties = state.repetition_penalty != 1 || state.presence_penalty != 0 || state.frequency_penalty != 0;
   ES_RETURN_IF_ERROR(slots_.set(slot, std::move(state), std::move(ropes)));

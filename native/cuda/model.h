@@ -34,6 +34,9 @@ class CudaModel final : public Model {
   RoundingSums rounding() const override { return weights_.rounding; }
   size_t workspace_bytes() const override;
   size_t block_bytes() const override { return kv_.block_bytes(); }
+  Origin origin() const override { return weights_.origin; }
+  size_t packed_bytes() const override { return weights_.packed_bytes; }
+  Result<std::span<const uint8_t>> packed_piece(size_t offset, size_t bytes) override;
   Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;
   Status step(const StepBatch& batch, StepResult& result) override;
   Result<std::unique_ptr<PendingStep>> begin(const StepBatch& batch) override;
@@ -73,6 +76,7 @@ class CudaModel final : public Model {
   StepGraphs graphs_;
   int graphs_version_ = 0;
   Flights flights_;
+  std::vector<uint8_t> piece_;  // of the image, for packed_piece
 };
 
 }  // namespace edgeshift::cuda

@@ -105,8 +105,12 @@ Status pack(const CanonicalMatrix& source, RowOrder order, void* data, PackedMat
     pack_scales<<<unsigned((count + 255) / 256), 256, 0, stream>>>(job, count);
   }
   ES_CUDA_RETURN_IF_ERROR(cudaGetLastError());
-  out = {source.precision, source.n, source.k, source.group, source.minimums != nullptr, nullptr, data, layout.bytes()};
+  describe_packed(source, data, out);
   return {};
+}
+
+void describe_packed(const CanonicalMatrix& shape, void* data, PackedMatrix& out) {
+  out = {shape.precision, shape.n, shape.k, shape.group, shape.minimums != nullptr, nullptr, data, packed_bytes(shape)};
 }
 
 }  // namespace edgeshift::cuda

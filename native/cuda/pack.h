@@ -17,4 +17,7 @@ size_t packed_bytes(const CanonicalMatrix& source);
 // The order of the inputs stays with the caller: invalid_argument when `permutation` is set.
 Status pack(const CanonicalMatrix& source, RowOrder order, void* data, PackedMatrix& out, cudaStream_t stream);
 
+// Describes in `out` what pack() left in `data` of a matrix of this shape; of its arrays only whether there are minimums counts.
+void describe_packed(const CanonicalMatrix& shape, void* data, PackedMatrix& out);
+
 }  // namespace edgeshift::cuda

@@ -1,6 +1,9 @@
 #include "model/backend.h"
 
+#include <algorithm>
 #include <utility>
+
+#include "ops/kv_layout.h"
 
 namespace edgeshift {
 
@@ -19,12 +22,28 @@ class FinishedStep final : public PendingStep {
   StepResult result_;
 };
 
+bool inside(const std::vector<uint32_t>& blocks, size_t block_bytes, size_t bytes) {
+  return std::ranges::all_of(blocks, [&](uint32_t block) {
+    const size_t offset = size_t(block) * kKvUnitBytes;
+    return offset <= bytes && block_bytes <= bytes - offset;
+  });
+}
+
 }  // namespace
+
+std::unique_ptr<PendingStep> finished_step(StepResult result) { return std::make_unique<FinishedStep>(std::move(result)); }
+
+Status check_copy(const KvCopy& copy, size_t arena_bytes, size_t swap_bytes) {
+  if (copy.device_blocks.size() != copy.host_blocks.size()) return {Code::invalid_argument, "a copy of blocks to fewer or more blocks"};
+  if (!inside(copy.device_blocks, copy.block_bytes, arena_bytes)) return {Code::invalid_argument, "a block outside of the arena"};
+  if (!inside(copy.host_blocks, copy.block_bytes, swap_bytes)) return {Code::invalid_argument, "a block outside of the swap memory"};
+  return {};
+}
 
 Result<std::unique_ptr<PendingStep>> Model::begin(const StepBatch& batch) {
   StepResult result;
   if (Status status = step(batch, result); !status.ok()) return status;
-  return std::unique_ptr<PendingStep>(std::make_unique<FinishedStep>(std::move(result)));
+  return finished_step(std::move(result));
 }
 
 }  // namespace edgeshift

@@ -5,19 +5,28 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
 #include "core/status.h"
+#include "loader/packed_file.h"
 #include "model/spec.h"
 #include "ops/sample.h"
 #include "quant/row_kernels.h"
 #include "quant/weight_source.h"
 
 namespace edgeshift {
+
+// Where a load took a variant's matrices from.
+enum class Origin { files, packed_file, host_copy };
+
+// A repacked file that a load may take the matrices from; what is wrong with it is said here, and the sources are read.
+struct PackedSource {
+  PackedFile file;
+  Status fault;
+};
 
 struct LoadOptions {
   Precision precision = Precision::fp16;
@@ -29,6 +38,8 @@ struct LoadOptions {
   // Names the files' content and the rung: a backend may keep what it made of them under it. Empty = not to be kept.
   std::string cache_key = {};
   KvDtype kv_dtype = KvDtype::fp16;
+  // May be null; must outlive the load.
+  PackedSource* packed = nullptr;
 };
 
 // One step, host arrays; fields as StepBatch in engine/native.ts.
@@ -42,7 +53,7 @@ struct StepResult {
   int64_t device_micros = 0;
 };
 
-// A step that a device is working on. Must be gone before its model.
+// A step, or a copy of KV blocks, that a device is working on. Must be gone before its model or backend.
 class PendingStep {
  public:
   virtual ~PendingStep() = default;
@@ -65,6 +76,11 @@ class Model {
   // What rounding to nearest took at the load: each rounded matrix counts by its number of weights, with its squared error
   // as a share of its own squares. Zeros where every matrix is as the file has it.
   virtual RoundingSums rounding() const = 0;
+  virtual Origin origin() const { return Origin::files; }
+  // The matrices as one image in the backend's layout, for a repacked file. packed_piece gives a part of it, valid until the
+  // next call; from any one thread, also beside steps.
+  virtual size_t packed_bytes() const = 0;
+  virtual Result<std::span<const uint8_t>> packed_piece(size_t offset, size_t bytes) = 0;
   // Starts or replaces a slot's sampling state. `ropes` replace the model's rotary tables for this sequence, one for
   // each of the same size (rope scaling that depends on the prompt's length); empty = the model's.
   virtual Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes = {}) = 0;
@@ -75,6 +91,13 @@ class Model {
   virtual Result<std::unique_ptr<PendingStep>> begin(const StepBatch& batch);
 };
 
+// Blocks of one size to copy between the arena and the swap memory: entries as in block tables, as many of each.
+struct KvCopy {
+  bool to_host = false;
+  std::vector<uint32_t> device_blocks, host_blocks;
+  size_t block_bytes = 0;
+};
+
 // An open device; owns the KV arena.
 class Backend {
  public:
@@ -83,6 +106,8 @@ class Backend {
   // are already resident, which go on meanwhile; two loads may not run at once.
   virtual Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& weights,
                                               const LoadOptions& options) = 0;
+  // Names the layout of packed images: those of equal names and sources are equal.
+  virtual std::string packed_layout() const = 0;
   // Whether an arena larger than what is in use costs nothing: memory is taken when it is first written to, and
   // discard_kv gives it back.
   virtual bool elastic_kv() const { return false; }
@@ -91,13 +116,19 @@ class Backend {
   // Bytes per second that the device reads from its memory, measured now, behind the steps under way. On the step thread;
   // out_of_memory without room for what it reads.
   virtual Result<double> read_bandwidth() = 0;
-  // Bytes of the device's own memory in use, whoever has them, as its driver says; nothing where the device has none. On
-  // the load thread.
-  virtual Result<std::optional<size_t>> used_bytes() { return std::optional<size_t>(); }
+  // Copies blocks in the order of the steps, without waiting where the device can work ahead. On the step thread.
+  // invalid_argument when a block lies outside of the arena or of the swap memory.
+  virtual Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) = 0;
 };
 
-// Opens the CPU with `threads` workers and an arena of `kv_bytes`; out_of_memory when it cannot be reserved.
-Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes);
+// A finished step, for backends that do not work ahead.
+std::unique_ptr<PendingStep> finished_step(StepResult result);
+
+// Whether all of a copy's blocks lie inside an arena and a swap memory of so many bytes; invalid_argument says which does not.
+Status check_copy(const KvCopy& copy, size_t arena_bytes, size_t swap_bytes);
+
+// Opens the CPU with `threads` workers, an arena of `kv_bytes` and swap memory; out_of_memory when they cannot be reserved.
+Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes, size_t swap_bytes = 0);
 
 struct CudaDevice {
   int index = 0;
@@ -110,8 +141,9 @@ struct CudaDevice {
 std::vector<CudaDevice> cuda_devices();
 
 // Opens CUDA device `index` with an arena of `kv_bytes` and room for `host_cache_bytes` of packed weights in page-locked host
-// memory, from which a load that names its content (LoadOptions::cache_key) comes back fast. out_of_memory when it cannot be reserved; unsupported when there
-// is no such device, the driver is too old, or the build has no kernels for it.
-Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes = 0);
+// memory, from which a load that names its content (LoadOptions::cache_key) comes back fast, and `swap_bytes` of such memory
+// for KV blocks. out_of_memory when it cannot be reserved; unsupported when there is no such device, the driver is too old,
+// or the build has no kernels for it.
+Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes = 0, size_t swap_bytes = 0);
 
 }  // namespace edgeshift

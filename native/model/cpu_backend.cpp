@@ -1,3 +1,6 @@
+#include <chrono>
+#include <cstring>
+
 #include "core/cpu_info.h"
 #include "core/text.h"
 #include "cpu/buffer.h"
@@ -6,6 +9,7 @@
 #include "model/backend.h"
 #include "model/cpu_model.h"
 #include "model/head_padding.h"
+#include "ops/kv_layout.h"
 
 namespace edgeshift {
 
@@ -14,6 +18,8 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxHeadDim = 256;
 constexpr int kBlockUnit = 16;
+// To be raised whenever a load of the same files gives other bytes (cpu/tile.h, cpu/pack.cpp, model/weights.cpp, quant/).
+constexpr int kPackedVersion = 1;
 
 // The general checks, and what the kernels (cpu/ops.h) take.
 Status check(const ModelSpec& spec, const LoadOptions& options) {
@@ -30,7 +36,8 @@ Status check(const ModelSpec& spec, const LoadOptions& options) {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int threads, cpu::Buffer arena) : pool_(threads), arena_(std::move(arena)) {}
+  CpuBackend(int threads, cpu::Buffer arena, cpu::Buffer swap)
+      : pool_(threads), arena_(std::move(arena)), swap_(std::move(swap)) {}
 
   Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& sources,
                                       const LoadOptions& options) override {
@@ -48,20 +55,38 @@ class CpuBackend final : public Backend {
         pool_, arena, std::move(padded), options, std::move(weights.value()), std::move(workspace.value())));
   }
 
+  // Every instruction set has the same tiles; the set is named so that no doubt about its conversions can arise.
+  std::string packed_layout() const override { return join("cpu ", kPackedVersion, " ", cpu::isa_name(pool_.isa())); }
   bool elastic_kv() const override { return true; }
   void discard_kv(size_t offset, size_t bytes) override { arena_.discard(offset, bytes); }
   Result<double> read_bandwidth() override { return cpu::read_bandwidth(pool_); }
 
+  Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) override {
+    if (Status status = check_copy(copy, arena_.bytes(), swap_.bytes()); !status.ok()) return status;
+    const auto start = std::chrono::steady_clock::now();
+    for (size_t i = 0; i < copy.device_blocks.size(); ++i) {
+      char* device = static_cast<char*>(arena_.data()) + size_t(copy.device_blocks[i]) * kKvUnitBytes;
+      char* host = static_cast<char*>(swap_.data()) + size_t(copy.host_blocks[i]) * kKvUnitBytes;
+      std::memcpy(copy.to_host ? host : device, copy.to_host ? device : host, copy.block_bytes);
+    }
+    const auto elapsed = std::chrono::steady_clock::now() - start;
+    return finished_step({{}, std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count()});
+  }
+
  private:
   cpu::ThreadPool pool_;
   cpu::Buffer arena_;
+  cpu::Buffer swap_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes) {
+Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes, size_t swap_bytes) {
   if (threads < 1 || threads > kMaxThreads) {
     return error(Code::invalid_argument, "threads must be from 1 to ", kMaxThreads, ", not ", threads);
+  }
+  if (swap_bytes > physical_memory()) {
+    return error(Code::out_of_memory, "swap memory of ", swap_bytes, " bytes is larger than the machine's ", physical_memory());
   }
   // The mapping would succeed: Linux gives memory out before it has it.
   if (kv_bytes > physical_memory()) {
@@ -70,7 +95,9 @@ Result<std::unique_ptr<Backend>> open_cpu(int threads, size_t kv_bytes) {
   }
   Result<cpu::Buffer> arena = cpu::Buffer::allocate(kv_bytes);
   if (!arena.ok()) return arena.status();
-  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(threads, std::move(arena.value())));
+  Result<cpu::Buffer> swap = cpu::Buffer::allocate(swap_bytes);
+  if (!swap.ok()) return swap.status();
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(threads, std::move(arena.value()), std::move(swap.value())));
 }
 
 }  // namespace edgeshift

@@ -27,6 +27,10 @@ Status CpuModel::set_slot(int slot, SamplingState state, std::vector<RopeTable> 
   return slots_.set(slot, std::move(state), std::move(ropes));
 }
 
+Result<std::span<const uint8_t>> CpuModel::packed_piece(size_t offset, size_t bytes) {
+  return std::span<const uint8_t>(static_cast<const uint8_t*>(weights_.matrices.data()) + offset, bytes);
+}
+
 Status CpuModel::step(const StepBatch& batch, StepResult& result) {
   const auto start = std::chrono::steady_clock::now();
   ES_RETURN_IF_ERROR(slots_.check(batch, {spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size,

@@ -30,6 +30,9 @@ class CpuModel final : public Model {
   RoundingSums rounding() const override { return weights_.rounding; }
   size_t workspace_bytes() const override { return workspace_.memory.bytes(); }
   size_t block_bytes() const override { return kv_.block_bytes(); }
+  Origin origin() const override { return weights_.origin; }
+  size_t packed_bytes() const override { return weights_.packed_bytes; }
+  Result<std::span<const uint8_t>> packed_piece(size_t offset, size_t bytes) override;
   Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;
   Status step(const StepBatch& batch, StepResult& result) override;
 

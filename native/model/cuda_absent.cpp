@@ -7,7 +7,7 @@ namespace edgeshift {
 
 std::vector<CudaDevice> cuda_devices() { return {}; }
 
-Result<std::unique_ptr<Backend>> open_cuda(int, size_t, size_t) {
+Result<std::unique_ptr<Backend>> open_cuda(int, size_t, size_t, size_t) {
   return Status(Code::unsupported, "this build has no CUDA backend: npm run build:cuda makes one");
 }
 

@@ -4,9 +4,12 @@
  * clients on memory for two rungs, through the gateway. `npm run bench:residency [-- --mixed-ms 60000]` (Linux).
  */
 import { execFileSync } from 'node:child_process'
+import { mkdtempSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
-import { engineInProcess, type InProcessEngine } from '../support/engine-in-process.js'
+import { engineOnCpu, type CpuEngine } from '../support/engine-on-cpu.js'
 import { GatewayProcess } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { Collector, submitOf } from '../support/fake-engine.js'
@@ -16,7 +19,9 @@ const { values } = parseArgs({ options: { 'mixed-ms': { type: 'string', default:
 const ROUNDS = 5
 const PROMPT = [1, 2, 3, 4]
 const ladder = `[{ precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }, { precision: int8, from: fp16 }, { precision: int4, from: fp16 }]`
-const config = (gigabytes: number, models: readonly string[]): string => `
+const cache = mkdtempSync(join(tmpdir(), 'edgeshift-packed-'))
+const config = (gigabytes: number, models: readonly string[], server = ''): string => `
+${server}
 devices: [{ id: cpu0, kind: cpu, memory_gb: ${gigabytes} }]
 models: [${models.map((id) => `{ id: ${id}, max_model_len: 512, variants: ${ladder} }`).join(', ')}]
 `
@@ -31,9 +36,11 @@ function forget(file: string): boolean {
   }
 }
 
-const median = (samples: readonly number[]): string => `${percentile(samples, 0.5).toFixed(0)} ms`
+const median = (samples: readonly number[]): string =>
+  samples.length > 0 ? `${percentile(samples, 0.5).toFixed(0)} ms` : 'not measured'
 
-async function switches(box: InProcessEngine, rung: string): Promise<void> {
+/** Request to first token of a rung that is resident, then of one whose source is in the page cache and on the disk alone. */
+async function switches(box: CpuEngine, rung: string, source: string): Promise<[number[], number[], number[]]> {
   const warm: number[] = []
   const cold: number[] = []
   const resident: number[] = []
@@ -44,18 +51,34 @@ async function switches(box: InProcessEngine, rung: string): Promise<void> {
     await box.residency.unload(rung)
     warm.push(await first())
     await box.residency.unload(rung)
-    if (forget(SMOLLM2_FILE)) cold.push(await first())
+    if (forget(source)) cold.push(await first())
     else await first()
   }
-  const uncached = cold.length > 0 ? median(cold) : 'not measured'
+  return [resident, warm, cold]
+}
+
+/** Every tier in turn: the model's file without a folder for repacked ones, then the repacked file. */
+async function tiers(rung: string): Promise<void> {
+  const [resident, file, fileCold] = await switches(large, rung, SMOLLM2_FILE)
+  const store = repackedFile(rung)
+  const [, packed, packedCold] = await switches(packing, rung, store)
   console.log(
-    `${rung}: request to first token ${median(resident)} resident, ${median(warm)} after a switch (file in the page cache), ` +
-      `${uncached} cold (file on disk)`,
+    `${rung}: request to first token ${median(resident)} resident; from the repacked file (${(statSync(store).size / 1e6).toFixed(0)} MB) ` +
+      `${median(packed)} in the page cache (a CPU device's host copy), ${median(packedCold)} on disk; from the model's file ` +
+      `${median(file)} in the page cache, ${median(fileCold)} on disk`,
   )
 }
 
+/** A rung's repacked file, which is there. */
+function repackedFile(rung: string): string {
+  const request = packing.residency.managed.get(rung)?.known.request
+  const layout = packing.residency.slots.get('cpu0')?.open.native.packedLayout
+  const name = request && packing.engine.packed?.name(request, layout ?? '')
+  return join(cache, name?.file ?? '')
+}
+
 /** Milliseconds between the tokens of one stream of `count` tokens, while `meanwhile` runs from its fifth token on. */
-async function gaps(box: InProcessEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
+async function gaps(box: CpuEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
   const times: number[] = []
   const collector = new Collector()
   let other: Promise<void> | undefined
@@ -72,7 +95,7 @@ async function gaps(box: InProcessEngine, count: number, meanwhile: () => Promis
   return times.slice(1).map((time, i) => time - (times[i] ?? time))
 }
 
-async function stalls(box: InProcessEngine): Promise<void> {
+async function stalls(box: CpuEngine): Promise<void> {
   await box.residency.load('b:int4')
   const alone = await gaps(box, 300, async () => {})
   const delay = monitorEventLoopDelay({ resolution: 1 })
@@ -92,10 +115,16 @@ async function stalls(box: InProcessEngine): Promise<void> {
   )
 }
 
-const large = engineInProcess(config(3, ['a', 'b']))
+const large = engineOnCpu(config(3, ['a', 'b']))
 await large.settled()
 for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(rung)
-for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await switches(large, rung)
+const packing = engineOnCpu(config(3, ['a'], `server: { cache_dir: ${JSON.stringify(cache)} }`))
+await packing.settled()
+while (packing.engine.packed?.events.written !== 3) await new Promise((resolve) => setTimeout(resolve, 5))
+for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await packing.residency.unload(rung)
+for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await tiers(rung)
+await packing.close()
+rmSync(cache, { recursive: true })
 for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(rung)
 await stalls(large)
 await large.close()

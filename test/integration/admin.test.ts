@@ -47,7 +47,14 @@ it('tells what is in memory, and changes it', async () => {
       { name: 'fake:fp16', model: 'fake', state: 'unloaded', needed_bytes: expect.any(Number), pinned: false },
       { name: 'fake:int4', state: 'ready' },
     ],
-    devices: [{ id: 'cpu0', budget_bytes: 4_000_000_000, used_bytes: 1024 }],
+    devices: [
+      {
+        id: 'cpu0',
+        budget_bytes: 4_000_000_000,
+        used_bytes: 1024,
+        ledger: [{ kind: 'weights', owner: 'fake:int4', bytes: 1024 }],
+      },
+    ],
   })
   const model = 'fake:int4'
   expect((await ask('/admin/models/pin', 'boss', { model })).json).toMatchObject({ name: model, pinned: true })
@@ -84,7 +91,7 @@ function command(key: string, ...args: string[]): Promise<{ code: number | null;
 it('has a command that says the same', async () => {
   const list = await command('boss', 'list')
   expect(list.out).toMatch(/^fake:fp16 +unloaded +2\.00 GB +cpu0$/m)
-  expect(list.out).toMatch(/^cpu0: 1\.02 kB of 4\.00 GB$/m)
+  expect(list.out).toMatch(/^cpu0: 1\.02 kB of 4\.00 GB \(weights 1\.02 kB\)$/m)
   expect((await command('boss', 'pin', 'fake:int4')).out).toBe('fake:int4  ready  560 MB  cpu0  pinned\n')
   expect(await command('boss', 'unload', 'fake:int4')).toEqual({
     code: 1,

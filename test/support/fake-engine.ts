@@ -82,6 +82,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     neededBytes: 1000,
     pinned: false,
     loads: 1,
+    origin: 'files',
+    loadMs: 0,
     resident: device.addVariant(executor, blockBytes, limits),
   })
   return { engine, device, executor }

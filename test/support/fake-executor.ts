@@ -1,8 +1,8 @@
-import type { SlotState, StepBatch, StepResult } from '../../engine/native.js'
+import { KV_UNIT_BYTES, type KvCopy, type SlotState, type StepBatch, type StepResult } from '../../engine/native.js'
 import type { StepExecutor } from '../../engine/step/executor.js'
 
 /** What a block of a fake device holds: the tokens whose KV it is. */
-interface FakeBlock {
+export interface FakeBlock {
   owner: FakeExecutor
   entry: number
   tokens: Int32Array
@@ -10,6 +10,23 @@ interface FakeBlock {
 
 /** KV memory of a fake device: what every arena unit is part of. */
 export type FakeMemory = Map<number, FakeBlock>
+
+/** Copies blocks between a fake device and a fake host memory, at the call, as the device does in the order of its steps. */
+export function copyFakeBlocks(memory: FakeMemory, host: Map<number, FakeBlock>, copy: KvCopy): void {
+  for (const [i, entry] of copy.deviceBlocks.entries()) {
+    const place = copy.hostBlocks[i] ?? -1
+    if (copy.toHost) {
+      const block = memory.get(entry)
+      if (!block || block.entry !== entry) throw new Error(`nothing whole at ${entry}`)
+      host.set(place, { ...block, tokens: block.tokens.slice() })
+      continue
+    }
+    const kept = host.get(place)
+    if (!kept) throw new Error(`nothing kept at ${place}`)
+    const block = { ...kept, entry, tokens: kept.tokens.slice() }
+    for (let unit = 0; unit < copy.blockBytes / KV_UNIT_BYTES; unit++) memory.set(entry + unit, block)
+  }
+}
 
 /** What a fake model answers after a context: any function of the tokens alone. */
 function fakeNextToken(context: ArrayLike<number>, seed: number, vocabSize: number): number {

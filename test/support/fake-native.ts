@@ -21,6 +21,7 @@ const BLOCK_SIZE = 4
 /** A device whose loads take until the test lets them go, or no time at all. */
 export class FakeNativeDevice implements NativeDevice {
   readonly elasticKv = true
+  readonly packedLayout = 'fake'
   readonly discarded: number[] = []
   /** Names of the variants loaded and unloaded, in order: "+a:int4", "-a:int4". */
   readonly log: string[] = []
@@ -46,8 +47,8 @@ export class FakeNativeDevice implements NativeDevice {
     return Promise.resolve(1e9)
   }
 
-  usedBytes(): Promise<undefined> {
-    return Promise.resolve(undefined)
+  copyKv(): Promise<{ deviceMicros: number }> {
+    return Promise.resolve({ deviceMicros: 1 })
   }
 
   /** Makes loads wait until the returned function is called. */
@@ -87,6 +88,9 @@ class FakeNativeModel extends FakeExecutor implements NativeModel {
   readonly workspaceBytes: number
   readonly blockBytes = KV_UNIT_BYTES
   readonly roundingError = 0
+  readonly origin = 'files'
+  readonly packedFault = ''
+  readonly packedBytes = 0
 
   constructor(
     memory: FakeMemory,
@@ -96,6 +100,10 @@ class FakeNativeModel extends FakeExecutor implements NativeModel {
     super(memory, BLOCK_SIZE, FAKE_VOCAB)
     this.weightBytes = weightBytes
     this.workspaceBytes = workspaceBytes
+  }
+
+  savePacked(): Promise<void> {
+    return Promise.resolve()
   }
 
   unload(): Promise<void> {

@@ -206,7 +206,16 @@ class FakeOperator implements Operator {
   )
 
   residency(): Promise<Residency> {
-    const devices = [{ id: 'cpu0', kind: 'cpu', budgetBytes: 4_000_000_000, usedBytes: 1024 }]
+    const devices = [
+      {
+        id: 'cpu0',
+        kind: 'cpu',
+        budgetBytes: 4_000_000_000,
+        usedBytes: 1024,
+        driftBytes: 0,
+        ledger: [{ kind: 'weights', owner: 'fake:int4', bytes: 1024, host: false }],
+      },
+    ]
     return Promise.resolve({ variants: [...this.#variants.values()], devices })
   }
 
@@ -239,7 +248,7 @@ function residencyOf(
   model: string,
   { name, state, weightBytes, device }: ModelFacts['variants'][number],
 ): VariantResidency {
-  const work = { pinned: false, loads: 0, running: 0, waiting: 0 }
+  const work = { pinned: false, loads: 0, loadedFrom: '', loadMs: 0, running: 0, waiting: 0 }
   return { model, name, state, weightBytes, neededBytes: weightBytes, device, ...work }
 }
 

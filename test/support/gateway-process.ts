@@ -82,12 +82,16 @@ export class GatewayProcess {
    * Starts the shipped models.yaml on free ports with the real engine, or with a program of this folder; `edit` may change
    * the file's text.
    */
-  static startShipped(edit: (config: string) => string = (config) => config, engine?: string): GatewayProcess {
+  static startShipped(
+    edit: (config: string) => string = (config) => config,
+    engine?: string,
+    env: Record<string, string> = {},
+  ): GatewayProcess {
     const shipped = readFileSync(at('../../models.yaml'), 'utf8')
       .replace('127.0.0.1:8080', '127.0.0.1:0')
       .replace('127.0.0.1:8081', '127.0.0.1:0')
       .replaceAll('models/smollm2-135m-instruct-q4_1.gguf', MODEL)
-    return GatewayProcess.spawn(edit(shipped), engine === undefined ? [] : ['--engine', at(engine)], {})
+    return GatewayProcess.spawn(edit(shipped), engine === undefined ? [] : ['--engine', at(engine)], env)
   }
 
   /** Its TMPDIR is private, so that leftovers can be seen. */

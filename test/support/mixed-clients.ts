@@ -1,6 +1,6 @@
 /** Many clients of several variants at once, and how long they waited. */
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
-import type { InProcessEngine } from './engine-in-process.js'
+import type { CpuEngine } from './engine-on-cpu.js'
 
 /** What became of a run; waits are from submit to first schedule, milliseconds, loads included. */
 export interface MixedReport {
@@ -17,7 +17,7 @@ export interface MixedReport {
 
 /** `clients` ask one after the other, each for any of the variants, for `milliseconds`; one in 16 cancels or hurries. */
 export async function runMixed(
-  box: InProcessEngine,
+  box: CpuEngine,
   variants: readonly string[],
   clients: number,
   milliseconds: number,
@@ -38,7 +38,9 @@ export async function runMixed(
         ...(kind === 0 && { deadlineMs: 50 }),
       }
       const { end, waitedMs } = await box.ask(name, [1 + (index % 9), 2, 3 + (turn % 9)], overrides)
-      const reason = FinishReason[end.finishReason] ?? ''
+      // One that cannot be met is refused before it passes.
+      const late = end.error?.code === 'deadline_exceeded'
+      const reason = late ? 'DEADLINE' : (FinishReason[end.finishReason] ?? '')
       ends[reason] = (ends[reason] ?? 0) + 1
       counts[index] = (counts[index] ?? 0) + 1
       if (waitedMs === undefined) continue

@@ -62,6 +62,8 @@ const status: EngineStatus = {
       neededBytes: 1000,
       pinned: false,
       loads: 1,
+      origin: 'files',
+      loadMs: 0,
       queueable: false,
       room: [],
     })),

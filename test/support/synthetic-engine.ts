@@ -72,6 +72,8 @@ for (const model of config.models) {
       neededBytes: 0,
       pinned: false,
       loads: 1,
+      origin: 'files',
+      loadMs: 0,
       resident: device.addVariant(executor, BLOCK_BYTES, {
         maxNumSeqs: scheduler.max_num_seqs,
         maxBatchTokens: scheduler.max_num_batched_tokens,

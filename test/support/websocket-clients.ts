@@ -55,8 +55,7 @@ export class ChatPeer {
 
   /** Resolves when request `id` has ended, to all of its messages. */
   async whole(id: string): Promise<Named[]> {
-    const ends = (message: Named): boolean => ['usage', 'error', 'route'].includes(message.type)
-    await this.find((message) => message.id === id && ends(message))
+    await this.find((message) => message.id === id && (message.type === 'usage' || message.type === 'error'))
     return this.received.filter((message) => message.id === id)
   }
 }

@@ -42,6 +42,7 @@ test('defaults', () => {
       resume_grace: 30_000,
       drain_timeout: 30_000,
       log_prompts: false,
+      cache_gb: 20,
     },
     devices: [],
     models: [
@@ -115,7 +116,7 @@ describe('one value', () => {
     [
       'key of another kind',
       having('devices: [{ id: a, kind: cpu, index: 0 }]'),
-      '2:31 devices[0].index: unknown key; known here: id, kind, memory_gb, threads',
+      '2:31 devices[0].index: unknown key; known here: id, kind, memory_gb, threads, swap_gb',
     ],
     [
       'wrong kind',

@@ -4,15 +4,17 @@ import { describe, expect, it } from 'vitest'
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import { KvArena } from '../../engine/kv/arena.js'
 import { BlockPool } from '../../engine/kv/block-pool.js'
-import { KV_UNIT_BYTES, type StepResult } from '../../engine/native.js'
+import { SwapSpace } from '../../engine/kv/swap-space.js'
+import { KV_UNIT_BYTES, type KvCopy, type StepResult } from '../../engine/native.js'
 import { FairShare } from '../../engine/scheduler/fair-share.js'
 import { BatchGovernor } from '../../engine/scheduler/governor.js'
 import type { StepPlan } from '../../engine/scheduler/plan.js'
 import { Scheduler, type SchedulerLimits } from '../../engine/scheduler/scheduler.js'
 import { Sequence } from '../../engine/scheduler/sequence.js'
+import { Swapper } from '../../engine/scheduler/swapper.js'
 import { BatchBuilder, slotState } from '../../engine/step/batch.js'
 import { Collector, FAKE_VOCAB, neutralSampling, submitOf } from '../support/fake-engine.js'
-import { fakeAnswer, FakeExecutor, type FakeMemory } from '../support/fake-executor.js'
+import { copyFakeBlocks, fakeAnswer, type FakeBlock, FakeExecutor, type FakeMemory } from '../support/fake-executor.js'
 
 /** Shorter than what the simulated clock passes now and then. */
 const GOAL_MS = 20
@@ -33,9 +35,17 @@ class Model {
   readonly executor: FakeExecutor
   private readonly builder = new BatchBuilder(LIMITS.blockSize)
 
-  constructor(arena: KvArena, memory: FakeMemory, share: FairShare, blockBytes: number, governor: BatchGovernor) {
+  constructor(
+    arena: KvArena,
+    memory: FakeMemory,
+    share: FairShare,
+    readonly blockBytes: number,
+    swap: SwapSpace | undefined,
+    governor: BatchGovernor,
+  ) {
     this.pool = new BlockPool(arena, blockBytes)
-    this.scheduler = new Scheduler(LIMITS, arena, this.pool, share, () => {}, governor)
+    const swapper = swap && new Swapper(swap, blockBytes, LIMITS.blockSize)
+    this.scheduler = new Scheduler(LIMITS, arena, this.pool, share, () => {}, governor, swapper)
     this.executor = new FakeExecutor(memory, LIMITS.blockSize, FAKE_VOCAB, blockBytes / KV_UNIT_BYTES)
   }
 
@@ -48,16 +58,27 @@ class Model {
 /** Two variants with different block sizes on one arena, stepped by hand with steps left open on purpose. */
 class Simulation {
   now = 0
+  readonly swap: SwapSpace | undefined
   readonly models: Model[]
   readonly sequences: { sequence: Sequence; collector: Collector; model: Model }[] = []
   private readonly open: { model: Model; plan: StepPlan; result: StepResult }[] = []
 
-  constructor(private readonly depth: number) {
+  constructor(
+    private readonly depth: number,
+    swapSlabs = 0,
+  ) {
     const arena = new KvArena(SLABS * SLAB_BYTES, SLAB_BYTES)
     const share = new FairShare()
     const memory: FakeMemory = new Map()
+    const host = new Map<number, FakeBlock>()
+    const copy = (blocks: KvCopy) => {
+      copyFakeBlocks(memory, host, blocks)
+      return Promise.resolve({ deviceMicros: 1 })
+    }
+    if (swapSlabs > 0)
+      this.swap = new SwapSpace(swapSlabs * SLAB_BYTES, SLAB_BYTES, copy, (error) => assert.fail(String(error)))
     const governor = new BatchGovernor(GOAL_MS)
-    this.models = [256, 768].map((blockBytes) => new Model(arena, memory, share, blockBytes, governor))
+    this.models = [256, 768].map((blockBytes) => new Model(arena, memory, share, blockBytes, this.swap, governor))
   }
 
   submit(which: number, prompt: number[], maxTokens: number, tenant: string, priority: number): void {
@@ -100,6 +121,14 @@ class Simulation {
       const held = new Set(live.flatMap(({ sequence }) => sequence.blocks))
       assert.equal(pool.stats().used, held.size)
     }
+    this.swap?.checkInvariant()
+    const kept = this.sequences.flatMap(
+      ({ sequence, model }) => sequence.swapped?.blocks.map(() => model.blockBytes) ?? [],
+    )
+    assert.equal(
+      this.swap?.usedBytes ?? 0,
+      kept.reduce((sum, bytes) => sum + bytes, 0),
+    )
   }
 
   /** Steps until nothing is left; the bound is far above what any order needs. */
@@ -165,8 +194,8 @@ describe('scheduler under any order of events', () => {
   for (const depth of [1, 2, 3]) {
     it(`keeps its invariants, loses no sequence and answers as if alone (${depth} steps in flight)`, () => {
       fc.assert(
-        fc.property(fc.array(command, { minLength: 10, maxLength: 60 }), (commands) => {
-          const simulation = new Simulation(depth)
+        fc.property(fc.nat(4), fc.array(command, { minLength: 10, maxLength: 60 }), (swapSlabs, commands) => {
+          const simulation = new Simulation(depth, swapSlabs)
           for (const step of commands) {
             apply(simulation, step)
             simulation.check()
@@ -195,9 +224,10 @@ describe('scheduler under any order of events', () => {
   it('survives failed steps anywhere', () => {
     fc.assert(
       fc.property(
+        fc.nat(4),
         fc.array(fc.oneof(command, fc.constant({ kind: 'fail' as const })), { maxLength: 60 }),
-        (commands) => {
-          const simulation = new Simulation(2)
+        (swapSlabs, commands) => {
+          const simulation = new Simulation(2, swapSlabs)
           for (const step of commands) {
             if (step.kind === 'fail') simulation.fail()
             else apply(simulation, step)

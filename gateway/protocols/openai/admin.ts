@@ -32,11 +32,13 @@ export function namedVariant(body: unknown, models: ModelDirectory): string {
 export function encodeResidency({ variants, devices }: Residency): object {
   return {
     variants: variants.map(encodeVariant),
-    devices: devices.map(({ id, kind, budgetBytes, usedBytes }) => ({
+    devices: devices.map(({ id, kind, budgetBytes, usedBytes, driftBytes, ledger }) => ({
       id,
       kind,
       budget_bytes: budgetBytes,
       used_bytes: usedBytes,
+      drift_bytes: driftBytes,
+      ledger,
     })),
   }
 }
@@ -44,6 +46,7 @@ export function encodeResidency({ variants, devices }: Residency): object {
 /** One rung as administration states it. */
 export function encodeVariant(variant: VariantResidency): object {
   const { name, model, state, device, weightBytes, neededBytes, pinned, loads, running, waiting, error } = variant
+  const { loadedFrom, loadMs } = variant
   return {
     name,
     model,
@@ -53,6 +56,7 @@ export function encodeVariant(variant: VariantResidency): object {
     needed_bytes: neededBytes,
     pinned,
     loads,
+    ...(loads > 0 && { loaded_from: loadedFrom, load_ms: loadMs }),
     running,
     waiting,
     ...(error !== undefined && { error }),

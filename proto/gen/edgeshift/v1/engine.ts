@@ -213,6 +213,21 @@ export interface EngineStatus {
   configError: string;
   /** Edits of models.yaml that were applied. */
   configReloads: number;
+  /** The folder of repacked files; absent where none are kept. */
+  packed?: PackedFiles | undefined;
+}
+
+export interface PackedFiles {
+  bytes: number;
+  budgetBytes: number;
+  files: number;
+  /** Since the engine's start: hit, miss, written, damaged, stale, evicted, disk_full, too_large, failed. */
+  events: Map<string, number>;
+}
+
+export interface PackedFiles_EventsEntry {
+  key: string;
+  value: number;
 }
 
 export interface VariantStatus {
@@ -250,6 +265,10 @@ export interface VariantStatus {
   quality?:
     | Quality
     | undefined;
+  /** Where its last load took the matrices from: files, packed_file, host_copy; empty before the first. */
+  origin: string;
+  /** how long that took */
+  loadMs: number;
   /** what a load would evict, or what it has to wait for */
   room: string[];
 }
@@ -296,14 +315,30 @@ export interface DeviceStatus {
    */
   interactiveWaitUs: number;
   batchTokens: number;
+  /** Host memory that preempted sequences hold; absent where there is none for them. */
+  swap?: SwapStatus | undefined;
+}
+
+/** Since the engine's start, but for used_bytes. */
+export interface SwapStatus {
+  usedBytes: number;
+  /** both ways */
+  copiedBytes: number;
+  /** Preempted sequences: copied out, copied in, computed again because that takes less time, and for lack of room. */
+  out: number;
+  in: number;
+  recomputed: number;
+  full: number;
 }
 
 export interface LedgerEntry {
-  /** weights | kv | workspace | overhead */
+  /** weights | kv | workspace | overhead | host_cache | swap */
   kind: string;
   /** variant name, or empty */
   owner: string;
   bytes: number;
+  /** of the host, beside the device's budget */
+  host: boolean;
 }
 
 export interface GetModelAssetsRequest {
@@ -1965,6 +2000,7 @@ function createBaseEngineStatus(): EngineStatus {
     devices: [],
     configError: "",
     configReloads: 0,
+    packed: undefined,
   };
 }
 
@@ -1993,6 +2029,9 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     }
     if (message.configReloads !== 0) {
       writer.uint32(64).uint32(message.configReloads);
+    }
+    if (message.packed !== undefined) {
+      PackedFiles.encode(message.packed, writer.uint32(74).fork()).join();
     }
     return writer;
   },
@@ -2074,6 +2113,14 @@ export const EngineStatus: MessageFns<EngineStatus> = {
             message.configReloads = reader.uint32();
             continue;
           }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.packed = PackedFiles.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2099,6 +2146,178 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     message.devices = object.devices?.map((e) => DeviceStatus.fromPartial(e)) || [];
     message.configError = object.configError ?? "";
     message.configReloads = object.configReloads ?? 0;
+    message.packed = (object.packed !== undefined && object.packed !== null)
+      ? PackedFiles.fromPartial(object.packed)
+      : undefined;
+    return message;
+  },
+};
+
+function createBasePackedFiles(): PackedFiles {
+  return { bytes: 0, budgetBytes: 0, files: 0, events: new Map() };
+}
+
+export const PackedFiles: MessageFns<PackedFiles> = {
+  encode(message: PackedFiles, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.bytes !== 0) {
+      writer.uint32(8).uint64(message.bytes);
+    }
+    if (message.budgetBytes !== 0) {
+      writer.uint32(16).uint64(message.budgetBytes);
+    }
+    if (message.files !== 0) {
+      writer.uint32(24).uint32(message.files);
+    }
+    message.events.forEach((value, key) => {
+      PackedFiles_EventsEntry.encode({ key: key as any, value }, writer.uint32(34).fork()).join();
+    });
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PackedFiles {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePackedFiles();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.bytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.budgetBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.files = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            const entry4 = PackedFiles_EventsEntry.decode(reader, reader.uint32());
+            if (entry4.value !== undefined) {
+              message.events.set(entry4.key, entry4.value);
+            }
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PackedFiles>): PackedFiles {
+    return PackedFiles.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PackedFiles>): PackedFiles {
+    const message = createBasePackedFiles();
+    message.bytes = object.bytes ?? 0;
+    message.budgetBytes = object.budgetBytes ?? 0;
+    message.files = object.files ?? 0;
+    message.events = (() => {
+      const m = new Map();
+      (object.events as Map<string, number> ?? new Map()).forEach((value, key) => {
+        if (value !== undefined) {
+          m.set(key, globalThis.Number(value));
+        }
+      });
+      return m;
+    })();
+    return message;
+  },
+};
+
+function createBasePackedFiles_EventsEntry(): PackedFiles_EventsEntry {
+  return { key: "", value: 0 };
+}
+
+export const PackedFiles_EventsEntry: MessageFns<PackedFiles_EventsEntry> = {
+  encode(message: PackedFiles_EventsEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0) {
+      writer.uint32(16).uint32(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PackedFiles_EventsEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePackedFiles_EventsEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PackedFiles_EventsEntry>): PackedFiles_EventsEntry {
+    return PackedFiles_EventsEntry.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PackedFiles_EventsEntry>): PackedFiles_EventsEntry {
+    const message = createBasePackedFiles_EventsEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? 0;
     return message;
   },
 };
@@ -2124,6 +2343,8 @@ function createBaseVariantStatus(): VariantStatus {
     queueable: false,
     derivation: undefined,
     quality: undefined,
+    origin: "",
+    loadMs: 0,
     room: [],
   };
 }
@@ -2186,6 +2407,12 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     }
     if (message.quality !== undefined) {
       Quality.encode(message.quality, writer.uint32(154).fork()).join();
+    }
+    if (message.origin !== "") {
+      writer.uint32(170).string(message.origin);
+    }
+    if (message.loadMs !== 0) {
+      writer.uint32(176).uint32(message.loadMs);
     }
     for (const v of message.room) {
       writer.uint32(162).string(v!);
@@ -2358,6 +2585,22 @@ export const VariantStatus: MessageFns<VariantStatus> = {
             message.quality = Quality.decode(reader, reader.uint32());
             continue;
           }
+          case 21: {
+            if (tag !== 170) {
+              break;
+            }
+
+            message.origin = reader.string();
+            continue;
+          }
+          case 22: {
+            if (tag !== 176) {
+              break;
+            }
+
+            message.loadMs = reader.uint32();
+            continue;
+          }
           case 20: {
             if (tag !== 162) {
               break;
@@ -2406,6 +2649,8 @@ export const VariantStatus: MessageFns<VariantStatus> = {
     message.quality = (object.quality !== undefined && object.quality !== null)
       ? Quality.fromPartial(object.quality)
       : undefined;
+    message.origin = object.origin ?? "";
+    message.loadMs = object.loadMs ?? 0;
     message.room = object.room?.map((e) => e) || [];
     return message;
   },
@@ -2437,6 +2682,7 @@ function createBaseDeviceStatus(): DeviceStatus {
     driftAlarm: false,
     interactiveWaitUs: 0,
     batchTokens: 0,
+    swap: undefined,
   };
 }
 
@@ -2513,6 +2759,9 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     }
     if (message.batchTokens !== 0) {
       writer.uint32(192).uint32(message.batchTokens);
+    }
+    if (message.swap !== undefined) {
+      SwapStatus.encode(message.swap, writer.uint32(202).fork()).join();
     }
     return writer;
   },
@@ -2722,6 +2971,14 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
             message.batchTokens = reader.uint32();
             continue;
           }
+          case 25: {
+            if (tag !== 202) {
+              break;
+            }
+
+            message.swap = SwapStatus.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2763,12 +3020,130 @@ export const DeviceStatus: MessageFns<DeviceStatus> = {
     message.driftAlarm = object.driftAlarm ?? false;
     message.interactiveWaitUs = object.interactiveWaitUs ?? 0;
     message.batchTokens = object.batchTokens ?? 0;
+    message.swap = (object.swap !== undefined && object.swap !== null)
+      ? SwapStatus.fromPartial(object.swap)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseSwapStatus(): SwapStatus {
+  return { usedBytes: 0, copiedBytes: 0, out: 0, in: 0, recomputed: 0, full: 0 };
+}
+
+export const SwapStatus: MessageFns<SwapStatus> = {
+  encode(message: SwapStatus, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.usedBytes !== 0) {
+      writer.uint32(8).uint64(message.usedBytes);
+    }
+    if (message.copiedBytes !== 0) {
+      writer.uint32(16).uint64(message.copiedBytes);
+    }
+    if (message.out !== 0) {
+      writer.uint32(24).uint32(message.out);
+    }
+    if (message.in !== 0) {
+      writer.uint32(32).uint32(message.in);
+    }
+    if (message.recomputed !== 0) {
+      writer.uint32(40).uint32(message.recomputed);
+    }
+    if (message.full !== 0) {
+      writer.uint32(48).uint32(message.full);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SwapStatus {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSwapStatus();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.usedBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.copiedBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.out = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.in = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.recomputed = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.full = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SwapStatus>): SwapStatus {
+    return SwapStatus.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SwapStatus>): SwapStatus {
+    const message = createBaseSwapStatus();
+    message.usedBytes = object.usedBytes ?? 0;
+    message.copiedBytes = object.copiedBytes ?? 0;
+    message.out = object.out ?? 0;
+    message.in = object.in ?? 0;
+    message.recomputed = object.recomputed ?? 0;
+    message.full = object.full ?? 0;
     return message;
   },
 };
 
 function createBaseLedgerEntry(): LedgerEntry {
-  return { kind: "", owner: "", bytes: 0 };
+  return { kind: "", owner: "", bytes: 0, host: false };
 }
 
 export const LedgerEntry: MessageFns<LedgerEntry> = {
@@ -2781,6 +3156,9 @@ export const LedgerEntry: MessageFns<LedgerEntry> = {
     }
     if (message.bytes !== 0) {
       writer.uint32(24).uint64(message.bytes);
+    }
+    if (message.host !== false) {
+      writer.uint32(32).bool(message.host);
     }
     return writer;
   },
@@ -2822,6 +3200,14 @@ export const LedgerEntry: MessageFns<LedgerEntry> = {
             message.bytes = longToNumber(reader.uint64());
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.host = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2842,6 +3228,7 @@ export const LedgerEntry: MessageFns<LedgerEntry> = {
     message.kind = object.kind ?? "";
     message.owner = object.owner ?? "";
     message.bytes = object.bytes ?? 0;
+    message.host = object.host ?? false;
     return message;
   },
 };

@@ -1,0 +1,31 @@
+/** A real device or model with something changed, for tests of what follows from it. */
+import type { NativeDevice, NativeModel } from '../../engine/native.js'
+
+/** A device that differs in how it loads. */
+export function withLoads(device: NativeDevice, loadModel: NativeDevice['loadModel']): NativeDevice {
+  return {
+    elasticKv: device.elasticKv,
+    packedLayout: device.packedLayout,
+    discardKv: (range) => device.discardKv(range),
+    readBandwidth: () => device.readBandwidth(),
+    copyKv: (copy) => device.copyKv(copy),
+    close: () => device.close(),
+    loadModel,
+  }
+}
+
+/** A model that claims other sizes. */
+export function withSizes(
+  model: NativeModel,
+  sizes: Partial<Pick<NativeModel, 'weightBytes' | 'blockBytes'>>,
+): NativeModel {
+  const { weightBytes, workspaceBytes, blockBytes, roundingError, origin, packedFault, packedBytes } = model
+  return {
+    ...{ weightBytes, workspaceBytes, blockBytes, roundingError, origin, packedFault, packedBytes },
+    ...sizes,
+    setSlot: (slot, state) => model.setSlot(slot, state),
+    step: (batch) => model.step(batch),
+    savePacked: (to) => model.savePacked(to),
+    unload: () => model.unload(),
+  }
+}

@@ -222,6 +222,8 @@ export interface NativeDevice {
   discardKv(range: { offset: number; bytes: number }): Promise<void>
   /** Bytes per second that the device reads from its memory, measured now, behind the steps issued before. */
   readBandwidth(): Promise<number>
+  /** Bytes of a GPU that are in use, whoever has them, as its driver says, behind the loads issued before; undefined on a CPU. */
+  usedBytes(): Promise<number | undefined>
   /** Copies KV blocks to or from the swap memory, in the order of the steps; steps that follow see them copied. */
   copyKv(copy: KvCopy): Promise<{ deviceMicros: number }>
   /** Frees the arena and stops the threads. All models must be unloaded first. */

@@ -76,8 +76,13 @@ function cpuBytes(matrices: readonly Matrix[], vectors: readonly number[]): numb
   return roundUp(total, total < HUGE_PAGE ? PAGE : HUGE_PAGE) + sum(vectors) * FLOAT_BYTES
 }
 
+/** The driver maps large allocations in whole pieces. */
+const mapped = (bytes: number): number => (bytes < HUGE_PAGE / 2 ? bytes : roundUp(bytes, HUGE_PAGE))
+
+/** Two allocations, as the driver takes them (native/cuda/buffer.h). */
 function cudaBytes(matrices: readonly Matrix[], vectors: readonly number[]): number {
-  return sum(matrices.map(stripBytes)) + sum(vectors.map((length) => roundUp(length * FLOAT_BYTES, CUDA_ALIGNMENT)))
+  const aligned = vectors.map((length) => roundUp(length * FLOAT_BYTES, CUDA_ALIGNMENT))
+  return mapped(sum(matrices.map(stripBytes))) + mapped(sum(aligned))
 }
 
 /** Parts whose forms differ are read as floats where a stack is one matrix. */

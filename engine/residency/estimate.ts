@@ -13,8 +13,8 @@ const KV_BYTES: Readonly<Record<KvCacheDtype, { element: number; scale: number }
 const LOGIT_ROWS = 64
 /** Packed activations, thread stacks, sampling state. */
 const FIXED_BYTES = 16 * 2 ** 20
-/** On a GPU: parts of products (two tiles for each of up to 200 multiprocessors), a step's arrays, results of sampling. */
-const CUDA_FIXED_BYTES = 64 * 2 ** 20
+/** On a GPU: parts of products (two tiles for each of up to 200 multiprocessors), a step's arrays, allocations' ends. */
+const CUDA_FIXED_BYTES = 80 * 2 ** 20
 /** Parts that one sequence's attention may be split into there. */
 const CUDA_SPLITS = 16
 

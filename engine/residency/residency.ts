@@ -2,6 +2,7 @@ import { FinishReason, type SequenceError, VariantState } from '../../proto/gen/
 import type { Engine, Variant, VariantLoader, VariantOutlook } from '../engine.js'
 import { type DeviceSlot, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 import { detachVariant, type LoadedVariant, loadVariant } from './load.js'
+import type { DriverWatch } from './driver-watch.js'
 import type { MemoryWatch } from './memory-watch.js'
 import { type LoadPlan, planLoad, planShrink } from './plan.js'
 import { ResidencyError } from './residency-error.js'
@@ -29,6 +30,7 @@ export class Residency implements VariantLoader {
   readonly managed = new Map<string, ManagedVariant>()
   /** Absent in tests without real memory. */
   memory: MemoryWatch | undefined
+  readonly drivers: DriverWatch[] = []
   /** Loaded without being asked for as long as there is room, in this order. */
   private preload: string[] = []
   private readonly turns: TurnKeeper
@@ -70,6 +72,7 @@ export class Residency implements VariantLoader {
     this.stopped = true
     clearTimeout(this.timer)
     this.memory?.close()
+    for (const driver of this.drivers) driver.close()
     await this.settled()
   }
 

@@ -6,6 +6,7 @@ import type { Engine, Variant } from '../engine.js'
 import type { NativeAddon } from '../native.js'
 import type { BrokenVariant, Catalog, KnownVariant } from './catalog.js'
 import { DeviceSlot } from './device-slot.js'
+import { DriverWatch } from './driver-watch.js'
 import { MemoryWatch } from './memory-watch.js'
 import { findDevices, openDevice } from './open.js'
 import { PackedStore } from './packed-store.js'
@@ -67,6 +68,7 @@ export function openDevices(
       const open = { ...openDevice(found, demands, addon, options), packed: engine.packed }
       engine.devices.push(open.device)
       residency.slots.set(id, new DeviceSlot(open))
+      if (found.config.kind === 'cuda') residency.drivers.push(new DriverWatch(engine, open.device, open.native))
     } catch (error) {
       engine.options.log.error({ err: error, device: id }, 'the device could not be opened')
     }

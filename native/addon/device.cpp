@@ -91,6 +91,25 @@ class BandwidthTask : public Task {
   double bytes_per_second_ = 0;
 };
 
+class UsedBytesTask : public Task {
+ public:
+  UsedBytesTask(Napi::Env env, std::shared_ptr<Device> device) : Task(env), device_(std::move(device)) {}
+
+ protected:
+  Status work() override {
+    const Result<std::optional<size_t>> used = device_->backend().used_bytes();
+    if (used.ok()) used_ = used.value();
+    return used.status();
+  }
+  Napi::Value result(Napi::Env env) override {
+    return used_ ? Napi::Value(Napi::Number::New(env, double(*used_))) : env.Undefined();
+  }
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::optional<size_t> used_;
+};
+
 // Starts a copy of KV blocks in the order of the steps; resolves when it has ended.
 class CopyTask : public Task {
  public:
@@ -204,6 +223,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod("loadModel", &DeviceObject::load_model),
                       InstanceMethod("discardKv", &DeviceObject::discard_kv),
                       InstanceMethod("readBandwidth", &DeviceObject::read_bandwidth),
+                      InstanceMethod("usedBytes", &DeviceObject::used_bytes),
                       InstanceMethod("copyKv", &DeviceObject::copy_kv),
                       InstanceMethod("close", &DeviceObject::close)});
 }
@@ -270,6 +290,14 @@ Napi::Value DeviceObject::read_bandwidth(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     if (device_->closed()) throw_argument(env, "the device is closed");
     return device_->run_step(env, std::make_unique<BandwidthTask>(env, device_));
+  });
+}
+
+Napi::Value DeviceObject::used_bytes(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&]() -> Napi::Value {
+    const Napi::Env env = info.Env();
+    if (device_->closed()) throw_argument(env, "the device is closed");
+    return device_->run_load(env, std::make_unique<UsedBytesTask>(env, device_));
   });
 }
 

@@ -12,7 +12,7 @@
 namespace edgeshift {
 namespace {
 
-constexpr int kMaxLoadThreads = 8;
+constexpr int kMaxLoadThreads = 16;
 constexpr int kMaxQueriesPerKvHead = 8;
 // To be raised whenever a load of the same files gives other bytes (cuda/strip_layout.h, cuda/pack.cu, model/weights.cpp, quant/).
 constexpr int kPackedVersion = 1;
@@ -126,6 +126,13 @@ class CudaBackend final : public Backend {
     return cuda::read_bandwidth(state_.on);
   }
 
+  Result<std::optional<size_t>> used_bytes() override {
+    size_t free = 0, total = 0;
+    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_.on.device.index));
+    ES_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+    return std::optional<size_t>(total - free);
+  }
+
   // By the steps' stream: what was issued before has written the blocks, and what is issued later finds them copied. Neighbours
   // on both sides go as one copy.
   Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) override {
@@ -146,7 +153,7 @@ class CudaBackend final : public Backend {
     if (!kept.ok()) return kept.status();
     if (kept.value()) return Result<cuda::DeviceWeights>(std::move(*kept.value()));
     cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
-    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, state_.on.device.index, loads_);
+    Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, staging_, state_.on.device.index, loads_);
     if (!weights.ok() || options.cache_key.empty()) return weights;
     Status status = cache_.keep(options.cache_key, weights.value(), loads_);
     if (!status.ok()) return status;
@@ -155,6 +162,7 @@ class CudaBackend final : public Backend {
 
   cuda::DeviceState state_;
   cuda::HostCache cache_;
+  cuda::Staging staging_;
   cudaStream_t loads_ = nullptr;
   void* swap_ = nullptr;
   size_t swap_bytes_ = 0;

@@ -8,6 +8,9 @@
 
 namespace edgeshift::cuda {
 
+// The driver maps memory in pieces of this size; what is smaller than half of one shares a piece with others.
+inline constexpr size_t kMappedPiece = size_t(2) << 20;
+
 // One cudaMalloc allocation, freed with its owner. Move-only.
 class Buffer {
  public:
@@ -22,10 +25,12 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { cudaFree(data_); }
 
-  // Replaces the allocation by one of `bytes` (at least 16), contents undefined; out_of_memory leaves it empty.
+  // Replaces the allocation by one of at least `bytes` and 16, contents undefined; out_of_memory leaves it empty. bytes() then
+  // is what the driver takes for it, so that ledgers and the driver agree.
   Status allocate(size_t bytes) {
     *this = Buffer();
     void* data = nullptr;
+    if (bytes >= kMappedPiece / 2) bytes = (bytes + kMappedPiece - 1) / kMappedPiece * kMappedPiece;
     ES_CUDA_RETURN_IF_ERROR(cudaMalloc(&data, bytes < 16 ? 16 : bytes));
     data_ = data;
     bytes_ = bytes;

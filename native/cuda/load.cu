@@ -6,6 +6,7 @@
 
 #include "core/text.h"
 #include "cuda/pack.h"
+#include "cuda/stored.h"
 #include "model/weights.h"
 
 namespace edgeshift::cuda {
@@ -47,20 +48,30 @@ struct SourceLayout {
 
 class DevicePacker final : public WeightPacker {
  public:
-  DevicePacker(cpu::ThreadPool& pool, const LoadOptions& options, int device, cudaStream_t stream, DeviceWeights& out)
-      : pool_(pool), options_(options), device_(device), stream_(stream), out_(out) {}
+  DevicePacker(cpu::ThreadPool& pool, const LoadOptions& options, Staging& staging, int device, cudaStream_t stream, DeviceWeights& out)
+      : pool_(pool), options_(options), staging_(staging), device_(device), stream_(stream), out_(out) {}
 
   int head_dim(int head_dim) const override { return kernel_head_dim(head_dim); }
   bool one_matrix() const override { return true; }
   bool pads_norms() const override { return true; }
 
   Status reserve(std::span<const PackJob> jobs) override {
-    size_t largest = 0;
-    size_t total = 0;
+    size_t largest = 0, total = 0, raw = 0, plans = 0;
     for (const PackJob& job : jobs) {
       const SourceLayout layout(job.form, job.rows(), job.k());
       largest = std::max(largest, layout.bytes);
       total += aligned(packed_bytes(layout.view(nullptr))) + aligned(job.order().size_bytes());
+      for (const WeightReader* part : job.parts) {
+        const std::optional<StoredPlan> plan = plan_stored(*part, job.form);
+        if (!plan) continue;
+        ++plans;
+        if (!plan->in_place()) raw = std::max(raw, plan->bytes());
+      }
+    }
+    if (plans > 0) {
+      ES_RETURN_IF_ERROR(staging_.open());
+      ES_RETURN_IF_ERROR(raw_.allocate(raw));
+      ES_RETURN_IF_ERROR(bad_.reserve(plans * sizeof(int32_t)));
     }
     out_.packed_bytes = total;
     ES_RETURN_IF_ERROR(out_.buffers.emplace_back().allocate(total));
@@ -73,7 +84,8 @@ class DevicePacker final : public WeightPacker {
     if (out_.origin != Origin::files) return describe(job, layout);
     int row = 0;
     for (const WeightReader* part : job.parts) {
-      ES_RETURN_IF_ERROR(upload(*part, layout, row, rounding));
+      const std::optional<StoredPlan> plan = plan_stored(*part, layout.form);
+      ES_RETURN_IF_ERROR(plan ? convert(*part, *plan, layout, size_t(row)) : upload(*part, layout, row, rounding));
       row += part->n();
       if (options_.done_reading) options_.done_reading(part->bytes_of(0, part->n()));
     }
@@ -83,7 +95,41 @@ class DevicePacker final : public WeightPacker {
     return copy_order(job);
   }
 
+  // What the kernels found wrong in the files: the reader of that part says what it is.
+  Status finish() override {
+    ES_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_));
+    for (size_t i = 0; i < converted_.size(); ++i) {
+      if (bad_.as<int32_t>()[i] == 0) continue;
+      const auto& [part, form] = converted_[i];
+      CanonicalStorage rows;
+      Status status = part->read(0, part->n(), form, rows);
+      return status.ok() ? error(Code::device_failed, "a weight was read wrongly on the device") : status;
+    }
+    return {};
+  }
+
  private:
+  // Sends the file's tensors to the device and converts them there.
+  Status convert(const WeightReader& part, const StoredPlan& plan, const SourceLayout& layout, size_t row) {
+    const bool half = layout.form.precision == Precision::fp16;
+    char* memory = source_.as<char>();
+    CanonicalRows rows{memory + row * layout.row_bytes};
+    if (!half) rows.scales = reinterpret_cast<f16*>(memory + layout.scales) + row * layout.groups;
+    if (!half && layout.form.has_minimums) rows.minimums = reinterpret_cast<f16*>(memory + layout.minimums) + row * layout.groups;
+    char* raw = plan.in_place() ? static_cast<char*>(rows.codes) : raw_.as<char>();
+    char* to = raw;
+    for (const std::span<const uint8_t> tensor : plan.tensors()) {
+      ES_RETURN_IF_ERROR(staging_.upload(pool_, to, tensor.data(), tensor.size(), stream_));
+      to += aligned(tensor.size());
+    }
+    int32_t* bad = bad_.as<int32_t>() + converted_.size();
+    *bad = 0;
+    converted_.emplace_back(&part, layout.form);
+    Launch on;
+    on.stream = stream_;
+    return convert_stored(plan, raw, rows, bad, on);
+  }
+
   // Where the file cannot be used, everything is packed as without it. The copies are from pageable memory, as the rows' are.
   Status restore(PackedSource& packed) {
     if (packed.fault.ok() && packed.file.info().bytes != out_.packed_bytes) {
@@ -177,10 +223,14 @@ class DevicePacker final : public WeightPacker {
 
   cpu::ThreadPool& pool_;
   const LoadOptions& options_;
+  Staging& staging_;
   const int device_;
   const cudaStream_t stream_;
   DeviceWeights& out_;
   Buffer source_;
+  Buffer raw_;  // one part as its file has it
+  PinnedBuffer bad_;  // int32 of each of converted_
+  std::vector<std::pair<const WeightReader*, CanonicalForm>> converted_;
   size_t used_ = 0;
 };
 
@@ -273,10 +323,10 @@ int kernel_head_dim(int head_dim) {
 
 Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec& spec,
                                           const std::vector<WeightSource>& sources, const LoadOptions& options,
-                                          int device, cudaStream_t stream) {
+                                          Staging& staging, int device, cudaStream_t stream) {
   DeviceWeights out;
   ModelWeights host;
-  DevicePacker packer(pool, options, device, stream, out);
+  DevicePacker packer(pool, options, staging, device, stream, out);
   Status status = load_weights(spec, sources, options.precision, packer, host);
   if (status.ok()) status = finish(spec, host, out);
   out.rounding = out.origin == Origin::packed_file ? options.packed->file.info().rounding : host.rounding;

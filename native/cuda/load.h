@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/thread_pool.h"
+#include "cuda/staging.h"
 #include "cuda/transformer.h"
 #include "model/backend.h"
 
@@ -23,10 +24,11 @@ struct DeviceWeights {
 // The head size that the kernels compute with: 64, 96, 128 or 256, at least `head_dim`; 0 when it is larger.
 int kernel_head_dim(int head_dim);
 
-// Reads the sources on `pool`, a bounded piece at a time per thread, and packs them on the device; or reads the matrices from
-// options.packed where that is usable. Everything is freed on error.
+// Reads the sources on `pool` and packs them on the device: formats of big models go there as they are, through `staging`,
+// others are converted a bounded piece at a time per thread. Or reads the matrices from options.packed where that is usable.
+// Everything is freed on error.
 Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec& spec,
                                           const std::vector<WeightSource>& sources, const LoadOptions& options,
-                                          int device, cudaStream_t stream);
+                                          Staging& staging, int device, cudaStream_t stream);
 
 }  // namespace edgeshift::cuda

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -116,6 +117,9 @@ class Backend {
   // Bytes per second that the device reads from its memory, measured now, behind the steps under way. On the step thread;
   // out_of_memory without room for what it reads.
   virtual Result<double> read_bandwidth() = 0;
+  // Bytes of the device's own memory in use, whoever has them, as its driver says; nothing where the device has none. On
+  // the load thread.
+  virtual Result<std::optional<size_t>> used_bytes() { return std::optional<size_t>(); }
   // Copies blocks in the order of the steps, without waiting where the device can work ahead. On the step thread.
   // invalid_argument when a block lies outside of the arena or of the swap memory.
   virtual Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) = 0;

@@ -55,6 +55,7 @@ class Loader {
       const double count = double(job.rows()) * job.k();
       out_.rounding.add({count * took.error / took.weights, count});
     }
+    ES_RETURN_IF_ERROR(packer_.finish());
     out_.embed = embed_.front();
     out_.head = map_.has("head") ? head_.front() : out_.embed;
     return Status();

@@ -73,6 +73,8 @@ class WeightPacker {
   virtual Status reserve(std::span<const PackJob> jobs) = 0;
   // Reads, packs and describes one in *job.out, and adds what rounding took.
   virtual Status pack(const PackJob& job, RoundingSums& rounding) = 0;
+  // Told after the last: says what only shows once everything has been packed.
+  virtual Status finish() { return Status(); }
 };
 
 // Checks, converts and packs all weights. Heads are padded (model/head_padding.h): where shapes above say head_dim, the

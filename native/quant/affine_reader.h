@@ -15,6 +15,7 @@ class AffineReader final : public WeightReader {
   std::span<const int32_t> order() const override;
   Status read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const override;
   Status dequantize(int begin, int end, float* out) const override;
+  const AffineMatrix* kept(Precision precision) const override { return keeps(precision) ? &m_ : nullptr; }
   std::span<const uint8_t> bytes_of(int begin, int end) const override;
 
  private:

@@ -17,6 +17,9 @@ class BlockReader final : public WeightReader {
   CanonicalForm form(Precision precision) const override;
   Status read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const override;
   Status dequantize(int begin, int end, float* out) const override;
+  std::optional<BlockType> floats() const override {
+    return block_weights(type_) == 1 ? std::optional(type_) : std::nullopt;
+  }
   std::span<const uint8_t> bytes_of(int begin, int end) const override;
 
  private:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -11,6 +12,8 @@
 #include "quant/weight_source.h"
 
 namespace edgeshift {
+
+struct AffineMatrix;
 
 // A checked matrix [n, k]. Reading is const and safe on several threads; it converts the rows asked for and nothing else.
 class WeightReader {
@@ -36,6 +39,13 @@ class WeightReader {
 
   // Rows [begin, end) as floats, inputs in their own order; out[(end - begin), k]. Same errors.
   virtual Status dequantize(int begin, int end, float* out) const = 0;
+
+  // The file's own codes where read() keeps them as they are at this precision, for a backend that can do it itself; null
+  // where it does more than that. Lives as long as the reader.
+  virtual const AffineMatrix* kept(Precision) const { return nullptr; }
+
+  // The type of the file's floats where bytes_of() are rows of such, of k values each.
+  virtual std::optional<BlockType> floats() const { return std::nullopt; }
 
   // File bytes of rows [begin, end), or of the whole matrix where its rows are not contiguous; for giving pages back.
   virtual std::span<const uint8_t> bytes_of(int begin, int end) const = 0;

@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
-import { engineOnCpu, type CpuEngine } from '../support/engine-on-cpu.js'
+import { engineInProcess, type InProcessEngine } from '../support/engine-in-process.js'
 import { GatewayProcess } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { Collector, submitOf } from '../support/fake-engine.js'
@@ -40,7 +40,7 @@ const median = (samples: readonly number[]): string =>
   samples.length > 0 ? `${percentile(samples, 0.5).toFixed(0)} ms` : 'not measured'
 
 /** Request to first token of a rung that is resident, then of one whose source is in the page cache and on the disk alone. */
-async function switches(box: CpuEngine, rung: string, source: string): Promise<[number[], number[], number[]]> {
+async function switches(box: InProcessEngine, rung: string, source: string): Promise<[number[], number[], number[]]> {
   const warm: number[] = []
   const cold: number[] = []
   const resident: number[] = []
@@ -78,7 +78,7 @@ function repackedFile(rung: string): string {
 }
 
 /** Milliseconds between the tokens of one stream of `count` tokens, while `meanwhile` runs from its fifth token on. */
-async function gaps(box: CpuEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
+async function gaps(box: InProcessEngine, count: number, meanwhile: () => Promise<void>): Promise<number[]> {
   const times: number[] = []
   const collector = new Collector()
   let other: Promise<void> | undefined
@@ -95,7 +95,7 @@ async function gaps(box: CpuEngine, count: number, meanwhile: () => Promise<void
   return times.slice(1).map((time, i) => time - (times[i] ?? time))
 }
 
-async function stalls(box: CpuEngine): Promise<void> {
+async function stalls(box: InProcessEngine): Promise<void> {
   await box.residency.load('b:int4')
   const alone = await gaps(box, 300, async () => {})
   const delay = monitorEventLoopDelay({ resolution: 1 })
@@ -115,10 +115,10 @@ async function stalls(box: CpuEngine): Promise<void> {
   )
 }
 
-const large = engineOnCpu(config(3, ['a', 'b']))
+const large = engineInProcess(config(3, ['a', 'b']))
 await large.settled()
 for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await large.residency.unload(rung)
-const packing = engineOnCpu(config(3, ['a'], `server: { cache_dir: ${JSON.stringify(cache)} }`))
+const packing = engineInProcess(config(3, ['a'], `server: { cache_dir: ${JSON.stringify(cache)} }`))
 await packing.settled()
 while (packing.engine.packed?.events.written !== 3) await new Promise((resolve) => setTimeout(resolve, 5))
 for (const rung of ['a:fp16', 'a:int8', 'a:int4']) await packing.residency.unload(rung)

@@ -15,6 +15,7 @@ import {
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { eventually, isRunning } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { testDevice } from '../support/test-device.js'
 import { submitOf } from '../support/fake-engine.js'
 
 const MAIN = new URL('../../engine/main.ts', import.meta.url).pathname
@@ -76,12 +77,16 @@ async function loaded(client: EngineClient, { exited, log }: Started): Promise<E
   })
 }
 
-const INT4 = `models: [{ id: m, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 512 }]`
+/** Holds one rung of the embedded model, not with the KV cache of its whole context. */
+const SMALL = testDevice({ cpu: 0.5, cuda: 0.8 })
+const LARGE = testDevice({ cpu: 4, cuda: 4 })
+const INT4 = `devices: [${LARGE.yaml}]
+models: [{ id: m, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 512 }]`
 
 describe('engine process', { timeout: 60_000 }, () => {
   it('says of each variant whether it is ready, and why not with figures', async () => {
     const { socket, command } = files(`
-devices: [{ id: cpu0, kind: cpu, memory_gb: 0.5 }]
+devices: [${SMALL.yaml}]
 models:
   - id: m
     max_model_len: 512
@@ -103,7 +108,11 @@ models:
     expect(states['m:fp16']?.state).toBe(VariantState.READY)
     expect(states['m:int8']).toMatchObject({ state: VariantState.UNLOADED, loadable: true, error: '' })
     expect(states['large:fp16']).toMatchObject({ state: VariantState.UNLOADED, loadable: false, queueable: false })
-    expect(states['large:fp16']?.error).toMatch(/needs \d+ MiB weights .* cpu0 has \d+ MiB of 477 MiB free/)
+    expect(states['large:fp16']?.error).toMatch(
+      new RegExp(
+        `needs \\d+ MiB weights .* ${SMALL.id} has \\d+ MiB of ${Math.ceil((SMALL.gigabytes * 1e9) / 2 ** 20)} MiB free`,
+      ),
+    )
     expect(states['broken:int4']).toMatchObject({ state: VariantState.FAILED })
     expect(states['broken:int4']?.error).not.toBe('')
     const [device] = status.devices

@@ -4,14 +4,16 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { GatewayProcess } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { testDevice } from '../support/test-device.js'
 
-/** Gigabytes: the runtime, one full sequence's KV and int4; with 2 everything fits. */
-const SMALL = 0.23
+/** Room for the runtime, one full sequence's KV and int4, and for everything. */
+const SMALL = testDevice({ cpu: 0.23, cuda: 0.45 }).yaml
+const LARGE = testDevice({ cpu: 2, cuda: 2 }).yaml
 let box: GatewayProcess
 
-const config = (memory: number): string => `
+const config = (device: string): string => `
 server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }
-devices: [{ id: cpu0, kind: cpu, memory_gb: ${memory} }]
+devices: [${device}]
 models:
   - id: smollm2
     max_model_len: 256
@@ -41,7 +43,7 @@ it('serves fp16 at int4 with the reason, refuses it where nothing else will do, 
   expect(squeezed.reason).toMatch(/^degraded_oom/)
   expect(await ask('smollm2:fp16', { degrade: 'forbid' })).toMatchObject({ status: 503 })
   const file = join(box.tmp, 'models.yaml')
-  writeFileSync(file, config(2))
+  writeFileSync(file, config(LARGE))
   await box.until(
     () => box.log.some(({ msg, memory }) => msg === 'configuration reloaded' && memory !== undefined),
     'the edit',

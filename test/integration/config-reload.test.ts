@@ -7,7 +7,7 @@ import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.
 import { ConfigWatcher, parseConfig } from '../../engine/config/index.js'
 import { diffConfig } from '../../engine/residency/diff.js'
 import { eventually, GatewayProcess } from '../support/gateway-process.js'
-import { type CpuEngine, engineOnCpu, tinyModel } from '../support/engine-on-cpu.js'
+import { type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
 
 const cleanups: (() => unknown)[] = []
 afterEach(async () => {
@@ -121,13 +121,13 @@ describe('ConfigWatcher', () => {
 })
 
 describe('a running engine', () => {
-  async function start(edit: Edit = {}): Promise<CpuEngine> {
-    const box = engineOnCpu(yaml(edit))
+  async function start(edit: Edit = {}): Promise<InProcessEngine> {
+    const box = engineInProcess(yaml(edit))
     cleanups.push(() => box.close())
     await box.settled()
     return box
   }
-  const states = ({ engine }: CpuEngine): string[] =>
+  const states = ({ engine }: InProcessEngine): string[] =>
     Array.from(engine.variants.values(), ({ name, state }) => `${name} ${VariantState[state]}`)
 
   it('adds, drops and replaces models while the others go on, to the end of what runs', async () => {

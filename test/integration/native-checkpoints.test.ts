@@ -56,7 +56,9 @@ describe.skipIf(gpu === undefined || gpu.missing)('on a GPU (skipped where there
     const card = goldenCard(name)
     const { maxBatchTokens, maxSlots, blockSize } = goldenRequest(name)
     const estimate = estimateWeightBytes(card, precision, 'cuda')
-    expect(weightBytes / estimate).toBeGreaterThan(0.9)
+    // Whether act-order's parts share their order, and can be one matrix, is not known before.
+    const ordered = card.weights.some(({ tensors }) => tensors.groupIndex !== undefined)
+    expect(weightBytes / estimate).toBeGreaterThan(ordered ? 0.4 : 0.9)
     expect(weightBytes).toBeLessThanOrEqual(estimate)
     expect(workspaceBytes).toBeLessThanOrEqual(estimateWorkspaceBytes(card.spec, { maxBatchTokens, maxSlots }, 'cuda'))
     expect(blockBytes).toBe(kvBlockBytes(card.spec, blockSize, 'cuda'))

@@ -15,7 +15,7 @@ import { join } from 'node:path'
 import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { LoadRequest, NativeDevice, NativeModel, PackedSource } from '../../engine/native.js'
-import { tinyModel, engineOnCpu } from '../support/engine-on-cpu.js'
+import { tinyModel, engineInProcess } from '../support/engine-in-process.js'
 import { goldenRequest } from '../support/golden.js'
 import { generate, smollm2Request, testDevices } from '../support/native-model.js'
 import { stories260kRequest } from '../support/stories260k.js'
@@ -142,7 +142,7 @@ it('an unload ends a save, and nothing is left of it', async () => {
 })
 
 it('an engine takes a rung that comes back from its repacked file, to the same answer and ledger', async () => {
-  const box = engineOnCpu(`
+  const box = engineInProcess(`
 server: { cache_dir: ${JSON.stringify(folder)} }
 devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: 1 }]
 models: [{ id: a, max_model_len: 128, variants: [{ precision: int8, path: ${JSON.stringify(tinyModel('f16'))} }] }]

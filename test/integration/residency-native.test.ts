@@ -10,42 +10,49 @@ import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.
 import { Engine } from '../../engine/engine.js'
 import type { NativeDevice } from '../../engine/native.js'
 import { MemoryWatch } from '../../engine/residency/memory-watch.js'
-import { type CpuEngine, engineOnCpu, tinyModel } from '../support/engine-on-cpu.js'
+import { type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
 import { fakeEngine } from '../support/fake-engine.js'
 import { runMixed } from '../support/mixed-clients.js'
+import { testDevices } from '../support/native-model.js'
+import { type TestMemory, testDevice } from '../support/test-device.js'
 import { withLoads, withSizes } from '../support/wrapped-native.js'
 
-const open: CpuEngine[] = []
+const open: InProcessEngine[] = []
 afterEach(async () => {
   for (const box of open.splice(0)) await box.close()
 })
 
-function start(yaml: string, wrap?: (device: NativeDevice) => NativeDevice): CpuEngine {
-  const box = engineOnCpu(yaml, wrap)
+function start(yaml: string, wrap?: (device: NativeDevice) => NativeDevice): InProcessEngine {
+  const box = engineInProcess(yaml, wrap)
   open.push(box)
   return box
 }
 
 const rungs = (file: string): string =>
   `[{ precision: fp16, path: ${JSON.stringify(file)} }, { precision: int8, from: fp16 }, { precision: int4, from: fp16 }]`
-const config = (memory: number, file = tinyModel('f16')): string => `
-devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: ${memory} }]
+const config = ({ yaml }: TestMemory, file = tinyModel('f16')): string => `
+devices: [${yaml}]
 scheduler: { max_num_batched_tokens: 64 }
 models:
   - { id: a, max_model_len: 128, variants: ${rungs(file)} }
   - { id: b, max_model_len: 128, variants: ${rungs(tinyModel('f16'))} }
 `
 
+/** Devices of this machine; where there is no GPU the CPU's tests are the twins of those left out. */
+const KINDS = testDevices().flatMap(({ options: { kind }, missing }) => (missing ? [] : [kind]))
+const roomy = (kind: 'cpu' | 'cuda'): TestMemory => testDevice({ cpu: 1, cuda: 1 }, kind)
+
 /** Adds bytes to what every variant takes, so that few fit a budget though they are small. */
-const BALLAST = 32 * 2 ** 20
-function heavy(memory: number): CpuEngine {
-  const box = start(config(memory), (device) =>
-    withLoads(device, async (request) => {
-      const model = await device.loadModel(request)
-      return withSizes(model, { weightBytes: model.weightBytes + BALLAST })
+const BALLAST = { cpu: 32 * 2 ** 20, cuda: 64 * 2 ** 20 }
+function heavy(device: TestMemory): InProcessEngine {
+  const ballast = BALLAST[device.kind]
+  const box = start(config(device), (native) =>
+    withLoads(native, async (request) => {
+      const model = await native.loadModel(request)
+      return withSizes(model, { weightBytes: model.weightBytes + ballast })
     }),
   )
-  for (const { known } of box.residency.managed.values()) known.demand.weightBytes += BALLAST
+  for (const { known } of box.residency.managed.values()) known.demand.weightBytes += ballast
   return box
 }
 
@@ -59,12 +66,12 @@ it('100 loads and unloads with a request each leave the ledger to the byte and t
   expect(after).toBeLessThan(before * 1.01)
 })
 
-describe('a load that fails', () => {
+describe.each(KINDS)('a load that fails on a device of kind %s', (kind) => {
   it('for a torn file names it, gives every byte back and leaves others alone', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'es-torn-'))
     const file = join(folder, 'model.gguf')
     copyFileSync(tinyModel('f16'), file)
-    const box = start(config(1, file))
+    const box = start(config(roomy(kind), file))
     await box.settled()
     await box.residency.unload('a:int4')
     const before = box.ledger()
@@ -84,7 +91,7 @@ describe('a load that fails', () => {
   it('at any effect of it, one by one: the ledger is exact after each and the next request is served', async () => {
     const effects = ['loadModel', 'addVariant', 'overBudget'] as const
     let broken: (typeof effects)[number] | undefined
-    const box = start(config(1), (device) =>
+    const box = start(config(roomy(kind)), (device) =>
       withLoads(device, async (request) => {
         if (broken === 'loadModel') throw Object.assign(new Error('no memory'), { code: 'out_of_memory' })
         const model = await device.loadModel(request)
@@ -109,24 +116,28 @@ describe('a load that fails', () => {
   })
 })
 
-it('200 clients of two models on five rungs with memory for two: nobody starves, and what they waited', async () => {
-  const box = heavy(0.16)
-  const names = ['a:fp16', 'a:int8', 'a:int4', 'b:fp16', 'b:int4']
-  const report = await runMixed(box, names, 200, Number(process.env.EDGESHIFT_MIXED_MS ?? 10_000))
-  console.log('mixed clients', JSON.stringify(report))
-  expect(Object.keys(report.ends).filter((end) => !['LENGTH', 'DEADLINE'].includes(end))).toEqual([])
-  expect(Object.keys(report.served).toSorted()).toEqual(names.toSorted())
-  expect(report.fewest).toBeGreaterThan(0)
-  expect(report.loads).toBeGreaterThan(names.length)
-  expect(box.engine.running + box.engine.waiting).toBe(0)
-  for (const device of box.engine.devices) device.checkInvariants()
-  await box.settled()
-  expect([...box.engine.variants.values()].filter(({ resident }) => resident).length).toBeLessThanOrEqual(2)
-}, 120_000)
+it.each(KINDS)(
+  '200 clients of two models on five rungs with memory for two (%s): nobody starves',
+  async (kind) => {
+    const box = heavy(testDevice({ cpu: 0.16, cuda: 0.42 }, kind))
+    const names = ['a:fp16', 'a:int8', 'a:int4', 'b:fp16', 'b:int4']
+    const report = await runMixed(box, names, 200, Number(process.env.EDGESHIFT_MIXED_MS ?? 10_000))
+    console.log(`mixed clients (${kind})`, JSON.stringify(report))
+    expect(Object.keys(report.ends).filter((end) => !['LENGTH', 'DEADLINE'].includes(end))).toEqual([])
+    expect(Object.keys(report.served).toSorted()).toEqual(names.toSorted())
+    expect(report.fewest).toBeGreaterThan(0)
+    expect(report.loads).toBeGreaterThan(names.length)
+    expect(box.engine.running + box.engine.waiting).toBe(0)
+    for (const device of box.engine.devices) device.checkInvariants()
+    await box.settled()
+    expect([...box.engine.variants.values()].filter(({ resident }) => resident).length).toBeLessThanOrEqual(2)
+  },
+  120_000,
+)
 
 describe('MemoryWatch', () => {
   it('finds that the ledger is what the process holds', async () => {
-    const box = start(config(1))
+    const box = start(config(roomy('cpu')))
     await box.settled()
     for (const name of box.engine.variants.keys()) await box.ask(name, [1, 2, 3])
     box.residency.memory?.check()

@@ -1,14 +1,42 @@
+/** The dry run over the three protocols. */
+import { createServer, type Server } from 'node:http'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { WebSocket } from 'ws'
+import { GrpcServer } from '../../gateway/protocols/grpc/server.js'
+import { ChatSockets } from '../../gateway/protocols/websocket/server.js'
+import { GenerateOptions, RouteRequest, type RouteResponse } from '../../proto/gen/edgeshift/v1/gateway.js'
 import { fakeServices } from '../support/fake-services.js'
+import { GrpcPeer } from '../support/grpc-clients.js'
 import { serveHttp, type TestServer } from '../support/http-server.js'
+import { modelFacts } from '../support/router-facts.js'
+import { ChatPeer } from '../support/websocket-clients.js'
 
 const services = fakeServices()
 let server: TestServer
+let grpc: GrpcServer
+let peer: GrpcPeer
+let http: Server
+let sockets: ChatSockets
+let socket: ChatPeer
 
 beforeAll(async () => {
   server = await serveHttp(services)
+  grpc = await GrpcServer.listen(services, '127.0.0.1:0')
+  peer = new GrpcPeer(`127.0.0.1:${grpc.port}`)
+  http = createServer()
+  sockets = new ChatSockets(services, { closeMs: 2000 })
+  sockets.attach(http)
+  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve))
+  const address = http.address()
+  const port = typeof address === 'object' ? address?.port : 0
+  socket = new ChatPeer(new WebSocket(`ws://127.0.0.1:${port}/v1/chat/ws`))
+  await socket.opened
 })
-afterAll(() => server.close())
+afterAll(async () => {
+  peer.close()
+  await Promise.all([server.close(), grpc.close(), sockets.close()])
+  await new Promise((resolve) => http.close(resolve))
+})
 
 async function ask(body: object, headers: Record<string, string> = {}): Promise<{ status: number; json: unknown }> {
   const response = await fetch(`${server.url}/v1/route`, {
@@ -50,5 +78,90 @@ describe('POST /v1/route', () => {
     [{ model: 'fake', messages: [] }, 400],
   ])('refuses %j with %d', async (body, status) => {
     expect((await ask(body)).status).toBe(status)
+  })
+})
+
+/** A message of gateway.proto as the JSON of HTTP: names in snake case, what is absent or empty left out. */
+function asJson(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(asJson)
+  if (typeof value !== 'object' || value === null) return value
+  const entries = Object.entries(value).filter(([, item]) => !isEmpty(item))
+  return Object.fromEntries(
+    entries.map(([name, item]) => [name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`), asJson(item)]),
+  )
+}
+
+function isEmpty(value: unknown): boolean {
+  return value === undefined || value === null || value === '' || (Array.isArray(value) && value.length === 0)
+}
+
+async function overSocket(id: string, request: object): Promise<unknown> {
+  socket.send({ type: 'route', id, request })
+  const [message] = await socket.whole(id)
+  return message
+}
+
+describe('over every protocol', () => {
+  const far = { state: 'unloaded', loadable: true, loadMs: 2000, room: ['other:int8'], tokensPerSecond: 20 } as const
+  beforeAll(() => {
+    const models = [modelFacts('fake', [far, 'failed', 'ready']), modelFacts('other', ['ready', 'ready', 'open'])]
+    services.models.list = () => models
+  })
+
+  const size = (model: string, promptTokens?: number, options: Partial<GenerateOptions> = {}) =>
+    RouteRequest.fromPartial({ request: { $case: 'size', size: { model, promptTokens, options } } })
+  const chat = { model: 'fake', messages: [{ role: 'user', content: 'What is the capital of France?' }] }
+
+  it.each<[string, object, RouteRequest]>([
+    ['a chat that would start a load', chat, RouteRequest.fromPartial({ request: { $case: 'chat', chat } })],
+    [
+      'a completion of a lower rung',
+      { model: 'fake', prompt: 'What is', precision: 'low' },
+      RouteRequest.fromPartial({
+        request: {
+          $case: 'completion',
+          completion: { model: 'fake', prompt: { $case: 'text', text: 'What is' }, options: { precision: 'low' } },
+        },
+      }),
+    ],
+    ['a size', { model: 'other', prompt_tokens: 12, max_tokens: 8 }, size('other', 12, { maxTokens: 8 })],
+    ['auto', { model: 'auto', prompt_tokens: 5 }, size('auto', 5)],
+    [
+      'a refusal',
+      { model: 'other', precision: 'int4', degrade: 'forbid' },
+      size('other', undefined, { precision: 'int4', degrade: 'forbid' }),
+    ],
+  ])('is the same: %s', async (name, body, request) => {
+    const { status, json } = await ask(body)
+    expect(status).toBe(200)
+    const response = await peer.unary<RouteResponse>((done) => peer.client.route(request, done))
+    expect(asJson({ object: 'route', ...response })).toEqual(asJson(json))
+    expect(await overSocket(name, body)).toEqual({ type: 'route', id: name, route: json })
+    expect(services.generator.runs).toEqual([])
+  })
+
+  it.each<[object, RouteRequest, string, string]>([
+    [{ model: 'nobody' }, size('nobody'), 'model_not_found', 'model'],
+    [
+      { model: 'fake', temperature: 1 },
+      size('fake', undefined, { temperature: 1 }),
+      'unsupported_parameter',
+      'temperature',
+    ],
+  ])('is refused alike: %j', async (body, request, code, param) => {
+    expect((await ask(body)).json).toMatchObject({ error: { code, param } })
+    const refused = peer.unary<RouteResponse>((done) => peer.client.route(request, done))
+    const error: unknown = await refused.catch((e: unknown) => e)
+    expect(error).toHaveProperty('metadata')
+    const { metadata } = Object(error)
+    expect([metadata.get('edgeshift-error-code'), metadata.get('edgeshift-error-param')]).toEqual([[code], [param]])
+    expect(await overSocket(code, body)).toMatchObject({ type: 'error', error: { code, param } })
+  })
+
+  it('needs a request', async () => {
+    const empty = peer.unary<RouteResponse>((done) => peer.client.route(RouteRequest.fromPartial({}), done))
+    await expect(empty).rejects.toMatchObject({ code: 3 })
+    socket.send({ type: 'route', id: 'r' })
+    expect((await socket.whole('r'))[0]).toMatchObject({ type: 'error', error: { param: 'request' } })
   })
 })

@@ -1,21 +1,21 @@
 /** Preempted sequences of the real addon: their blocks go to host memory and come back, and the text is as if nobody came between. */
 import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
-import { type Answer, type CpuEngine, engineOnCpu, tinyModel } from '../support/engine-on-cpu.js'
+import { type Answer, type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
 import type { SwapSpace } from '../../engine/kv/swap-space.js'
 import { Collector, neutralSampling, submitOf } from '../support/fake-engine.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 
 /** Each sequence takes six. */
 const BLOCKS = 14
-const open: CpuEngine[] = []
+const open: InProcessEngine[] = []
 afterEach(async () => {
   for (const box of open.splice(0)) await box.close()
 })
 
 /** A tiny model, or another one, with KV memory for about two of the sequences below. */
-async function start(swap: number, file = tinyModel('f16')): Promise<CpuEngine> {
-  const box = engineOnCpu(`
+async function start(swap: number, file = tinyModel('f16')): Promise<InProcessEngine> {
+  const box = engineInProcess(`
 devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: ${file === SMOLLM2_FILE ? 1 : 0.1}, swap_gb: ${swap} }]
 models: [{ id: m, max_model_len: 128, variants: [{ precision: int4, path: ${JSON.stringify(file)} }] }]
 `)
@@ -31,7 +31,7 @@ const prompt = (index: number): number[] =>
   Array.from({ length: 60 + index }, (_, i) => 1 + ((i * 7 + index * 31) % 90))
 
 /** Six sequences at a time, more than fit; greedy and sampled. */
-function askAll(box: CpuEngine): Promise<Answer[]> {
+function askAll(box: InProcessEngine): Promise<Answer[]> {
   return Promise.all(
     Array.from({ length: 6 }, (_, index) =>
       box.ask('m:int4', prompt(index), {
@@ -42,7 +42,7 @@ function askAll(box: CpuEngine): Promise<Answer[]> {
   )
 }
 
-function swapOf(box: CpuEngine): SwapSpace {
+function swapOf(box: InProcessEngine): SwapSpace {
   const swap = box.engine.devices[0]?.swap
   if (!swap) throw new Error('no swap memory')
   return swap

@@ -47,6 +47,10 @@ export class FakeNativeDevice implements NativeDevice {
     return Promise.resolve(1e9)
   }
 
+  usedBytes(): Promise<undefined> {
+    return Promise.resolve(undefined)
+  }
+
   copyKv(): Promise<{ deviceMicros: number }> {
     return Promise.resolve({ deviceMicros: 1 })
   }

@@ -5,10 +5,10 @@
  */
 import { readFileSync } from 'node:fs'
 import { isDeepStrictEqual } from 'node:util'
-import { engineOnCpu } from './engine-on-cpu.js'
+import { engineInProcess } from './engine-in-process.js'
 
 const [file = '', cycles = '100'] = process.argv.slice(2)
-const box = engineOnCpu(`
+const box = engineInProcess(`
 devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: 2 }]
 scheduler: { max_num_batched_tokens: 64 }
 models: [{ id: m, max_model_len: 128, variants: [{ path: ${JSON.stringify(file)} }] }]

@@ -1,6 +1,6 @@
 /** Many clients of several variants at once, and how long they waited. */
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
-import type { CpuEngine } from './engine-on-cpu.js'
+import type { InProcessEngine } from './engine-in-process.js'
 
 /** What became of a run; waits are from submit to first schedule, milliseconds, loads included. */
 export interface MixedReport {
@@ -17,7 +17,7 @@ export interface MixedReport {
 
 /** `clients` ask one after the other, each for any of the variants, for `milliseconds`; one in 16 cancels or hurries. */
 export async function runMixed(
-  box: CpuEngine,
+  box: InProcessEngine,
   variants: readonly string[],
   clients: number,
   milliseconds: number,

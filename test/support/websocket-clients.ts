@@ -55,7 +55,8 @@ export class ChatPeer {
 
   /** Resolves when request `id` has ended, to all of its messages. */
   async whole(id: string): Promise<Named[]> {
-    await this.find((message) => message.id === id && (message.type === 'usage' || message.type === 'error'))
+    const ends = (message: Named): boolean => ['usage', 'error', 'route'].includes(message.type)
+    await this.find((message) => message.id === id && ends(message))
     return this.received.filter((message) => message.id === id)
   }
 }

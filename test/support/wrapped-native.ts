@@ -7,6 +7,7 @@ export function withLoads(device: NativeDevice, loadModel: NativeDevice['loadMod
     elasticKv: device.elasticKv,
     packedLayout: device.packedLayout,
     discardKv: (range) => device.discardKv(range),
+    usedBytes: () => device.usedBytes(),
     readBandwidth: () => device.readBandwidth(),
     copyKv: (copy) => device.copyKv(copy),
     close: () => device.close(),

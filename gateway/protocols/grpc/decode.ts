@@ -7,6 +7,7 @@ import type {
   CompletionRequest,
   DetokenizeRequest,
   GenerateOptions,
+  RouteRequest,
   TokenizeRequest,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
@@ -26,6 +27,19 @@ export function chatCall(request: ChatRequest, origin: Origin, services: DecodeS
 /** Decodes and validates a completion; a message holds one prompt. Throws like chatCall. */
 export function completionCall(request: CompletionRequest, origin: Origin, services: DecodeServices): Call {
   return decodeCompletion(completionBody(request), origin, services)
+}
+
+/** The /v1/route body that asks for the same; undefined where the message asks for nothing. */
+export function routeBody({ request }: RouteRequest): Body | undefined {
+  if (request?.$case === 'chat') return chatBody(request.chat)
+  if (request?.$case === 'completion') return completionBody(request.completion)
+  if (!request) return undefined
+  const { model, promptTokens, options } = request.size
+  return {
+    ...modelField(model),
+    ...(promptTokens !== undefined && { prompt_tokens: promptTokens }),
+    ...optionFields(options),
+  }
 }
 
 /** Validates a tokenize request. Throws like chatCall. */

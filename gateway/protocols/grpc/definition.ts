@@ -8,6 +8,7 @@ import {
   GatewayService,
   ListModelsRequest,
   ResumeRequest,
+  RouteRequest,
   TokenizeRequest,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import { GatewayError } from '../../errors.js'
@@ -45,6 +46,7 @@ export const servedDefinition: ServiceDefinition = {
   complete: { ...GatewayService.complete, requestDeserialize: decodeStrictly(CompletionRequest) },
   completeStream: { ...GatewayService.completeStream, requestDeserialize: decodeStrictly(CompletionRequest) },
   resume: { ...GatewayService.resume, requestDeserialize: decodeStrictly(ResumeRequest) },
+  route: { ...GatewayService.route, requestDeserialize: decodeStrictly(RouteRequest) },
   listModels: { ...GatewayService.listModels, requestDeserialize: decodeStrictly(ListModelsRequest) },
   tokenize: { ...GatewayService.tokenize, requestDeserialize: decodeStrictly(TokenizeRequest) },
   detokenize: { ...GatewayService.detokenize, requestDeserialize: decodeStrictly(DetokenizeRequest) },

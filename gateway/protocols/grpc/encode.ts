@@ -5,9 +5,11 @@ import type {
   Logprob,
   Model,
   ModelVariant,
+  RouteResponse,
   Usage as UsageMessage,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import type { GenerateEvent, TokenLogprob, Usage } from '../../request.js'
+import type { DryRun } from '../../router/dry-run.js'
 import type { ModelFacts, RungFacts } from '../../router/facts.js'
 import { canServe, whyNotResident } from '../../router/standing.js'
 
@@ -74,6 +76,35 @@ function encodeVariant(rung: RungFacts): ModelVariant {
   const { derivation, measured } = rung
   const card = { ...(derivation && { derivation }), ...(measured && { quality: measured }) }
   return { ...facts, serves: canServe(rung), why, breaker: breaker.state, ...card }
+}
+
+/** A dry run; what it does not say is absent or empty. */
+export function encodeDryRun(run: DryRun): RouteResponse {
+  const { model = '', variant = '', device = '', code = '', reason = '', why = '', load, rungs = [] } = run
+  const { evicts = [], evicted_bytes: evictedBytes = 0 } = load ?? {}
+  return {
+    decision: run.decision,
+    model,
+    variant,
+    device,
+    code,
+    reason,
+    why,
+    promptTokens: run.prompt_tokens,
+    load: load ? { bytes: load.bytes, ms: load.ms, evicts, evictedBytes } : undefined,
+    waitsFor: [...(run.waits_for ?? [])],
+    waitMs: run.wait_ms,
+    firstTokenMs: run.first_token_ms,
+    answerMs: run.answer_ms,
+    rungs: rungs.map(({ id, status, serves, needed_bytes: neededBytes, load_ms: loadMs, why: because = '' }) => ({
+      id,
+      status,
+      serves,
+      neededBytes,
+      loadMs,
+      why: because,
+    })),
+  }
 }
 
 /** Gathers a request's events into the answer of a unary call. Owns `n` choices and nothing else. */

@@ -14,6 +14,8 @@ import type {
   ListModelsRequest,
   ListModelsResponse,
   ResumeRequest,
+  RouteRequest,
+  RouteResponse,
   TokenizeRequest,
   TokenizeResponse,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
@@ -21,10 +23,11 @@ import type { Grant, Services } from '../../services.js'
 import type { ReaderSink } from '../../resume/record.js'
 import type { Call, DecodeServices } from '../decode.js'
 import { type Origin, readOrigin } from '../origin.js'
+import { dryRun } from '../route.js'
 import { checkResumable, startCall } from '../start.js'
-import { chatCall, completionCall, detokenizeRequest, tokenizeRequest } from './decode.js'
+import { chatCall, completionCall, detokenizeRequest, routeBody, tokenizeRequest } from './decode.js'
 import { type Decoded, requireDecoded } from './definition.js'
-import { encodeModel } from './encode.js'
+import { encodeDryRun, encodeModel } from './encode.js'
 import { respond, stream } from './generate.js'
 import { callToken, entryOf } from './metadata.js'
 import { errorStatus } from './status.js'
@@ -45,6 +48,7 @@ export function gatewayCalls(services: Services, stallMs: number): UntypedServic
     complete: respondTo(services, completionCall),
     completeStream: streamTo(services, stallMs, completionCall),
     resume: resume(services, stallMs),
+    route: route(services),
     listModels: listModels(services),
     tokenize: tokenize(services),
     detokenize: detokenize(services),
@@ -94,6 +98,16 @@ function resume(services: Services, stallMs: number): handleServerStreamingCall<
       call.emit('error', errorStatus(error))
     }
   }
+}
+
+function route(services: Services): handleUnaryCall<Decoded<RouteRequest>, RouteResponse> {
+  return (call, callback) =>
+    void settle(callback, async () => {
+      const { tenant, models } = admit(call, services)
+      const origin = callOrigin(call, tenant, services)
+      const body = routeBody(requireDecoded(call.request))
+      return encodeDryRun(await dryRun(body, origin, { limits: services.limits, models }))
+    })
 }
 
 function listModels(services: Services): handleUnaryCall<Decoded<ListModelsRequest>, ListModelsResponse> {

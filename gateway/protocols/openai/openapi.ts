@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { ADMIN_ACTIONS, adminBodySchema } from './admin.js'
 import { chatBodySchema, completionBodySchema, detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
-import { routeBodySchema } from './route.js'
+import { routeBodySchema } from '../route.js'
 
 const ERROR_SCHEMA = {
   type: 'object',

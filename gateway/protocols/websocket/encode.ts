@@ -1,6 +1,7 @@
 /** Internal events -> JSON text messages. The parts that don't change within a request are serialized once. */
 import type { GatewayError } from '../../errors.js'
 import type { GenerateEvent, Usage } from '../../request.js'
+import type { DryRun } from '../../router/dry-run.js'
 
 /** The answer to a ping. */
 export const PONG = '{"type":"pong"}'
@@ -13,6 +14,11 @@ export function encodeError(error: GatewayError, id?: string): string {
     ...error.toObject(),
     retry_after_ms: error.retryAfterMs === undefined ? undefined : Math.ceil(error.retryAfterMs),
   })
+}
+
+/** The answer to a dry run. */
+export function encodeRoute(id: string, route: DryRun): string {
+  return JSON.stringify({ type: 'route', id, route })
 }
 
 /** Encodes the events of one request. */

@@ -33,6 +33,17 @@ export const resumeSchema = z
   })
   .describe('Gives the rest of a resumable stream under a name of this socket, wherever it was started.')
 
+/** Asks what would serve a request. */
+export const routeSchema = z
+  .strictObject({
+    type: z.literal('route'),
+    id: idSchema,
+    request: z
+      .record(z.string(), z.unknown())
+      .describe('A body of POST /v1/route: of a chat, a completion, or a size.'),
+  })
+  .describe('Answered by one message `route`; nothing is done.')
+
 /** Stops a request; it ends with an error `cancelled`. Unknown ids are ignored: the request may just have ended. */
 export const cancelSchema = z
   .strictObject({ type: z.literal('cancel'), id: idSchema })
@@ -46,6 +57,7 @@ export const clientMessageSchema = z.discriminatedUnion('type', [
   chatMessage,
   completionMessage,
   resumeSchema,
+  routeSchema,
   cancelSchema,
   pingSchema,
 ])
@@ -133,6 +145,9 @@ export const serverMessageSchema = z.discriminatedUnion('type', [
       retry_after_ms: z.int().optional(),
     })
     .describe('A request failed, or a message was refused. The socket lives on.'),
+  z
+    .strictObject({ type: z.literal('route'), id: idSchema, route: z.record(z.string(), z.unknown()) })
+    .describe('What would serve a request, as POST /v1/route answers; its id is free again.'),
   z.strictObject({ type: z.literal('pong') }),
 ])
 

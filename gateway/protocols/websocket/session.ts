@@ -5,11 +5,12 @@ import { GatewayError, toGatewayError } from '../../errors.js'
 import type { ReaderHandle, ReaderSink } from '../../resume/record.js'
 import type { Services } from '../../services.js'
 import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
+import { dryRun } from '../route.js'
 import { startCall } from '../start.js'
 import { isRecord, parseBody } from '../fields.js'
 import { newRequestId, type Origin } from '../origin.js'
-import { encodeError, EventEncoder, PONG } from './encode.js'
-import { cancelSchema, FORM_FIELDS, isRequestId, pingSchema, resumeSchema } from './messages.js'
+import { encodeError, encodeRoute, EventEncoder, PONG } from './encode.js'
+import { cancelSchema, FORM_FIELDS, isRequestId, pingSchema, resumeSchema, routeSchema } from './messages.js'
 import { Outbox, type OutboxBounds, type OutboxOwner } from './outbox.js'
 
 /** Bounds and times of a socket. */
@@ -155,6 +156,8 @@ export class Session implements OutboxOwner {
         return this.running.get(parseBody(cancelSchema, message).id)?.handle?.cancel()
       case 'resume':
         return this.resume(parseBody(resumeSchema, message))
+      case 'route':
+        return this.route(parseBody(routeSchema, message))
       case 'ping':
         parseBody(pingSchema, message)
         return this.outbox.send(PONG)
@@ -162,7 +165,7 @@ export class Session implements OutboxOwner {
       case 'completion':
         throw new GatewayError('invalid_request', 'id must be a string of 1 to 64 characters', { param: 'id' })
       default:
-        throw new GatewayError('invalid_request', 'type must be chat, completion, resume, cancel or ping', {
+        throw new GatewayError('invalid_request', 'type must be chat, completion, resume, route, cancel or ping', {
           param: 'type',
         })
     }
@@ -198,6 +201,31 @@ export class Session implements OutboxOwner {
     } catch (error) {
       this.outbox.send(encodeError(toGatewayError(error), id))
     }
+  }
+
+  /** Answers a dry run; it takes a place like any request, since a prompt may be long. */
+  private route({ id, request }: z.infer<typeof routeSchema>): void {
+    try {
+      this.checkRoom(id)
+      const { access, limits } = this.services
+      const { models } = access.admit(this.origin.token)
+      this.running.set(id, { handle: undefined })
+      void this.decideRoute(id, request, { limits, models })
+    } catch (error) {
+      this.outbox.send(encodeError(toGatewayError(error), id))
+    }
+  }
+
+  private async decideRoute(id: string, request: object, services: DecodeServices): Promise<void> {
+    let message: string
+    try {
+      message = encodeRoute(id, await dryRun(request, { ...this.origin, id: newRequestId() }, services))
+    } catch (error) {
+      message = encodeError(toGatewayError(error), id)
+    }
+    if (this.over) return
+    this.outbox.send(message)
+    this.forget(id)
   }
 
   private checkRoom(id: string): void {

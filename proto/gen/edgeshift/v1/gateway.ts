@@ -136,6 +136,74 @@ export interface ResumeRequest {
   after: number;
 }
 
+export interface RouteRequest {
+  request?: { $case: "chat"; chat: ChatRequest } | { $case: "completion"; completion: CompletionRequest } | {
+    $case: "size";
+    size: SizedRequest;
+  } | undefined;
+}
+
+/** A request by its size alone. Of the options only max_tokens, deadline_ms and the needs have a meaning. */
+export interface SizedRequest {
+  model: string;
+  /** absent = not known */
+  promptTokens?: number | undefined;
+  options?: GenerateOptions | undefined;
+}
+
+/** The answer of POST /v1/route. Milliseconds that nobody has measured yet count as 0. */
+export interface RouteResponse {
+  /** serve | wait | refuse */
+  decision: string;
+  /** What would serve it; empty unless it would be served. */
+  model: string;
+  variant: string;
+  device: string;
+  /** of the route or of the error */
+  code: string;
+  reason: string;
+  /** what it would wait for, or why it would be refused */
+  why: string;
+  promptTokens: number;
+  /** the load that it would start; absent where the rung is resident */
+  load?:
+    | RouteLoad
+    | undefined;
+  /** rungs at work that it would wait for */
+  waitsFor: string[];
+  waitMs?: number | undefined;
+  firstTokenMs?:
+    | number
+    | undefined;
+  /** until the last of max_tokens */
+  answerMs?: number | undefined;
+  rungs: RungOutlook[];
+}
+
+export interface RouteLoad {
+  bytes: number;
+  ms: number;
+  evicts: Eviction[];
+  evictedBytes: number;
+}
+
+export interface Eviction {
+  variant: string;
+  bytes: number;
+}
+
+/** One rung of the ladder that the decision is about. */
+export interface RungOutlook {
+  id: string;
+  /** unloaded | loading | ready | failed */
+  status: string;
+  serves: boolean;
+  neededBytes: number;
+  loadMs: number;
+  /** why it does not serve, or is not resident */
+  why: string;
+}
+
 export interface Started {
   id: string;
   variant: string;
@@ -1346,6 +1414,687 @@ export const ResumeRequest: MessageFns<ResumeRequest> = {
     const message = createBaseResumeRequest();
     message.id = object.id ?? "";
     message.after = object.after ?? 0;
+    return message;
+  },
+};
+
+function createBaseRouteRequest(): RouteRequest {
+  return { request: undefined };
+}
+
+export const RouteRequest: MessageFns<RouteRequest> = {
+  encode(message: RouteRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.request?.$case) {
+      case "chat":
+        ChatRequest.encode(message.request.chat, writer.uint32(10).fork()).join();
+        break;
+      case "completion":
+        CompletionRequest.encode(message.request.completion, writer.uint32(18).fork()).join();
+        break;
+      case "size":
+        SizedRequest.encode(message.request.size, writer.uint32(26).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RouteRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRouteRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.request = { $case: "chat", chat: ChatRequest.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.request = { $case: "completion", completion: CompletionRequest.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.request = { $case: "size", size: SizedRequest.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RouteRequest>): RouteRequest {
+    return RouteRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RouteRequest>): RouteRequest {
+    const message = createBaseRouteRequest();
+    switch (object.request?.$case) {
+      case "chat": {
+        if (object.request?.chat !== undefined && object.request?.chat !== null) {
+          message.request = { $case: "chat", chat: ChatRequest.fromPartial(object.request.chat) };
+        }
+        break;
+      }
+      case "completion": {
+        if (object.request?.completion !== undefined && object.request?.completion !== null) {
+          message.request = {
+            $case: "completion",
+            completion: CompletionRequest.fromPartial(object.request.completion),
+          };
+        }
+        break;
+      }
+      case "size": {
+        if (object.request?.size !== undefined && object.request?.size !== null) {
+          message.request = { $case: "size", size: SizedRequest.fromPartial(object.request.size) };
+        }
+        break;
+      }
+    }
+    return message;
+  },
+};
+
+function createBaseSizedRequest(): SizedRequest {
+  return { model: "", promptTokens: undefined, options: undefined };
+}
+
+export const SizedRequest: MessageFns<SizedRequest> = {
+  encode(message: SizedRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.model !== "") {
+      writer.uint32(10).string(message.model);
+    }
+    if (message.promptTokens !== undefined) {
+      writer.uint32(16).uint32(message.promptTokens);
+    }
+    if (message.options !== undefined) {
+      GenerateOptions.encode(message.options, writer.uint32(26).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): SizedRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseSizedRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.model = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.promptTokens = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.options = GenerateOptions.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<SizedRequest>): SizedRequest {
+    return SizedRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<SizedRequest>): SizedRequest {
+    const message = createBaseSizedRequest();
+    message.model = object.model ?? "";
+    message.promptTokens = object.promptTokens ?? undefined;
+    message.options = (object.options !== undefined && object.options !== null)
+      ? GenerateOptions.fromPartial(object.options)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseRouteResponse(): RouteResponse {
+  return {
+    decision: "",
+    model: "",
+    variant: "",
+    device: "",
+    code: "",
+    reason: "",
+    why: "",
+    promptTokens: 0,
+    load: undefined,
+    waitsFor: [],
+    waitMs: undefined,
+    firstTokenMs: undefined,
+    answerMs: undefined,
+    rungs: [],
+  };
+}
+
+export const RouteResponse: MessageFns<RouteResponse> = {
+  encode(message: RouteResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.decision !== "") {
+      writer.uint32(10).string(message.decision);
+    }
+    if (message.model !== "") {
+      writer.uint32(18).string(message.model);
+    }
+    if (message.variant !== "") {
+      writer.uint32(26).string(message.variant);
+    }
+    if (message.device !== "") {
+      writer.uint32(34).string(message.device);
+    }
+    if (message.code !== "") {
+      writer.uint32(42).string(message.code);
+    }
+    if (message.reason !== "") {
+      writer.uint32(50).string(message.reason);
+    }
+    if (message.why !== "") {
+      writer.uint32(58).string(message.why);
+    }
+    if (message.promptTokens !== 0) {
+      writer.uint32(64).uint32(message.promptTokens);
+    }
+    if (message.load !== undefined) {
+      RouteLoad.encode(message.load, writer.uint32(74).fork()).join();
+    }
+    for (const v of message.waitsFor) {
+      writer.uint32(82).string(v!);
+    }
+    if (message.waitMs !== undefined) {
+      writer.uint32(88).uint64(message.waitMs);
+    }
+    if (message.firstTokenMs !== undefined) {
+      writer.uint32(96).uint64(message.firstTokenMs);
+    }
+    if (message.answerMs !== undefined) {
+      writer.uint32(104).uint64(message.answerMs);
+    }
+    for (const v of message.rungs) {
+      RungOutlook.encode(v!, writer.uint32(114).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RouteResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRouteResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.decision = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.model = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.variant = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.device = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.code = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.reason = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.promptTokens = reader.uint32();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.load = RouteLoad.decode(reader, reader.uint32());
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.waitsFor.push(reader.string());
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.waitMs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.firstTokenMs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.answerMs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.rungs.push(RungOutlook.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RouteResponse>): RouteResponse {
+    return RouteResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RouteResponse>): RouteResponse {
+    const message = createBaseRouteResponse();
+    message.decision = object.decision ?? "";
+    message.model = object.model ?? "";
+    message.variant = object.variant ?? "";
+    message.device = object.device ?? "";
+    message.code = object.code ?? "";
+    message.reason = object.reason ?? "";
+    message.why = object.why ?? "";
+    message.promptTokens = object.promptTokens ?? 0;
+    message.load = (object.load !== undefined && object.load !== null) ? RouteLoad.fromPartial(object.load) : undefined;
+    message.waitsFor = object.waitsFor?.map((e) => e) || [];
+    message.waitMs = object.waitMs ?? undefined;
+    message.firstTokenMs = object.firstTokenMs ?? undefined;
+    message.answerMs = object.answerMs ?? undefined;
+    message.rungs = object.rungs?.map((e) => RungOutlook.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseRouteLoad(): RouteLoad {
+  return { bytes: 0, ms: 0, evicts: [], evictedBytes: 0 };
+}
+
+export const RouteLoad: MessageFns<RouteLoad> = {
+  encode(message: RouteLoad, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.bytes !== 0) {
+      writer.uint32(8).uint64(message.bytes);
+    }
+    if (message.ms !== 0) {
+      writer.uint32(16).uint64(message.ms);
+    }
+    for (const v of message.evicts) {
+      Eviction.encode(v!, writer.uint32(26).fork()).join();
+    }
+    if (message.evictedBytes !== 0) {
+      writer.uint32(32).uint64(message.evictedBytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RouteLoad {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRouteLoad();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.bytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.ms = longToNumber(reader.uint64());
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.evicts.push(Eviction.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.evictedBytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RouteLoad>): RouteLoad {
+    return RouteLoad.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RouteLoad>): RouteLoad {
+    const message = createBaseRouteLoad();
+    message.bytes = object.bytes ?? 0;
+    message.ms = object.ms ?? 0;
+    message.evicts = object.evicts?.map((e) => Eviction.fromPartial(e)) || [];
+    message.evictedBytes = object.evictedBytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseEviction(): Eviction {
+  return { variant: "", bytes: 0 };
+}
+
+export const Eviction: MessageFns<Eviction> = {
+  encode(message: Eviction, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.variant !== "") {
+      writer.uint32(10).string(message.variant);
+    }
+    if (message.bytes !== 0) {
+      writer.uint32(16).uint64(message.bytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Eviction {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEviction();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.variant = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.bytes = longToNumber(reader.uint64());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Eviction>): Eviction {
+    return Eviction.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Eviction>): Eviction {
+    const message = createBaseEviction();
+    message.variant = object.variant ?? "";
+    message.bytes = object.bytes ?? 0;
+    return message;
+  },
+};
+
+function createBaseRungOutlook(): RungOutlook {
+  return { id: "", status: "", serves: false, neededBytes: 0, loadMs: 0, why: "" };
+}
+
+export const RungOutlook: MessageFns<RungOutlook> = {
+  encode(message: RungOutlook, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.id !== "") {
+      writer.uint32(10).string(message.id);
+    }
+    if (message.status !== "") {
+      writer.uint32(18).string(message.status);
+    }
+    if (message.serves !== false) {
+      writer.uint32(24).bool(message.serves);
+    }
+    if (message.neededBytes !== 0) {
+      writer.uint32(32).uint64(message.neededBytes);
+    }
+    if (message.loadMs !== 0) {
+      writer.uint32(40).uint64(message.loadMs);
+    }
+    if (message.why !== "") {
+      writer.uint32(50).string(message.why);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RungOutlook {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRungOutlook();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.id = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.status = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.serves = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.neededBytes = longToNumber(reader.uint64());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.loadMs = longToNumber(reader.uint64());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.why = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RungOutlook>): RungOutlook {
+    return RungOutlook.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RungOutlook>): RungOutlook {
+    const message = createBaseRungOutlook();
+    message.id = object.id ?? "";
+    message.status = object.status ?? "";
+    message.serves = object.serves ?? false;
+    message.neededBytes = object.neededBytes ?? 0;
+    message.loadMs = object.loadMs ?? 0;
+    message.why = object.why ?? "";
     return message;
   },
 };
@@ -2769,6 +3518,16 @@ export const GatewayService = {
     responseSerialize: (value: GenerateEvent): Buffer => Buffer.from(GenerateEvent.encode(value).finish()),
     responseDeserialize: (value: Buffer): GenerateEvent => GenerateEvent.decode(value),
   },
+  /** What would serve a request, and what would be loaded, evicted or waited for; nothing is done. */
+  route: {
+    path: "/edgeshift.v1.Gateway/Route" as const,
+    requestStream: false as const,
+    responseStream: false as const,
+    requestSerialize: (value: RouteRequest): Buffer => Buffer.from(RouteRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): RouteRequest => RouteRequest.decode(value),
+    responseSerialize: (value: RouteResponse): Buffer => Buffer.from(RouteResponse.encode(value).finish()),
+    responseDeserialize: (value: Buffer): RouteResponse => RouteResponse.decode(value),
+  },
   listModels: {
     path: "/edgeshift.v1.Gateway/ListModels" as const,
     requestStream: false as const,
@@ -2805,6 +3564,8 @@ export interface GatewayServer extends UntypedServiceImplementation {
   completeStream: handleServerStreamingCall<CompletionRequest, GenerateEvent>;
   /** The rest of a resumable stream after event `after`, wherever it was started. */
   resume: handleServerStreamingCall<ResumeRequest, GenerateEvent>;
+  /** What would serve a request, and what would be loaded, evicted or waited for; nothing is done. */
+  route: handleUnaryCall<RouteRequest, RouteResponse>;
   listModels: handleUnaryCall<ListModelsRequest, ListModelsResponse>;
   tokenize: handleUnaryCall<TokenizeRequest, TokenizeResponse>;
   detokenize: handleUnaryCall<DetokenizeRequest, DetokenizeResponse>;
@@ -2860,6 +3621,22 @@ export interface GatewayClient extends Client {
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<GenerateEvent>;
+  /** What would serve a request, and what would be loaded, evicted or waited for; nothing is done. */
+  route(
+    request: RouteRequest,
+    callback: (error: ServiceError | null, response: RouteResponse) => void,
+  ): ClientUnaryCall;
+  route(
+    request: RouteRequest,
+    metadata: Metadata,
+    callback: (error: ServiceError | null, response: RouteResponse) => void,
+  ): ClientUnaryCall;
+  route(
+    request: RouteRequest,
+    metadata: Metadata,
+    options: Partial<CallOptions>,
+    callback: (error: ServiceError | null, response: RouteResponse) => void,
+  ): ClientUnaryCall;
   listModels(
     request: ListModelsRequest,
     callback: (error: ServiceError | null, response: ListModelsResponse) => void,

@@ -1,4 +1,4 @@
-/** A whole engine without its transport in this process: the addon's CPU, models of a configuration, loads on demand. */
+/** A whole engine without its transport in this process: the addon's devices, models of a configuration, loads on demand. */
 import { pino } from 'pino'
 import { FinishReason, type SequenceDelta, type Submit } from '../../proto/gen/edgeshift/v1/engine.js'
 import { loadAddon } from '../../engine/addon.js'
@@ -16,7 +16,7 @@ export const tinyModel = (type: string): string =>
   new URL(`../fixtures/gguf/${type}/model.gguf`, import.meta.url).pathname
 
 /** The engine and what a test does with it. */
-export interface CpuEngine {
+export interface InProcessEngine {
   engine: Engine
   residency: Residency
   reloader: Reloader
@@ -40,10 +40,10 @@ export interface Answer {
 }
 
 /** Paths in `yaml` are absolute. */
-export function engineOnCpu(
+export function engineInProcess(
   yaml: string,
   wrap: (device: NativeDevice) => NativeDevice = (device) => device,
-): CpuEngine {
+): InProcessEngine {
   const config = parseConfig(yaml, 'models.yaml')
   const addon = loadAddon()
   const opened: NativeDevice[] = []

@@ -1,17 +1,17 @@
-/** POST /v1/route: what would serve a request, what would be loaded, evicted or waited for; nothing is done. */
+/** The dry run, the same over every protocol: what would serve a request, what would be loaded, evicted or waited for; nothing is done. */
 import { z } from 'zod'
-import { toGatewayError } from '../../errors.js'
-import type { GenerateRequest } from '../../request.js'
-import { decideRoute } from '../../router/decide.js'
-import { describeDecision, type DryRun } from '../../router/dry-run.js'
-import type { RouteRequest } from '../../router/facts.js'
-import { AUTO, findTarget } from '../../router/target.js'
-import type { ModelDirectory } from '../../services.js'
-import { chatBodySchema } from '../body.js'
-import { decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
-import { isRecord, parseBody } from '../fields.js'
-import { needFields, toNeeds } from '../needs.js'
-import type { Origin } from '../origin.js'
+import { toGatewayError } from '../errors.js'
+import type { GenerateRequest } from '../request.js'
+import { decideRoute } from '../router/decide.js'
+import { describeDecision, type DryRun } from '../router/dry-run.js'
+import type { RouteRequest } from '../router/facts.js'
+import { AUTO, findTarget } from '../router/target.js'
+import type { ModelDirectory } from '../services.js'
+import { chatBodySchema } from './body.js'
+import { decodeChat, decodeCompletion, type DecodeServices } from './decode.js'
+import { isRecord, parseBody } from './fields.js'
+import { needFields, toNeeds } from './needs.js'
+import type { Origin } from './origin.js'
 
 /** A request by its size alone. The body may also be that of a chat or a completion, whole. */
 export const routeBodySchema = z.strictObject({

@@ -79,7 +79,7 @@ function cpuBytes(matrices: readonly Matrix[], vectors: readonly number[]): numb
 /** The driver maps large allocations in whole pieces. */
 const mapped = (bytes: number): number => (bytes < HUGE_PAGE / 2 ? bytes : roundUp(bytes, HUGE_PAGE))
 
-/** Two allocations, as the driver takes them (native/cuda/buffer.h). */
+/** As the driver takes them (native/cuda/buffer.h). */
 function cudaBytes(matrices: readonly Matrix[], vectors: readonly number[]): number {
   const aligned = vectors.map((length) => roundUp(length * FLOAT_BYTES, CUDA_ALIGNMENT))
   return mapped(sum(matrices.map(stripBytes))) + mapped(sum(aligned))

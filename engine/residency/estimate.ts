@@ -15,6 +15,10 @@ const LOGIT_ROWS = 64
 const FIXED_BYTES = 16 * 2 ** 20
 /** On a GPU: parts of products (two tiles for each of up to 200 multiprocessors), a step's arrays, allocations' ends. */
 const CUDA_FIXED_BYTES = 80 * 2 ** 20
+/** Most that quantized matrices turned to halves for a prefill take there (native/cuda/matmul.h). */
+const CUDA_WIDENED_BYTES = 256 * 2 ** 20
+/** Tokens that a prefill's inputs are padded to. */
+const CUDA_TOKENS = 256
 /** Parts that one sequence's attention may be split into there. */
 const CUDA_SPLITS = 16
 
@@ -61,5 +65,10 @@ function cudaWorkspaceBytes(spec: ModelSpec, { maxBatchTokens, maxSlots }: StepL
   const perToken = hiddenSize * FLOAT_BYTES + (halves + Math.max(hiddenSize, heads, intermediateSize)) * HALF_BYTES
   const attention = spec.numHeads * CUDA_SPLITS * (headDim + 2)
   const perRow = hiddenSize + 2 * vocabSize + attention
-  return maxBatchTokens * perToken + rows * perRow * FLOAT_BYTES + maxSlots * vocabSize * HALF_BYTES + CUDA_FIXED_BYTES
+  const widest = Math.max(2 * intermediateSize, heads + 2 * spec.numKvHeads * headDim)
+  const widened = Math.min(CUDA_WIDENED_BYTES, widest * hiddenSize * HALF_BYTES)
+  const fixed = widened + CUDA_FIXED_BYTES
+  return (
+    (maxBatchTokens + CUDA_TOKENS) * perToken + rows * perRow * FLOAT_BYTES + maxSlots * vocabSize * HALF_BYTES + fixed
+  )
 }

@@ -260,7 +260,8 @@ Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, in
   ES_RETURN_IF_ERROR(matmul.allocate(matmul_workspace_bytes(device)));
   ES_CUDA_RETURN_IF_ERROR(cudaMemset(attention.as<void>(), 0, attention.bytes()));
   ES_CUDA_RETURN_IF_ERROR(cudaMemset(matmul.as<void>(), 0, matmul.bytes()));
-  return {};
+  // Steps run on a stream that does not wait for this one.
+  return to_status(cudaStreamSynchronize(nullptr), "workspace");
 }
 
 Status Workspace::allocate_widened(const TransformerWeights& weights, const DeviceTraits& device, int tokens) {

@@ -78,7 +78,7 @@ async function loaded(client: EngineClient, { exited, log }: Started): Promise<E
 }
 
 /** Holds one rung of the embedded model, not with the KV cache of its whole context. */
-const SMALL = testDevice({ cpu: 0.5, cuda: 0.8 })
+const SMALL = testDevice({ cpu: 0.5, cuda: 0.6 })
 const LARGE = testDevice({ cpu: 4, cuda: 4 })
 const INT4 = `devices: [${LARGE.yaml}]
 models: [{ id: m, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 512 }]`

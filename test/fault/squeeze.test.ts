@@ -7,7 +7,7 @@ import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { testDevice } from '../support/test-device.js'
 
 /** Room for the runtime, one full sequence's KV and int4, and for everything. */
-const SMALL = testDevice({ cpu: 0.23, cuda: 0.45 }).yaml
+const SMALL = testDevice({ cpu: 0.23, cuda: 0.33 }).yaml
 const LARGE = testDevice({ cpu: 2, cuda: 2 }).yaml
 let box: GatewayProcess
 

@@ -43,7 +43,7 @@ const KINDS = testDevices().flatMap(({ options: { kind }, missing }) => (missing
 const roomy = (kind: 'cpu' | 'cuda'): TestMemory => testDevice({ cpu: 1, cuda: 1 }, kind)
 
 /** Adds bytes to what every variant takes, so that few fit a budget though they are small. */
-const BALLAST = { cpu: 32 * 2 ** 20, cuda: 64 * 2 ** 20 }
+const BALLAST = { cpu: 32 * 2 ** 20, cuda: 78 * 2 ** 20 }
 function heavy(device: TestMemory): InProcessEngine {
   const ballast = BALLAST[device.kind]
   const box = start(config(device), (native) =>

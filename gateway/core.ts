@@ -182,8 +182,9 @@ export class Core {
     const listener = {
       onConnected: (client: Parameters<Models['loadTexts']>[0]) => this.#models.loadTexts(client),
       onStep: (batchSize: number) => metrics.observeStep(batchSize),
-      onRestart: () => {
+      onRestart: (ended: object | undefined, byItself: boolean) => {
         metrics.countRestart()
+        if (ended) this.#pipeline.gate.verdict(ended, byItself)
         feedback.onEngineEnd()
       },
     }

@@ -17,6 +17,22 @@ export interface ExitInfo {
   lastLines: readonly string[]
 }
 
+/** Signals that a process raises by what it does; others are sent to it. */
+const OWN_SIGNALS: ReadonlySet<string> = new Set([
+  'SIGSEGV',
+  'SIGBUS',
+  'SIGILL',
+  'SIGFPE',
+  'SIGABRT',
+  'SIGTRAP',
+  'SIGSYS',
+])
+
+/** True for a process that died by itself: of a fault, or with an error. */
+export function diedByItself({ code, signal }: ExitInfo): boolean {
+  return signal === null ? code !== null && code !== 0 : OWN_SIGNALS.has(signal)
+}
+
 const KEPT_LINES = 20
 const LEVELS: Record<number, Level> = { 10: 'trace', 20: 'debug', 30: 'info', 40: 'warn', 50: 'error', 60: 'fatal' }
 

@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { DescribeResponse, EngineClient, EngineStatus } from '../../proto/gen/edgeshift/v1/engine.js'
 import { describe, openClient, waitForReady } from './connect.js'
-import { EngineProcess, type EngineCommand, type ExitInfo } from './process.js'
+import { diedByItself, EngineProcess, type EngineCommand, type ExitInfo } from './process.js'
 import { decideRestart, type EngineLife, type RestartPolicy } from './restart-policy.js'
 import { EngineSession } from './session.js'
 
@@ -32,7 +32,8 @@ export interface SupervisorListener {
   onConnected(client: EngineClient): Promise<void>
   /** One step of the engine with the number of sequences that advanced. */
   onStep(batchSize: number): void
-  onRestart(): void
+  /** The process is gone: `ended` is the session that it had, `byItself` whether nobody killed it. */
+  onRestart(ended: EngineSession | undefined, byItself: boolean): void
 }
 
 /** Where the engine is: `crash_loop` = it keeps dying and is retried slowly. */
@@ -53,6 +54,9 @@ export class EngineSupervisor {
   readonly #waiters = new Set<() => void>()
   #client: EngineClient | undefined
   #session: EngineSession | undefined
+  /** Of the process that runs now, or ran last; and whether it was killed for not answering. */
+  #lastSession: EngineSession | undefined
+  #hung = false
   #status: EngineStatus | undefined
   #state: EngineState = 'starting'
   #exit: ExitInfo | undefined
@@ -163,7 +167,7 @@ export class EngineSupervisor {
       const next = decideRestart(this.#options.restart, crashes, life)
       crashes = next.crashes
       this.#exit = exit
-      this.#listener.onRestart()
+      this.#listener.onRestart(this.#lastSession, diedByItself(exit) || this.#hung)
       const { code, signal } = exit
       this.#log.error({ code, signal, crashes, delayMs: next.delayMs }, 'the engine ended; it is restarted')
       this.#change(next.crashLoop ? 'crash_loop' : 'starting')
@@ -174,6 +178,8 @@ export class EngineSupervisor {
   /** One process, until it is gone. */
   async #runOnce(): Promise<EngineLife & { exit: ExitInfo }> {
     this.#steps = 0
+    this.#lastSession = undefined
+    this.#hung = false
     const socket = join(this.#options.socketDir, `engine-${++this.#starts}.sock`)
     const { configFile, lastGoodFile } = this.#options
     const args = ['--config', configFile, '--last-good', lastGoodFile, '--socket', socket]
@@ -232,6 +238,7 @@ export class EngineSupervisor {
     })
     this.#client = client
     this.#session = session
+    this.#lastSession = session
     this.#change('up')
     await this.#watch(client, session, ended.signal)
   }
@@ -244,7 +251,10 @@ export class EngineSupervisor {
       try {
         this.#take(await describe(client, this.#options.hangAfterMs))
       } catch (error) {
-        if (session.open) this.#log.error({ err: error }, 'the engine does not answer')
+        if (session.open) {
+          this.#hung = true
+          this.#log.error({ err: error }, 'the engine does not answer')
+        }
         session.close('it does not answer')
       }
     }

@@ -208,6 +208,8 @@ export class Run implements GenerateHandle, ChoiceOwner {
       const found = find()
       const placement = found instanceof Promise ? await found : found
       if (this.#ended) return undefined
+      // It may have become known only now how the engine ended.
+      if (this.#standing.refused) throw poisoned()
       const turn = this.#env.gate.enter(this.#standing)
       if (turn) await this.#untilDeadline(turn)
       if (this.#ended) return undefined
@@ -366,10 +368,7 @@ function pastDeadline(): GatewayError {
 }
 
 function poisoned(): GatewayError {
-  return new GatewayError(
-    'poison_request',
-    'the engine died again and again when it worked on this request, also on this one alone',
-  )
+  return new GatewayError('poison_request', 'the engine died again when it worked on this request alone')
 }
 
 /** No token is wanted and no figure of the prompt's: there is nothing for the engine to do. */

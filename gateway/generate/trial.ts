@@ -5,21 +5,29 @@
  * while the others do. The rule:
  * 1. A request has come through when each of its choices got CLEAR_TOKENS tokens (or ended) since the crash, over all of
  *    its replays together. That is more than the tokens a dying engine can have computed but not told.
- * 2. Replays after a crash run together. A request that was in flight at two crashes in a row without coming through
- *    in between is a suspect.
+ * 2. Replays after a crash run together, but for suspects: requests that were in flight at two crashes in a row without
+ *    coming through in between, and, where the engine died by itself (rather than being killed), those that had not come
+ *    through since they were submitted.
  * 3. While there are suspects the gate is shut: first those run that are none, together; then the suspects, one at a
- *    time, in the order of least blame, least progress, arrival; the more have come through, the more at a time (a
- *    quarter of their number). New requests wait until all have had their turn.
+ *    time, in the order of least blame, most crashes, least progress, arrival. Where they are many, more at a time as more
+ *    have come through (a quarter of their number). New requests wait until all have had their turn.
  * 4. A crash counts against a request if that was the only one in flight that had not come through, and had got no
- *    token since it was submitted. The third such crash in a row refuses it; before, it waits for all others.
- * So a poison request costs three to seven restarts. A request is refused wrongly only if the engine is killed from outside
- * within the first step of three trials of its own, all others having come through in between.
+ *    token since it was submitted. It is refused at once when the engine died by itself then and at the crash before; else
+ *    the third such crash in a row refuses it, and before that it waits for all others.
+ * So a poison request is refused at the second crash, where it is alone at that: always where few others were new beside
+ * it. Among many new ones, or where it had run for long, it takes one or two crashes more. A request is refused wrongly
+ * only if the engine dies of something else within the first step of its trial, right after another such death, or is
+ * killed so three times.
  */
 
 /** Tokens of each choice after which a request has passed the place where the engine died. */
 export const CLEAR_TOKENS = 4
 /** Crashes in a row that count against a request, after which it is refused. */
 const COUNTED_CRASHES = 3
+/** Crashes of the engine's own making in a row, the last of which counts against a request, after which it is refused. */
+const OWN_CRASHES = 2
+/** So many suspects with the same record, or fewer, are tried one at a time to the last. */
+const FEW = 32
 /** A trial does not wait longer for requests that get no token, milliseconds. */
 const ROUND_MS = 10_000
 
@@ -27,6 +35,8 @@ const ROUND_MS = 10_000
 export class Standing {
   /** Crashes in a row that it was in flight at without coming through in between. */
   crashes = 0
+  /** The last of these in a row in which the engine died by itself. */
+  ownCrashes = 0
   /** Of these, those that count against it. */
   blame = 0
   /** It has come through since the last crash. */
@@ -37,8 +47,21 @@ export class Standing {
   stuck = false
   /** The engine may not be given it again. */
   refused = false
+  /** It has ended. */
+  over = false
   /** The session at whose end it was last lost. */
   lostWith: object | undefined
+}
+
+/** One death of the engine. */
+interface Crash {
+  session: object
+  /** The only one that had not come through, where it had got no token. */
+  blamed: Standing | undefined
+  /** Whether the engine died by itself; undefined until that is known. */
+  own: boolean | undefined
+  /** Who was lost, and whether it had come through. */
+  readonly lost: Map<Standing, boolean>
 }
 
 interface Waiting {
@@ -58,7 +81,7 @@ export class TrialGate {
   readonly #round = new Set<Standing>()
   /** Suspects that came through since the last crash. */
   #cleared = 0
-  #crash: { session: object; blamed: Standing | undefined } | undefined
+  #crash: Crash | undefined
   #timer: NodeJS.Timeout | undefined
   #scheduled = false
 
@@ -84,13 +107,33 @@ export class TrialGate {
     if (standing.lostWith === session) return
     standing.lostWith = session
     standing.stuck = !standing.moved
-    const blamed = this.#crashOf(session).blamed === standing
-    standing.blame = (standing.clear ? 0 : standing.blame) + (blamed ? 1 : 0)
-    standing.crashes = (standing.clear ? 0 : standing.crashes) + 1
+    const crash = this.#crashOf(session)
+    const { clear } = standing
+    crash.lost.set(standing, clear)
+    standing.blame = (clear ? 0 : standing.blame) + (crash.blamed === standing ? 1 : 0)
+    standing.crashes = (clear ? 0 : standing.crashes) + 1
+    if (clear) standing.ownCrashes = 0
     standing.clear = false
     standing.refused = standing.blame >= COUNTED_CRASHES
     if (standing.refused) this.#suspects.delete(standing)
     else if (standing.crashes > 1) this.#suspects.add(standing)
+    if (crash.own !== undefined) this.#weigh(standing, crash, crash.own)
+  }
+
+  /** How the engine of `session` ended: `own` = by itself. Comes before the next engine takes requests. */
+  verdict(session: object, own: boolean): void {
+    const crash = this.#crashOf(session)
+    if (crash.own !== undefined) return
+    crash.own = own
+    for (const standing of crash.lost.keys()) this.#weigh(standing, crash, own)
+  }
+
+  #weigh(standing: Standing, crash: Crash, own: boolean): void {
+    standing.ownCrashes = own ? standing.ownCrashes + 1 : 0
+    if (!own || standing.refused || standing.over) return
+    standing.refused = crash.blamed === standing && standing.ownCrashes >= OWN_CRASHES
+    if (standing.refused) this.#suspects.delete(standing)
+    else if (crash.lost.get(standing) === false) this.#suspects.add(standing)
   }
 
   /** The request got tokens; `clear`: by now it has come through. */
@@ -99,6 +142,7 @@ export class TrialGate {
     if (!clear) return
     standing.clear = true
     standing.crashes = 0
+    standing.ownCrashes = 0
     standing.blame = 0
     if (this.#suspects.delete(standing)) this.#cleared++
     this.#leave(standing)
@@ -117,16 +161,18 @@ export class TrialGate {
 
   /** The request ended. Whoever waits for its turn is told. */
   end(standing: Standing): void {
+    standing.over = true
     this.excuse(standing)
     const place = this.#queue.findIndex((waiting) => waiting.standing === standing)
     if (place >= 0) this.#queue.splice(place, 1)[0]?.resolve()
   }
 
   /** What is asked once a crash, before it is told of the others. */
-  #crashOf(session: object): { blamed: Standing | undefined } {
+  #crashOf(session: object): Crash {
     if (this.#crash?.session === session) return this.#crash
     const [only] = this.#open
-    this.#crash = { session, blamed: this.#open.size === 1 && only && !only.moved ? only : undefined }
+    const blamed = this.#open.size === 1 && only && !only.moved ? only : undefined
+    this.#crash = { session, blamed, own: undefined, lost: new Map() }
     this.#open.clear()
     this.#round.clear()
     this.#cleared = 0
@@ -181,7 +227,14 @@ function chooseRound(queue: readonly Waiting[], suspects: ReadonlySet<Standing>,
   const next = queue
     .filter(({ standing }) => suspects.has(standing))
     .toSorted((a, b) => compareBlame(a.standing, b.standing))
-  return next.slice(0, next[0]?.standing.blame ? 1 : Math.max(1, Math.floor(cleared / 4)))
+  return next.slice(0, trialSize(next, cleared))
+}
+
+/** How many suspects are tried at a time, from the first of the list on. */
+function trialSize([first, ...rest]: readonly Waiting[], cleared: number): number {
+  if (first === undefined || first.standing.blame > 0) return 1
+  const alike = 1 + rest.filter(({ standing }) => standing.crashes === first.standing.crashes).length
+  return alike + cleared <= FEW ? 1 : Math.max(1, Math.floor(cleared / 4))
 }
 
 /** Least to blame first; of these, who was in flight most often, which is the likelier to be to blame. */

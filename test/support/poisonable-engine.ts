@@ -15,7 +15,7 @@ function arm(): void {
   VariantRunner.prototype.issue = new Proxy(VariantRunner.prototype.issue, {
     apply(issue, runner: VariantRunner, args: [number]) {
       const step = issue.apply(runner, args)
-      if (step && isPoisoned(step.plan)) process.kill(process.pid, 'SIGKILL')
+      if (step && isPoisoned(step.plan)) process.kill(process.pid, 'SIGABRT')
       return step
     },
   })

@@ -1,7 +1,8 @@
 // A runnable engine without a model: `node --import tsx scripted-engine.ts --config FILE --socket PATH`.
 // Every sequence gets the bytes of a sentence as tokens, one a step: the first at once, the others STEP_MS apart
 // (default 0: as fast as its reader takes them).
-// FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it.
+// FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it, by
+// POISON_SIGNAL (default: SIGABRT).
 // HOLD=FILE: it does not start while the file is there.
 // FAIL_STEP=step: the step that would give a sequence its sixth token fails, unless it is a replay; FAIL_STEP=device: the
 // device is lost with it, so the process ends.
@@ -34,6 +35,7 @@ const config = loadConfig(values.config ?? 'models.yaml')
 const stepMs = Number(process.env.STEP_MS ?? 0)
 const tokens = tinyTokens('The quick brown fox. ')
 const poison = tinyTokens(process.env.POISON ?? '').join()
+const poisonSignal = process.env.POISON_SIGNAL ?? 'SIGABRT'
 const assets = tinyTokenizerAssets(MAX_MODEL_LEN)
 
 const status: EngineStatus = {
@@ -172,7 +174,7 @@ class Player {
 }
 
 function playingOf({ sequenceId, maxTokens, replayedTokens, prompt }: Submit): Playing {
-  if (poison !== '' && prompt.join().includes(poison)) process.kill(process.pid, 'SIGKILL')
+  if (poison !== '' && prompt.join().includes(poison)) process.kill(process.pid, poisonSignal)
   const until = replayedTokens + maxTokens
   return { id: sequenceId, until, sent: replayedTokens, replayed: replayedTokens, started: false, paused: false }
 }

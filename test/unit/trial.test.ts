@@ -56,7 +56,7 @@ class Box {
   /** One step: everyone in flight gets a token, unless one of them kills it. */
   async step(): Promise<void> {
     this.steps++
-    if ([...this.inFlight].some(({ tokens, kills }) => tokens + 1 === kills)) return this.crash()
+    if ([...this.inFlight].some(({ tokens, kills }) => tokens + 1 === kills)) return this.crash(true)
     for (const request of this.inFlight) {
       request.tokens++
       this.gate.progressed(request.standing, request.tokens - request.mark >= CLEAR_TOKENS)
@@ -67,7 +67,8 @@ class Box {
     await settle()
   }
 
-  async crash(): Promise<void> {
+  /** The engine dies: by itself, or because it is killed. */
+  async crash(own = false): Promise<void> {
     this.crashes++
     const lost = [...this.inFlight]
     this.inFlight.clear()
@@ -77,6 +78,7 @@ class Box {
       if (request.standing.clear) request.mark = request.tokens
       this.gate.lost(request.standing, dead)
     }
+    this.gate.verdict(dead, own)
     for (const request of lost) if (!request.standing.refused) this.submit(request)
     await settle()
   }
@@ -121,9 +123,58 @@ describe('TrialGate', () => {
       const box = new Box(requests)
       while (!box.done) await box.step()
       expect(box.refused).toEqual(['poison'])
-      expect(box.crashes).toBeLessThanOrEqual(7)
+      // A hundred that came together: three crashes where it kills before it has come through, else one more.
+      expect(box.crashes).toBeLessThanOrEqual(token < CLEAR_TOKENS ? 3 : 4)
       expect(box.gate.waiting).toBe(0)
     }
+  })
+
+  it.each([1, 2, 3])('refuses one that comes beside a hundred others at the second crash: token %d', async (token) => {
+    for (const news of [0, 1, 15]) {
+      const box = new Box(many(100, 200))
+      for (let step = 0; step < 10; step++) await box.step()
+      for (const request of [...many(news, 50), new Request('poison', 60, token), ...many(news, 50)]) {
+        box.requests.push(request)
+        box.submit(request)
+      }
+      while (!box.done) await box.step()
+      expect(box.refused).toEqual(['poison'])
+      expect(box.crashes).toBe(2)
+    }
+  })
+
+  it('refuses one that is alone in the box at the second crash', async () => {
+    for (const token of [1, 3, 30]) {
+      const box = new Box([new Request('poison', 60, token)])
+      while (!box.done) await box.step()
+      expect([box.refused, box.crashes]).toEqual([['poison'], 2])
+    }
+  })
+
+  it('holds no kill from outside against a request that is alone at the second crash', async () => {
+    const box = new Box(many(1, 60))
+    await box.crash(true)
+    await box.crash(false)
+    expect(box.refused).toEqual([])
+    for (let step = 0; step < CLEAR_TOKENS; step++) await box.step()
+    await box.crash(true)
+    while (!box.done) await box.step()
+    expect([box.refused, box.crashes]).toEqual([[], 3])
+  })
+
+  it('does not keep those waiting that had come through when the engine dies by itself', async () => {
+    const box = new Box(many(100, 200))
+    for (let step = 0; step < CLEAR_TOKENS; step++) await box.step()
+    const news = many(3, 50)
+    for (const request of news) {
+      box.requests.push(request)
+      box.submit(request)
+    }
+    await box.crash(true)
+    expect(box.inFlight.size).toBe(100)
+    for (let step = 0; step < 4 * CLEAR_TOKENS; step++) await box.step()
+    expect(box.inFlight.size).toBe(103)
+    expect(box.refused).toEqual([])
   })
 
   it('finds two poison requests', async () => {

@@ -3,7 +3,16 @@ import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
 import { loadAddon } from './addon.js'
-import { type Config, ConfigError, ConfigWatcher, defaultDevices, loadConfig, parseConfig } from './config/index.js'
+import {
+  type Config,
+  ConfigError,
+  ConfigWatcher,
+  defaultDevices,
+  type Finding,
+  loadConfig,
+  locateRemarks,
+  parseConfig,
+} from './config/index.js'
 import { Engine } from './engine.js'
 import type { NativeAddon } from './native.js'
 import { modelAssets } from './registry/index.js'
@@ -104,7 +113,7 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   const residency = startResidency(engine, config, catalog, addon, options)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
   const watcher = new ConfigWatcher(file, {
-    accepted: (next) => reload(engine, reloader, complete(next)),
+    accepted: (next, text) => reload(engine, reloader, complete(next), (later) => locateRemarks(text, file, later)),
     refused: (error) => refuseEdit(engine, error),
   })
   process.on('SIGHUP', () => watcher.check())
@@ -120,13 +129,20 @@ function readConfig(file: string, lastGood: string | undefined): { read: Config;
   }
 }
 
-function reload(engine: Engine, reloader: Reloader, next: Config): void {
-  const { kept, fresh, retired, budgets, later } = reloader.apply(next)
+function reload(
+  engine: Engine,
+  reloader: Reloader,
+  next: Config,
+  locate: (later: readonly Finding[]) => readonly string[],
+): void {
+  const diff = reloader.plan(next)
+  const { log: logger } = engine.options
+  for (const remark of locate(diff.later)) logger.warn({ remark }, 'this edit takes effect at the next start')
+  reloader.apply(next, diff)
   engine.configError = ''
   engine.configReloads++
-  const memory = budgets.map(({ id }) => id)
-  engine.options.log.info({ kept, fresh, retired, memory }, 'configuration reloaded')
-  if (later.length > 0) engine.options.log.warn({ later }, 'these edits take effect at the next start')
+  const { kept, fresh, retired, budgets } = diff
+  logger.info({ kept, fresh, retired, memory: budgets.map(({ id }) => id) }, 'configuration reloaded')
 }
 
 /** The configuration in use stays. */

@@ -12,12 +12,13 @@ import { reportHealth } from './health.js'
 import type { Logger } from 'pino'
 import { Metrics } from './metrics.js'
 import { Models, type TextLoader } from './models.js'
+import { restartRemarks } from './restart-remarks.js'
 import { RouteFeedback } from './router/feedback.js'
 import { RungMeter } from './router/meter.js'
 import { RouteTelemetry } from './router/telemetry.js'
 import { RungWatch } from './router/watch.js'
 import { type Granted, KeyedAccess, openAccess } from './keys/access.js'
-import { followKeyFile, loadKeyFile } from './keys/watch.js'
+import { followKeyFile, loadKeyFile, warnOfModels } from './keys/watch.js'
 import { STREAM_BYTES, Streams } from './resume/streams.js'
 import type { Access, Limits, Services } from './services.js'
 
@@ -64,6 +65,9 @@ export class Core {
   readonly #removeDir: () => void
   readonly #watcher: ConfigWatcher
   readonly #streams: Streams
+  readonly #telemetry: RunTelemetry
+  /** In use. */
+  #config: Config
   #unfollowKeys = (): void => undefined
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
@@ -77,7 +81,9 @@ export class Core {
     const metrics = new Metrics(options.version)
     const routes = new RouteTelemetry(metrics.registry, log)
     const knowledge = { watch: new RungWatch(monotonicMs, routes), meter: new RungMeter(), now: monotonicMs }
+    this.#config = config
     const telemetry = new RunTelemetry(metrics, log, config.server.log_prompts)
+    this.#telemetry = telemetry
     const feedback = new RouteFeedback(knowledge.watch, knowledge.meter, routes, telemetry)
     this.engine = this.#newSupervisor(options, metrics, feedback)
     const snapshot = () => ({ state: this.engine.state, status: this.engine.status })
@@ -96,6 +102,9 @@ export class Core {
     const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
     this.#watcher = new ConfigWatcher(options.configFile, {
       accepted: (next, text) => {
+        for (const remark of restartRemarks(this.#config, next, text, options.configFile)) {
+          log.warn({ remark }, 'this edit takes effect at the next start')
+        }
         this.#reload(next, text).then(
           () => log.info('configuration reloaded'),
           (error: unknown) => log.error({ err: error }, 'the texts of edited models did not come'),
@@ -118,10 +127,17 @@ export class Core {
     return join(this.#socketDir, 'last-good.yaml')
   }
 
-  /** Names, tags, policies and text sides follow the file; addresses and limits of `server` do not. */
-  async #reload({ models }: Config, text: string): Promise<void> {
+  /** Names, tags, policies, text sides and the times of `server` follow the file; its addresses and files do not. */
+  async #reload(next: Config, text: string): Promise<void> {
+    const { models, server } = next
+    this.#config = next
     writeFileSync(this.#lastGoodFile, text, { mode: 0o600 })
+    this.#pipeline.setWaits(server.engine_wait, server.failover_wait)
+    this.engine.setHangAfter(server.engine_timeout)
+    this.#streams.setGrace(server.resume_grace)
+    this.#telemetry.setLogPrompts(server.log_prompts)
     await this.#models.update(models)
+    if (server.api_keys_file !== undefined) this.#warnOfKeys(server.api_keys_file)
     // The engine reads the file, too: it has to know the new models before it has their text files.
     const known = (): true | undefined => {
       const names = new Set(this.engine.status?.variants.map(({ model }) => model))
@@ -130,6 +146,21 @@ export class Core {
     await this.engine.waitFor(known, RELOAD_WAIT_MS)
     const { client } = this.engine
     if (client) await this.#models.loadTexts(client)
+  }
+
+  /** How long requests in flight may go on at the end, by the configuration in use, milliseconds. */
+  get drainMs(): number {
+    return this.#config.server.drain_timeout
+  }
+
+  /** Keys may name models that this edit removed. */
+  #warnOfKeys(file: string): void {
+    try {
+      const served = this.#models.list().map(({ id }) => id)
+      warnOfModels(loadKeyFile(file, served), this.services.log)
+    } catch {
+      // The file's own watcher tells what is wrong with it.
+    }
   }
 
   /** Starts the engine; returns at once. */
@@ -162,7 +193,9 @@ export class Core {
     const { api_keys_file: file } = server
     if (file === undefined) return openAccess(granted)
     const modelIds = () => this.#models.list().map(({ id }) => id)
-    const access = new KeyedAccess(granted, loadKeyFile(file, modelIds()))
+    const loaded = loadKeyFile(file, modelIds())
+    warnOfModels(loaded, log)
+    const access = new KeyedAccess(granted, loaded.entries)
     this.#unfollowKeys = followKeyFile(file, modelIds, access, log)
     return access
   }

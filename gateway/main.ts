@@ -27,7 +27,6 @@ export class Gateway {
     private readonly core: Core,
     private readonly listeners: Listeners,
     private readonly log: Log,
-    private readonly drainMs: number,
     private readonly tls: Tls | undefined,
   ) {}
 
@@ -48,7 +47,7 @@ export class Gateway {
       // The engine starts beside the listeners: its start takes longest.
       core.start()
       const listeners = await Listeners.open(core.services, config.server.http, config.server.grpc, tls)
-      return new Gateway(core, listeners, log, config.server.drain_timeout, tls)
+      return new Gateway(core, listeners, log, tls)
     } catch (error) {
       tls?.close()
       await core.stop()
@@ -86,7 +85,7 @@ export class Gateway {
    * Takes no new requests, lets those in flight end for up to `drainMs` (default: the configuration's), then stops
    * engine and listeners.
    */
-  async stop(drainMs = this.drainMs): Promise<void> {
+  async stop(drainMs = this.core.drainMs): Promise<void> {
     this.log.logger.info({ active: this.core.active }, 'stopping')
     await Promise.all([this.core.drain(drainMs), this.listeners.close(drainMs)])
     await this.core.stop()

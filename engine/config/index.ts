@@ -11,6 +11,6 @@ export {
   type Precision,
   type VariantConfig,
 } from './schema.js'
-export { parseStrict, readText } from './strict.js'
+export { locateRemarks, parseStrict, readText } from './strict.js'
 export { type Address, gigabytesToBytes, isLoopback } from './values.js'
 export { ConfigWatcher } from './watch.js'

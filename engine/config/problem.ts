@@ -33,7 +33,8 @@ export class ConfigError extends Error {
   }
 }
 
-function formatProblem(file: string, { line, column, path, message }: ConfigProblem): string {
+/** "file:line:column: path: message" */
+export function formatProblem(file: string, { line, column, path, message }: ConfigProblem): string {
   const place = line > 0 ? `${file}:${line}:${column}` : file
   return path === '' ? `${place}: ${message}` : `${place}: ${path}: ${message}`
 }

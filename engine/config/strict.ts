@@ -1,7 +1,7 @@
 import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs'
 import type { z } from 'zod'
 import { schemaFindings } from './findings.js'
-import { ConfigError, type Finding, MAX_PROBLEMS } from './problem.js'
+import { ConfigError, type Finding, formatPath, formatProblem, MAX_PROBLEMS } from './problem.js'
 import { MAX_FILE_BYTES, parseYaml } from './source.js'
 
 /** Checks the text of a YAML file against a schema, then the rules between its fields. Throws ConfigError with every fault. */
@@ -23,6 +23,16 @@ export function parseStrict<T>(
   const findings = check(result.data)
   if (findings.length > 0) throw fail(findings)
   return result.data
+}
+
+/** Remarks on a file's text that are no faults, one line each: file:line:column: path: message. */
+export function locateRemarks(text: string, file: string, remarks: readonly Finding[]): string[] {
+  if (remarks.length === 0) return []
+  const source = parseYaml(text)
+  return remarks.map((remark) => {
+    const unplaced = { line: 0, column: 0, path: formatPath(remark.path), message: remark.message }
+    return formatProblem(file, Array.isArray(source) ? unplaced : source.locate(remark))
+  })
 }
 
 /** The text of a regular UTF-8 file of at most MAX_FILE_BYTES. Throws ConfigError. */

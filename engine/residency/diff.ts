@@ -1,6 +1,6 @@
 /** What an edit of models.yaml means for a running engine. Pure. */
 import { isDeepStrictEqual } from 'node:util'
-import type { Config, DeviceConfig, ModelConfig } from '../config/index.js'
+import type { Config, DeviceConfig, Finding, ModelConfig } from '../config/index.js'
 
 /** Model ids by what has to be done with them, and what only a new start changes. */
 export interface ConfigDiff {
@@ -14,8 +14,8 @@ export interface ConfigDiff {
   budgets: DeviceConfig[]
   /** Devices that were not there before. */
   added: DeviceConfig[]
-  /** Edits without effect before the next start, as paths of the file. */
-  later: string[]
+  /** Edits without effect before the next start. */
+  later: Finding[]
 }
 
 /** `stale`: models to read again although their entry is the same, because their files could not be used. */
@@ -38,9 +38,11 @@ export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>
   }
 }
 
-function laterServer({ server: old }: Config, { server: next }: Config): string[] {
-  const same = old.cache_dir === next.cache_dir && old.cache_gb === next.cache_gb
-  return same ? [] : ['server cache_dir, cache_gb']
+/** Keys of `server` that the engine reads at its start. */
+function laterServer({ server: old }: Config, { server: next }: Config): Finding[] {
+  const message = 'takes effect at the next start; until then the old one is used'
+  const edited = (['cache_dir', 'cache_gb'] as const).filter((key) => old[key] !== next[key])
+  return edited.map((key) => ({ path: ['server', key], message }))
 }
 
 /** What a variant's load depends on beside its model. */
@@ -60,16 +62,25 @@ function diffDevices(old: Config, next: Config): Pick<ConfigDiff, 'budgets' | 'a
     const was = before.get(device.id)
     return was ? [{ was, device }] : []
   })
+  const gone = old.devices
+    .filter(({ id }) => !after.has(id))
+    .map(({ id }): Finding => ({ path: ['devices'], message: `${id} is given back at the next start` }))
   return {
     added: next.devices.filter(({ id }) => !before.has(id)),
     budgets: known.flatMap(({ was, device }) => (isDeepStrictEqual(memoryOf(was), memoryOf(device)) ? [] : [device])),
-    later: [
-      ...known.flatMap(({ was, device }) =>
-        isDeepStrictEqual(withoutMemory(was), withoutMemory(device)) ? [] : [`devices ${device.id}`],
-      ),
-      ...old.devices.flatMap(({ id }) => (after.has(id) ? [] : [`devices ${id}`])),
-    ],
+    later: [...known.flatMap(({ was, device }) => laterKeys(was, device, next.devices.indexOf(device))), ...gone],
   }
+}
+
+/** Keys of a device that are read when it is opened. */
+function laterKeys(was: DeviceConfig, device: DeviceConfig, index: number): Finding[] {
+  const before = new Map<string, unknown>(Object.entries(withoutMemory(was)))
+  const after = Object.entries(withoutMemory(device))
+  const message = 'takes effect at the next start; until then the device stays as it is'
+  if (was.kind !== device.kind) return [{ path: ['devices', index, 'kind'], message }]
+  return after
+    .filter(([key, value]) => !isDeepStrictEqual(before.get(key), value))
+    .map(([key]) => ({ path: ['devices', index, key], message }))
 }
 
 function memoryOf(device: DeviceConfig): object {

@@ -20,14 +20,20 @@ export class Reloader {
     private readonly catalog: Catalog,
   ) {}
 
-  /** Returns what was done. New and changed models are loaded if there is room; what was dropped ends at rest. */
-  apply(next: Config): ConfigDiff {
+  /** What an edit means; nothing is done. */
+  plan(next: Config): ConfigDiff {
     const { engine, residency } = this
     const unusable = [...engine.variants.values()].flatMap(({ name, model }) =>
       residency.managed.has(name) ? [] : [model],
     )
-    const diff = diffConfig(this.config, next, new Set(unusable))
+    return diffConfig(this.config, next, new Set(unusable))
+  }
+
+  /** Does what `plan` says: new and changed models are loaded if there is room; what was dropped ends at rest. */
+  apply(next: Config, diff = this.plan(next)): void {
+    const { engine, residency } = this
     this.config = next
+    this.options.stepTimeoutMs = next.scheduler.step_timeout
     engine.options.maxWaiting = next.scheduler.max_waiting
     engine.options.maxWaitingPerTenant = next.scheduler.max_waiting_per_key
     this.options.interactiveGoalMs = next.scheduler.interactive_goal
@@ -45,7 +51,6 @@ export class Reloader {
     this.sort(next)
     residency.start(preloadOrder(read.known))
     engine.changed()
-    return diff
   }
 
   private setBudgets({ budgets }: ConfigDiff): void {

@@ -54,7 +54,9 @@ export function keysCommand(configOption: () => Option, fail: (error: unknown) =
     .action(
       guarded(({ config }: { config: string }) => {
         const { file, modelIds } = keyFileOf(config)
-        console.log(formatKeys(loadKeyFile(file, modelIds)))
+        const { entries, remarks } = loadKeyFile(file, modelIds)
+        console.log(formatKeys(entries))
+        for (const remark of remarks) console.error(remark)
       }),
     )
   command
@@ -64,8 +66,7 @@ export function keysCommand(configOption: () => Option, fail: (error: unknown) =
     .addOption(configOption())
     .action(
       guarded((idOrName: string, { config }: { config: string }) => {
-        const { file, modelIds } = keyFileOf(config)
-        const { id, name } = revokeKey(file, modelIds, idOrName)
+        const { id, name } = revokeKey(keyFileOf(config).file, idOrName)
         console.log(`revoked ${id} (${name})`)
       }),
     )

@@ -85,11 +85,12 @@ function check({ config }: { config: string }): void {
     console.log(`${server.tls_cert}: valid, with its key`)
   }
   if (server.api_keys_file !== undefined) {
-    const keys = loadKeyFile(
+    const { entries, remarks } = loadKeyFile(
       server.api_keys_file,
       models.map(({ id }) => id),
     )
-    console.log(`${server.api_keys_file}: valid, ${keys.length} keys`)
+    console.log(`${server.api_keys_file}: valid, ${entries.length} keys`)
+    for (const remark of remarks) console.error(remark)
   }
   console.log(`${config}: valid, ${models.map(({ id, variants }) => `${id} (${variants.length} rungs)`).join(', ')}`)
 }

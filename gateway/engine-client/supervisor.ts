@@ -44,7 +44,7 @@ const MAX_TIMER_MS = 2 ** 31 - 1
 
 /** Runs one engine process, restarts it when it dies, and holds the session to it. Owns process, client, session. */
 export class EngineSupervisor {
-  readonly #options: SupervisorOptions
+  #options: SupervisorOptions
   readonly #listener: SupervisorListener
   readonly #log: Logger
   readonly #stop = new AbortController()
@@ -74,6 +74,11 @@ export class EngineSupervisor {
   /** Starts the engine and keeps it running until `stop`. Returns at once. */
   start(): void {
     this.#running ??= this.#run()
+  }
+
+  /** How long an engine may stay silent, for health checks that begin from now on. */
+  setHangAfter(hangAfterMs: number): void {
+    this.#options = { ...this.#options, hangAfterMs }
   }
 
   /** Ends session and process; resolves when the process is gone. */

@@ -20,11 +20,16 @@ function promptField(input: GenerateInput): object {
 export class RunTelemetry implements RunObserver {
   readonly #metrics: Metrics
   readonly #log: Logger
-  readonly #logPrompts: boolean
+  #logPrompts: boolean
 
   constructor(metrics: Metrics, log: Logger, logPrompts: boolean) {
     this.#metrics = metrics
     this.#log = log
+    this.#logPrompts = logPrompts
+  }
+
+  /** Whether prompts stand in the lines of requests that end from now on. */
+  setLogPrompts(logPrompts: boolean): void {
     this.#logPrompts = logPrompts
   }
 

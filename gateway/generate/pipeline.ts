@@ -34,7 +34,7 @@ export class Pipeline implements Generator, RunEnvironment {
   readonly gate = new TrialGate()
   readonly #models: ModelAccess
   readonly #engine: EngineAccess
-  readonly #limits: PipelineLimits
+  #limits: PipelineLimits
   readonly #runs = new Map<RunRecord, Run>()
   #draining: (() => void) | undefined
 
@@ -62,6 +62,11 @@ export class Pipeline implements Generator, RunEnvironment {
     this.#runs.set(run.record, run)
     void run.start()
     return run
+  }
+
+  /** For waits that begin from now on. */
+  setWaits(engineWaitMs: number, failoverWaitMs: number): void {
+    this.#limits = { ...this.#limits, engineWaitMs, failoverWaitMs }
   }
 
   /** Requests in flight. */

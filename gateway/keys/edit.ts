@@ -2,7 +2,7 @@
 import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { Document, isMap, isSeq, parseDocument } from 'yaml'
 import { readText } from '../../engine/config/index.js'
-import { type KeyEntry, parseKeyFile } from './key-file.js'
+import { type KeyEntry, parseKeyFile, refuseModel } from './key-file.js'
 import { newKey } from './secret.js'
 
 /** A command on keys cannot be done; the message is one line for a person. */
@@ -20,8 +20,12 @@ const HEADER = ' API keys by their hashes; written by "edgeshift keys". A change
 
 /** Adds a key; makes the file where there is none. Returns the key's text, which is nowhere else. Throws KeyEditError, ConfigError. */
 export function createKey(file: string, modelIds: readonly string[], name: string, rights: KeyRights): string {
+  for (const model of rights.models ?? []) {
+    const refusal = refuseModel(model, modelIds)
+    if (refusal !== undefined) throw new KeyEditError(refusal)
+  }
   const { id, text, sha256 } = newKey()
-  edit(file, modelIds, (document) => {
+  edit(file, (document) => {
     const keys = document.get('keys')
     const entry = document.createNode({ id, name, sha256, ...rights })
     if (isSeq(keys) && keys.items.length > 0) keys.add(entry)
@@ -31,11 +35,11 @@ export function createKey(file: string, modelIds: readonly string[], name: strin
 }
 
 /** Removes the key with an id or name; returns its entry. Throws KeyEditError, ConfigError. */
-export function revokeKey(file: string, modelIds: readonly string[], idOrName: string): KeyEntry {
-  const entries = parseKeyFile(readText(file), file, modelIds)
+export function revokeKey(file: string, idOrName: string): KeyEntry {
+  const entries = parseKeyFile(readText(file), file)
   const revoked = entries.find(({ id }) => id === idOrName) ?? entries.find(({ name }) => name === idOrName)
   if (!revoked) throw new KeyEditError(`${file}: no key has the id or name "${idOrName}"`)
-  edit(file, modelIds, (document) => {
+  edit(file, (document) => {
     const keys = document.get('keys')
     if (!isSeq(keys)) return
     keys.items = keys.items.filter((item) => !isMap(item) || item.get('id') !== revoked.id)
@@ -46,14 +50,14 @@ export function revokeKey(file: string, modelIds: readonly string[], idOrName: s
 }
 
 /** Rewrites the file whole or not at all. The new file's name is the lock: two commands at a time do not lose a key. */
-function edit(file: string, modelIds: readonly string[], change: (document: Document) => void): void {
+function edit(file: string, change: (document: Document) => void): void {
   const next = `${file}.new`
   const descriptor = openNew(next, existsSync(file) ? statSync(file).mode & 0o777 : 0o600)
   try {
-    const document = openDocument(file, modelIds)
+    const document = openDocument(file)
     change(document)
     const text = document.toString({ lineWidth: 0 })
-    parseKeyFile(text, file, modelIds)
+    parseKeyFile(text, file)
     writeFileSync(descriptor, text)
     fsyncSync(descriptor)
     renameSync(next, file)
@@ -76,13 +80,13 @@ function openNew(file: string, mode: number): number {
 }
 
 /** The file as it is, checked, or a new one. */
-function openDocument(file: string, modelIds: readonly string[]): Document {
+function openDocument(file: string): Document {
   if (!existsSync(file)) {
     const document = new Document({ keys: [] })
     document.commentBefore = HEADER
     return document
   }
   const text = readText(file)
-  parseKeyFile(text, file, modelIds)
+  parseKeyFile(text, file)
   return parseDocument(text)
 }

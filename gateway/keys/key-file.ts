@@ -1,6 +1,6 @@
 /** The file of API keys: its schema and its checks. */
 import { z } from 'zod'
-import { duplicates, type Finding, nearest, parseStrict } from '../../engine/config/index.js'
+import { duplicates, type Finding, locateRemarks, nearest, parseStrict } from '../../engine/config/index.js'
 import { URGENCIES } from '../urgency.js'
 
 const perMinute = () => z.int().min(1).max(1_000_000_000)
@@ -42,26 +42,40 @@ const fileSchema = z.strictObject({ keys: z.array(keySchema) })
 /** One key of the file, with defaults. */
 export type KeyEntry = z.output<typeof keySchema>
 
-/** Checks the text of a key file; `modelIds` are those of models.yaml. Throws ConfigError with line and reason. */
-export function parseKeyFile(text: string, file: string, modelIds: readonly string[]): KeyEntry[] {
-  return parseStrict(text, file, fileSchema, ({ keys }) => checkKeys(keys, modelIds)).keys
+/** Checks the text of a key file. Throws ConfigError with line and reason. */
+export function parseKeyFile(text: string, file: string): KeyEntry[] {
+  return parseStrict(text, file, fileSchema, ({ keys }) => checkKeys(keys)).keys
 }
 
-function checkKeys(keys: readonly KeyEntry[], modelIds: readonly string[]): Finding[] {
+function checkKeys(keys: readonly KeyEntry[]): Finding[] {
   const unique = (field: 'id' | 'name' | 'sha256', what: string): Finding[] =>
     duplicates(
       keys.map((key) => key[field]),
       (index) => ['keys', index, field],
       what,
     )
-  return [
-    ...unique('id', 'key id'),
-    ...unique('name', 'key name'),
-    ...unique('sha256', 'hash'),
-    ...keys.flatMap(({ models = [] }, index) =>
-      models.flatMap((id, place) => unknownModel(id, ['keys', index, 'models', place], modelIds)),
-    ),
-  ]
+  return [...unique('id', 'key id'), ...unique('name', 'key name'), ...unique('sha256', 'hash')]
+}
+
+/**
+ * Models that keys name and nobody serves, one line each with its place. No fault: a model may have been removed, and
+ * then its keys may use one less. `modelIds` are those of models.yaml.
+ */
+export function unknownModels(
+  text: string,
+  file: string,
+  keys: readonly KeyEntry[],
+  modelIds: readonly string[],
+): string[] {
+  const remarks = keys.flatMap(({ models = [] }, index) =>
+    models.flatMap((id, place) => unknownModel(id, ['keys', index, 'models', place], modelIds)),
+  )
+  return locateRemarks(text, file, remarks)
+}
+
+/** Why a new key may not name a model; undefined when it may. */
+export function refuseModel(id: string, modelIds: readonly string[]): string | undefined {
+  return unknownModel(id, [], modelIds)[0]?.message
 }
 
 function unknownModel(id: string, path: Finding['path'], modelIds: readonly string[]): Finding[] {

@@ -26,7 +26,7 @@ export interface StreamStart {
 
 /** Owns every resumable stream, and one timer for each that nobody reads. */
 export class Streams implements RecordOwner {
-  readonly #limits: StreamLimits
+  #limits: StreamLimits
   readonly #records = new Map<string, StreamRecord>()
   readonly #timers = new Map<StreamRecord, NodeJS.Timeout>()
   #bytes = 0
@@ -34,6 +34,11 @@ export class Streams implements RecordOwner {
 
   constructor(limits: StreamLimits) {
     this.#limits = limits
+  }
+
+  /** For streams whose reader leaves from now on. */
+  setGrace(graceMs: number): void {
+    this.#limits = { ...this.#limits, graceMs }
   }
 
   get maxBytes(): number {

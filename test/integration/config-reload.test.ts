@@ -6,6 +6,7 @@ import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import { ConfigWatcher, parseConfig } from '../../engine/config/index.js'
 import { diffConfig } from '../../engine/residency/diff.js'
+import { restartRemarks } from '../../gateway/restart-remarks.js'
 import { eventually, GatewayProcess } from '../support/gateway-process.js'
 import { type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
 
@@ -50,6 +51,7 @@ describe('diffConfig', () => {
       { kept: [], fresh: ['a', 'b'], retired: ['a', 'b'] },
     ],
     ['the queue', { extra: 'scheduler: { max_waiting: 3 }' }, { kept: ['a', 'b'], fresh: [] }],
+    ['times', { extra: 'scheduler: { interactive_goal: 1s, step_timeout: 9s }' }, { kept: ['a', 'b'], fresh: [] }],
   ])('%s', (_, edit, expected) => {
     expect(diffConfig(parsed({}), parsed(edit), new Set())).toMatchObject(expected)
   })
@@ -58,8 +60,12 @@ describe('diffConfig', () => {
     const next = parsed({ memory: 0.7 })
     expect(diffConfig(parsed({}), next, new Set()).budgets.map(({ id }) => id)).toEqual(['cpu0'])
     next.devices = next.devices.map((device) => Object.assign(device, { threads: 2 }))
-    expect(diffConfig(parsed({}), next, new Set())).toMatchObject({ later: ['devices cpu0'] })
-    expect(diffConfig(parsed({}), { ...next, devices: [] }, new Set())).toMatchObject({ later: ['devices cpu0'] })
+    expect(diffConfig(parsed({}), next, new Set())).toMatchObject({
+      later: [{ path: ['devices', 0, 'threads'] }],
+    })
+    expect(diffConfig(parsed({}), { ...next, devices: [] }, new Set())).toMatchObject({
+      later: [{ path: ['devices'], message: 'cpu0 is given back at the next start' }],
+    })
   })
 
   it('reads models again whose files could not be used', () => {
@@ -68,6 +74,20 @@ describe('diffConfig', () => {
       fresh: ['b'],
       retired: ['b'],
     })
+  })
+})
+
+describe('what waits for the next start', () => {
+  const server = (text: string) => `server: ${text}\n${yaml()}`
+  const remarks = (before: string, after: string): string[] =>
+    restartRemarks(parseConfig(server(before), 'm.yaml'), parseConfig(server(after), 'm.yaml'), server(after), 'm.yaml')
+
+  it('is told with its place, and only that', () => {
+    expect(remarks('{ http: "127.0.0.1:1" }', '{ engine_wait: 1s, http: "127.0.0.1:2" }')).toEqual([
+      'm.yaml:1:34: server.http: takes effect at the next start; until then the old one is used',
+    ])
+    expect(remarks('{ api_keys_file: a.yaml }', '{}')[0]).toMatch(/^m\.yaml:1:\d+: server\.api_keys_file: /)
+    expect(remarks('{}', '{ drain_timeout: 1s, resume_grace: 1s, log_prompts: true, failover_wait: 1s }')).toEqual([])
   })
 })
 
@@ -191,12 +211,35 @@ describe('the whole program', { timeout: 60_000 }, () => {
     const logged = (msg: string) => box.log.find((line) => line['msg'] === msg && line['name'] !== 'engine')
     await box.until(() => logged('configuration reloaded') !== undefined, 'the new model is read')
     expect([await ask('a'), await ask('b'), await ask('c')]).toEqual([200, 404, 200])
+    const limited = head.replace('60s', '50ms').replace('"127.0.0.1:0"', '"127.0.0.1:1"')
+    const devices = yaml({ models: [model('a', 'f16'), model('c', 'f32')] }).replace('threads: 1', 'threads: 2')
+    writeFileSync(file, limited + devices)
+    const remarks = (): string[] => box.log.flatMap(({ remark }) => (typeof remark === 'string' ? [remark] : []))
+    await box.until(() => remarks().length === 2, 'what waits for the next start')
+    expect(
+      remarks()
+        .toSorted()
+        .map((remark) => remark.replace(/^.*models\.yaml:/, '')),
+    ).toEqual([
+      '1:17: server.http: takes effect at the next start; until then the old one is used',
+      '2:43: devices[0].threads: takes effect at the next start; until then the device stays as it is',
+    ])
+    expect(await ask('a')).toBe(200)
     writeFileSync(file, 'models: 7')
     const refusal = 'edit of the configuration refused'
     await box.until(() => logged(refusal) !== undefined, refusal)
     expect(logged(refusal)?.['reason']).toMatch(/models\.yaml:1:9: models: /)
     process.kill(box.enginePids[0] ?? 0, 'SIGKILL')
+    // The wait of 60 s was cut to 50 ms while it served.
+    await box.until(() => logged('the engine ended; it is restarted') !== undefined, 'the end of the engine')
+    expect(await ask('a')).toBe(503)
     await box.until(() => box.enginePids.length === 2, 'another engine')
-    expect([await ask('a'), await ask('c')]).toEqual([200, 200])
+    const served = async (name: string): Promise<number> => {
+      for (;;) {
+        const status = await ask(name)
+        if (status !== 503) return status
+      }
+    }
+    expect([await served('a'), await served('c')]).toEqual([200, 200])
   })
 })

@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) wide_kernel(con
   const int begin = tile.k_begin(p), end = tile.k_end(p);
   const WideLoader<Shape> loader(p, shared, tile);
 
-  // Weights before the wait, inputs after it.
+  // Weights before the wait, inputs after it; but not weights that the kernel before wrote.
+  if (p.weights_written) wait_for_previous_kernel();
   for (int i = 0; i < Shape::stages - 1 && begin + i < end; ++i)
     for (int part = 0; part < loader.kParts; ++part) loader.weights(i, begin + i, part);
   wait_for_previous_kernel();

@@ -1,8 +1,12 @@
 import type { EngineDevice } from '../device.js'
 import type { Engine } from '../engine.js'
 import type { NativeDevice } from '../native.js'
+import type { MemoryWatch } from './memory-watch.js'
 
 const INTERVAL_MS = 5000
+
+/** Holds ledgers against what is measured: the process's memory, or a GPU's. */
+export type LedgerWatch = MemoryWatch | DriverWatch
 
 /**
  * Compares a GPU's ledger with what its driver says is in use, beside what was in use when the device was opened (the KV

@@ -11,8 +11,8 @@ export interface ProcessMemory {
 }
 
 /**
- * Compares the ledger of CPU devices with what the process really holds. Weights, workspaces and touched KV memory are
- * the native side's; whatever else grew since the start must stay within the ledger's overhead entry. More than that is
+ * Compares the ledger of CPU devices with what the process really holds. Weights, workspaces, touched KV memory
+ * and swap memory are the native side's; whatever else grew since the start must stay within the ledger's overhead entry. More than that is
  * an alarm: something holds memory that no entry knows.
  */
 export class MemoryWatch {
@@ -54,11 +54,9 @@ export class MemoryWatch {
 }
 
 /** What the native side should hold. Memory that was reserved and not written to yet is less than this. */
-function heldBytes({ ledger, arena }: EngineDevice): number {
-  return (
-    sum(ledger.entries, ({ kind, bytes }) => (kind === 'weights' || kind === 'workspace' ? bytes : 0)) +
-    arena.touchedBytes
-  )
+function heldBytes({ ledger, arena, swap }: EngineDevice): number {
+  const weights = sum(ledger.entries, ({ kind, bytes }) => (kind === 'weights' || kind === 'workspace' ? bytes : 0))
+  return weights + arena.touchedBytes + (swap?.arena.touchedBytes ?? 0)
 }
 
 function overheadBytes({ ledger }: EngineDevice): number {

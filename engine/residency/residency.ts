@@ -2,8 +2,7 @@ import { FinishReason, type SequenceError, VariantState } from '../../proto/gen/
 import type { Engine, Variant, VariantLoader, VariantOutlook } from '../engine.js'
 import { type DeviceSlot, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 import { detachVariant, type LoadedVariant, loadVariant } from './load.js'
-import type { DriverWatch } from './driver-watch.js'
-import type { MemoryWatch } from './memory-watch.js'
+import type { LedgerWatch } from './driver-watch.js'
 import { type LoadPlan, planLoad, planShrink } from './plan.js'
 import { ResidencyError } from './residency-error.js'
 import { TurnKeeper } from './turns.js'
@@ -28,9 +27,8 @@ interface PlanOptions {
 export class Residency implements VariantLoader {
   readonly slots = new Map<string, DeviceSlot>()
   readonly managed = new Map<string, ManagedVariant>()
-  /** Absent in tests without real memory. */
-  memory: MemoryWatch | undefined
-  readonly drivers: DriverWatch[] = []
+  /** Hold the ledgers against what is measured, after each load and unload too; none in tests without real memory. */
+  readonly watches: LedgerWatch[] = []
   /** Loaded without being asked for as long as there is room, in this order. */
   private preload: string[] = []
   private readonly turns: TurnKeeper
@@ -71,8 +69,7 @@ export class Residency implements VariantLoader {
   async stop(): Promise<void> {
     this.stopped = true
     clearTimeout(this.timer)
-    this.memory?.close()
-    for (const driver of this.drivers) driver.close()
+    for (const watch of this.watches) watch.close()
     await this.settled()
   }
 
@@ -290,6 +287,7 @@ export class Residency implements VariantLoader {
       }
       slot.change = undefined
       slot.fitKv()
+      for (const watch of this.watches) void watch.check()
       this.engine.changed()
       this.review()
     }

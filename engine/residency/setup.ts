@@ -26,7 +26,7 @@ export function startResidency(
   const residency = new Residency(engine)
   engine.packed = openPackedStore(config.server, engine.options.log)
   openDevices(residency, engine, config.devices, catalog.known, addon, options)
-  residency.memory = new MemoryWatch(engine)
+  residency.watches.push(new MemoryWatch(engine))
   declare(residency, engine, catalog)
   residency.start(preloadOrder(catalog.known))
   return residency
@@ -68,7 +68,7 @@ export function openDevices(
       const open = { ...openDevice(found, demands, addon, options), packed: engine.packed }
       engine.devices.push(open.device)
       residency.slots.set(id, new DeviceSlot(open))
-      if (found.config.kind === 'cuda') residency.drivers.push(new DriverWatch(engine, open.device, open.native))
+      if (found.config.kind === 'cuda') residency.watches.push(new DriverWatch(engine, open.device, open.native))
     } catch (error) {
       engine.options.log.error({ err: error, device: id }, 'the device could not be opened')
     }

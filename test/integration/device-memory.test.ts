@@ -1,6 +1,7 @@
 /** What a GPU's driver says against the ledger after every operation, load and unload cycles, and two devices at once. */
 import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
+import { DriverWatch } from '../../engine/residency/driver-watch.js'
 import { engineInProcess, type InProcessEngine, tinyModel } from '../support/engine-in-process.js'
 import { testDevices } from '../support/native-model.js'
 import { testDevice } from '../support/test-device.js'
@@ -71,7 +72,7 @@ it.skipIf(!KINDS.includes('cuda'))(
   "a GPU's driver takes what the ledger says at each load and unload (skipped where there is none; MemoryWatch is its twin)",
   async () => {
     const box = start([roomy('cuda')])
-    const [driver] = box.residency.drivers
+    const driver = box.residency.watches.find((watch) => watch instanceof DriverWatch)
     await unloadAll(box)
     const drifts: number[] = []
     const check = async (): Promise<void> => {

@@ -140,7 +140,7 @@ describe('MemoryWatch', () => {
     const box = start(config(roomy('cpu')))
     await box.settled()
     for (const name of box.engine.variants.keys()) await box.ask(name, [1, 2, 3])
-    box.residency.memory?.check()
+    for (const watch of box.residency.watches) void watch.check()
     const drift = box.engine.devices[0]?.drift
     expect(drift?.alarm).toBe(false)
     expect(Math.abs(drift?.driftBytes ?? Infinity)).toBeLessThan(64 * 2 ** 20)

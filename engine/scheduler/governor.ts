@@ -39,6 +39,8 @@ const GROWTH = 1 / 8
 const USED = 0.75
 /** Without interactive requests it doubles in this time, milliseconds, */
 const DOUBLING_MS = 1000
+/** or as fast as its use shows that steps stay short, at most by this factor a step; */
+const MOST_GROWTH = 2
 /** as long as a step takes less than so many goals: the next interactive request may come at its beginning. */
 const ALONE = 3
 
@@ -56,9 +58,16 @@ export function nextBudget(tokens: number, report: StepReport, { goalMs, least, 
     return Math.max(least, Math.min(now, batchTokens) * cut)
   }
   if (ms >= ROOM * goal) return now
-  if (alone) return Math.min(most, now * 2 ** (elapsedMs / DOUBLING_MS))
-  return batchTokens >= USED * now ? Math.min(most, now + Math.max(1, now * GROWTH)) : now
+  const used = batchTokens >= USED * now
+  if (alone) {
+    const measured = used ? Math.min(MOST_GROWTH, (ROOM * goal) / ms) : 1
+    return Math.min(most, now * Math.max(measured, 2 ** (elapsedMs / DOUBLING_MS)))
+  }
+  return used ? Math.min(most, now + Math.max(1, now * GROWTH)) : now
 }
+
+/** Tokens before anything is measured: few enough for any device, and doubled by every short step. */
+const FIRST_TOKENS = 64
 
 /** The peak that is shown fades to a third in this time, milliseconds. */
 const FADE_MS = 10_000
@@ -67,7 +76,7 @@ const FADE_MS = 10_000
 export class BatchGovernor {
   /** Longest recent wait of an interactive sequence between two steps of its own, milliseconds. */
   peakMs = 0
-  private budget = Infinity
+  private budget = FIRST_TOKENS
   private batchBefore = 0
   private reportedAt: number | undefined
 

@@ -1,6 +1,7 @@
 import type { EngineDevice, ResidentVariant } from '../device.js'
 import type { NativeModel } from '../native.js'
 import type { StepExecutor } from '../step/executor.js'
+import { isDeviceLost } from '../step/step-loop.js'
 import type { KnownVariant } from './catalog.js'
 import type { LedgerEntry, LedgerKind, MemoryLedger } from './ledger.js'
 import type { OpenDevice } from './open.js'
@@ -14,9 +15,10 @@ export interface LoadedVariant {
 
 /**
  * A transaction: reserves a variant's bytes, loads it, corrects the ledger to what was taken and starts to schedule it.
- * Rejects with the reason, and then ledger, device and memory are as before.
+ * Rejects with the reason, and then ledger, device and memory are as before. Tells when the device went with it.
  */
-export async function loadVariant(known: KnownVariant, { native, device, packed }: OpenDevice): Promise<LoadedVariant> {
+export async function loadVariant(known: KnownVariant, open: OpenDevice): Promise<LoadedVariant> {
+  const { native, device, packed } = open
   const { ledger } = device
   const name = packed?.name(known.request, native.packedLayout)
   const entries: LedgerEntry[] = []
@@ -36,8 +38,19 @@ export async function loadVariant(known: KnownVariant, { native, device, packed 
       await model?.unload()
     } finally {
       for (const entry of entries) ledger.release(entry)
+      await tellLoss(open, error)
     }
     throw error
+  }
+}
+
+/** One model's failure leaves a device usable; after an error that sticks to it (CUDA's do) nothing works there any more. */
+async function tellLoss({ native, lost }: OpenDevice, error: unknown): Promise<void> {
+  if (!isDeviceLost(error)) return
+  try {
+    await native.usedBytes()
+  } catch {
+    lost(error)
   }
 }
 

@@ -30,6 +30,8 @@ export interface OpenDevice {
   kvEntry: LedgerEntry
   /** The KV arena's bytes where they are taken once and for all. */
   fixedKvBytes: number | undefined
+  /** To be told when the device cannot be used any more. */
+  lost: (error: unknown) => void
   /** Repacked files of the variants; undefined where none are kept. */
   packed?: PackedStore | undefined
 }
@@ -83,7 +85,9 @@ export function openDevice(
   const swap = openSwap(native, swapBytes, largest, options)
   if (swap) ledger.add('swap', '', swapBytes)
   const device = new EngineDevice(description, ledger, arena, options, swap)
-  return { native, device, budget, kvEntry, fixedKvBytes: native.elasticKv ? undefined : arena.bytes }
+  const fixedKvBytes = native.elasticKv ? undefined : arena.bytes
+  const lost = (error: unknown): void => options.events.deviceFailed(error)
+  return { native, device, budget, kvEntry, fixedKvBytes, lost }
 }
 
 function hostMemoryOf(config: DeviceConfig): { hostCacheBytes: number; swapBytes: number } {

@@ -136,6 +136,7 @@ export class StepLoop {
   }
 }
 
-function isDeviceLost(error: unknown): boolean {
+/** Whether a native error says that its device is lost, or may be. */
+export function isDeviceLost(error: unknown): boolean {
   return error instanceof Error && 'code' in error && error.code === 'device_failed'
 }

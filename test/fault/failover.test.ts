@@ -2,10 +2,12 @@
  * kill -9 of the engine under 100 concurrent requests over every protocol, with the embedded model: each ends with the
  * text that its seed gives undisturbed, and none is lost. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
  */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
-import { POISON_TOKEN } from '../support/poisonable-engine.js'
+import { LOSE_DEVICE, POISON_TOKEN } from '../support/poisonable-engine.js'
 import { randoms } from '../support/randoms.js'
 
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
@@ -111,6 +113,25 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
     expect(metrics).toMatch(/^edgeshift_replayed_tokens_total [1-9]/m)
     expect(metrics).not.toMatch(/outcome="(?!ok")/)
     expect(metrics).toMatch(/^edgeshift_num_requests_in_flight 0$/m)
+  })
+})
+
+describe('a device that fails in a step', { timeout: 180_000 }, () => {
+  it('ends the engine, and its requests go on with their texts on the next', async () => {
+    const expected = await undisturbed()
+    const engines = box.enginePids.length
+    let news = 0
+    const answers = await Promise.all(
+      JOBS.map((job, index) =>
+        clients.ask(index, job, () => {
+          if (++news === 20) writeFileSync(join(box.tmp, LOSE_DEVICE), '')
+        }),
+      ),
+    )
+    expect(answers.map(({ text }) => text)).toEqual(expected)
+    expect(answers.reduce((sum, { degraded }) => sum + degraded, 0)).toBeGreaterThan(0)
+    expect(box.enginePids.length).toBe(engines + 1)
+    expect(box.log.map(({ msg }) => msg)).toContain('a device is lost')
   })
 })
 

@@ -27,6 +27,8 @@ export class FakeNativeDevice implements NativeDevice {
   readonly log: string[] = []
   /** Thrown by the next loads, one each. */
   readonly failures: Error[] = []
+  /** Set: what the device answers to everything. */
+  dead: Error | undefined
   /** Set: the next loads wait for `open`. */
   gate: { open: () => void; opened: Promise<void> } | undefined
   loading = 0
@@ -48,7 +50,7 @@ export class FakeNativeDevice implements NativeDevice {
   }
 
   usedBytes(): Promise<undefined> {
-    return Promise.resolve(undefined)
+    return this.dead ? Promise.reject(this.dead) : Promise.resolve(undefined)
   }
 
   copyKv(): Promise<{ deviceMicros: number }> {
@@ -129,6 +131,8 @@ export interface FakeResidency {
   engine: Engine
   residency: Residency
   natives: Map<string, FakeNativeDevice>
+  /** Errors with which devices were lost. */
+  lost: unknown[]
   slot(id?: string): DeviceSlot
   /** Bytes by kind and owner. */
   ledger(id?: string): string[]
@@ -150,7 +154,8 @@ export function fakeResidency(options: FakeResidencyOptions): FakeResidency {
   const residency = new Residency(engine, turnMs)
   const sizes = new Map<LoadRequest, Sizes>()
   const natives = new Map<string, FakeNativeDevice>()
-  const events = { deviceFailed: () => {}, sequenceFinished: engine.sequenceFinished }
+  const lost: unknown[] = []
+  const events = { deviceFailed: (error: unknown) => void lost.push(error), sequenceFinished: engine.sequenceFinished }
   for (const [id, units] of Object.entries(devices)) {
     const native = new FakeNativeDevice(sizes)
     const arena = new KvArena(64 * SLAB, SLAB, (offset) => void native.discardKv({ offset }))
@@ -161,7 +166,10 @@ export function fakeResidency(options: FakeResidencyOptions): FakeResidency {
     const budget = { id, budgetBytes: units * UNIT, overheadBytes: 0 }
     engine.devices.push(device)
     natives.set(id, native)
-    residency.slots.set(id, new DeviceSlot({ native, device, budget, kvEntry, fixedKvBytes: undefined }))
+    residency.slots.set(
+      id,
+      new DeviceSlot({ native, device, budget, kvEntry, fixedKvBytes: undefined, lost: events.deviceFailed }),
+    )
   }
   for (const [name, variant] of Object.entries(variants)) {
     const known = knownVariant(name, variant, Object.keys(devices))
@@ -175,7 +183,7 @@ export function fakeResidency(options: FakeResidencyOptions): FakeResidency {
   }
   const ledger = (id = 'cpu0'): string[] =>
     slot(id).open.device.ledger.entries.map(({ kind, owner, bytes }) => `${kind} ${owner} ${bytes}`)
-  return { engine, residency, natives, slot, ledger }
+  return { engine, residency, natives, lost, slot, ledger }
 }
 
 function knownVariant(name: string, variant: FakeVariant, devices: string[]): KnownVariant {

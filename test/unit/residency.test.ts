@@ -146,6 +146,20 @@ describe('a load that fails', () => {
     expect(await answered(ask(fake, 'b:int4'))).toBe(FinishReason.LENGTH)
   })
 
+  it('with an error of the device tells that the device is lost where it answers nothing any more, else not', async () => {
+    const fake = start({ variants: three })
+    const broken = (): Error => Object.assign(new Error('illegal address'), { code: 'device_failed' })
+    native(fake).failures.push(broken())
+    expect((await ask(fake, 'a:int4').collector.done).error?.message).toBe('a:int4 is not loaded: illegal address')
+    await fake.residency.settled()
+    expect(fake.lost).toEqual([])
+    native(fake).failures.push(broken())
+    native(fake).dead = broken()
+    await ask(fake, 'b:int4').collector.done
+    await fake.residency.settled()
+    expect(fake.lost).toMatchObject([{ code: 'device_failed', message: 'illegal address' }])
+  })
+
   it('twice in a row is not tried again before a pause, which grows', async () => {
     let now = 0
     const fake = start({ variants: three, clock: () => now })

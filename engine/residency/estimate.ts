@@ -61,7 +61,7 @@ function cudaWorkspaceBytes(spec: ModelSpec, { maxBatchTokens, maxSlots }: StepL
   const { hiddenSize, vocabSize, intermediateSize } = spec
   const heads = spec.numHeads * headDim
   const rows = Math.min(maxBatchTokens, Math.max(LOGIT_ROWS, maxSlots))
-  const halves = 2 * hiddenSize + 3 * heads + 2 * spec.numKvHeads * headDim + intermediateSize
+  const halves = (spec.postNorms ? 3 : 1) * hiddenSize + 3 * heads + 2 * spec.numKvHeads * headDim + intermediateSize
   const perToken = hiddenSize * FLOAT_BYTES + (halves + Math.max(hiddenSize, heads, intermediateSize)) * HALF_BYTES
   const attention = spec.numHeads * CUDA_SPLITS * (headDim + 2)
   const perRow = hiddenSize + 2 * vocabSize + attention

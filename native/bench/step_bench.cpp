@@ -1,6 +1,6 @@
 // Speed of whole steps of a SmolLM2-135M shaped model with random weights (Q4_1 matrices, Q8_0 tied head): prefill of
 // 256 tokens, and decoding with 1, 8 and 16 sequences after it.
-// Usage: step_bench [threads] [fp16|int8|int4]; EDGESHIFT_CPU_ISA chooses the instruction set.
+// Usage: step_bench [threads] [fp16|int8|int4] [cache: fp16|fp8|int8]; EDGESHIFT_CPU_ISA chooses the instruction set.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -133,13 +133,16 @@ int main(int argc, char** argv) {
   auto backend = open_cpu(threads, size_t(512) << 20);
   if (!backend.ok()) return 1;
   double start = bench::seconds_now();
-  auto loaded = backend.value()->load(spec, weights.sources, {precision, 16, 4096, kBlockSize, {}});
+  LoadOptions options{precision, 16, 4096, kBlockSize, {}};
+  const std::string cache = argc > 3 ? argv[3] : "fp16";
+  options.kv_dtype = cache == "fp8" ? KvDtype::fp8 : cache == "int8" ? KvDtype::int8 : KvDtype::fp16;
+  auto loaded = backend.value()->load(spec, weights.sources, options);
   if (!loaded.ok()) {
     std::fprintf(stderr, "load: %s\n", loaded.status().message().c_str());
     return 1;
   }
   Model& model = *loaded.value();
-  std::printf("%s, %d threads: loaded in %.0f ms, %.1f MB\n", name.c_str(), threads, (bench::seconds_now() - start) * 1e3, double(model.weight_bytes()) / 1e6);
+  std::printf("%s, %s cache, %d threads: loaded in %.0f ms, %.1f MB\n", name.c_str(), cache.c_str(), threads, (bench::seconds_now() - start) * 1e3, double(model.weight_bytes()) / 1e6);
   for (int s = 0; s < 16; ++s) (void)model.set_slot(s, {});
   double prefill = 1e9;
   for (int s = 0; s < 9; ++s) prefill = std::min(prefill, run(model, make_batch(model, 1, 0, kPrompt)));

@@ -22,7 +22,7 @@ Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, in
 // Any number of new tokens per sequence, whose keys and values are in the cache.
 Status prefill_attention(const AttentionArgs<f16>& args, const Launch& on);
 
-// The same, faster from some 64 tokens per sequence on.
+// The same, faster from some 64 tokens per sequence on. unsupported: a cache of codes.
 Status wide_attention(const AttentionArgs<f16>& args, const Launch& on);
 
 }  // namespace edgeshift::cuda

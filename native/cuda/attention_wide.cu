@@ -61,8 +61,8 @@ __device__ inline void fetch_tile(const CacheRows& cache, int first, int last, u
       if (16 * Shape::pieces % Shape::threads != 0 && row >= 16) break;
       const unsigned char* at = from + min(row, last - token) * (D * 2) + piece * 16;
       const uint32_t place = to + piece_at<D>(group * 16 + row, piece);
-      copy_async16(place, at + cache.key_offset);
-      copy_async16(place + Shape::tile_bytes, at + cache.value_offset);
+      copy_async16(place, at + cache.keys);
+      copy_async16(place + Shape::tile_bytes, at + cache.values);
     }
   }
 }
@@ -273,7 +273,8 @@ Status wide_attention(const AttentionArgs<f16>& args, const Launch& on) {
   const KvLayout& kv = *args.kv;
   if (args.batch->max_count < 1 || args.heads % kv.kv_heads != 0)
     return {Code::invalid_argument, "cuda wide_attention: tokens and whole head groups"};
-  WideAttentionParams params{args, *args.batch, kv, {args.scale * 1.44269504f, args.softcap, args.window}};
+  if (kv.dtype != KvDtype::fp16) return {Code::unsupported, "cuda wide_attention: a cache of codes"};
+  WideAttentionParams params{args, *args.batch, kv, ScoreRule::of(args)};
   switch (kv.head_dim) {
     case 64: return launch_wide_attention<64>(params, on);
     case 96: return launch_wide_attention<96>(params, on);

@@ -26,7 +26,6 @@ Status check(const ModelSpec& spec, const LoadOptions& options) {
   if (cuda::kernel_head_dim(spec.head_dim) == 0) return no("heads of ", spec.head_dim, " values");
   if (spec.heads / spec.kv_heads > kMaxQueriesPerKvHead) return no(spec.heads / spec.kv_heads, " query heads per kv head");
   if (options.block_size % 16 != 0) return no("a block size of ", options.block_size);
-  if (options.kv_dtype != KvDtype::fp16) return no("a KV cache of 8 bits");
   if (spec.hidden % 8 != 0 || spec.ffn % 8 != 0) return no("a hidden or feed-forward size that is not a multiple of 8");
   return Status();
 }

@@ -93,10 +93,20 @@ __device__ inline void expand_int8(uint32_t w0, uint32_t w1, uint32_t (&a)[4]) {
 
 __device__ inline half2 as_half2(uint32_t v) { return *reinterpret_cast<half2*>(&v); }
 __device__ inline uint32_t as_bits(half2 v) { return *reinterpret_cast<uint32_t*>(&v); }
-__device__ inline uint32_t pack_half2(float lo, float hi) { return as_bits(__floats2half2_rn(lo, hi)); }
+// Halves of activations are the nearest finite ones: an infinity would be NaN after the next norm, for good.
+__device__ inline uint32_t pack_half2(float lo, float hi) {
+  uint32_t r;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+__device__ inline __half to_half(float v) {
+  unsigned short r;
+  asm("cvt.rn.satfinite.f16.f32 %0, %1;" : "=h"(r) : "f"(v));
+  return __ushort_as_half(r);
+}
 __device__ inline float to_float(f16 v) { return __half2float(*reinterpret_cast<const __half*>(&v)); }
 __device__ inline f16 to_f16(float v) {
-  __half h = __float2half_rn(v);
+  __half h = to_half(v);
   return *reinterpret_cast<f16*>(&h);
 }
 

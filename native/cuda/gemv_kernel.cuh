@@ -245,13 +245,13 @@ __device__ inline void finish_row(const GemvParams& p, int strip, float y) {
     int at = strip * 8 + row;
     if (row >= 8) return;
     float gate = p.activation == Activation::silu ? silu(y) : gelu_tanh(y);
-    static_cast<half*>(p.out)[size_t(token) * (p.n / 2) + at] = __float2half_rn(gate * other);
+    static_cast<half*>(p.out)[size_t(token) * (p.n / 2) + at] = to_half(gate * other);
     return;
   }
   if (n >= p.n) return;
   size_t at = size_t(token) * p.n + n;
   if (p.epilogue == Epilogue::store) {
-    static_cast<half*>(p.out)[at] = __float2half_rn(y);
+    static_cast<half*>(p.out)[at] = to_half(y);
   } else if (p.epilogue == Epilogue::add) {
     float* out = static_cast<float*>(p.out) + at;
     __stcg(out, __ldcg(out) + y);

@@ -11,10 +11,10 @@ namespace edgeshift::cuda {
 
 // What is done with a product y[t, n].
 enum class Epilogue {
-  store,   // out f16 [t, n] = y + bias
+  store,   // out f16 [t, n] = y + bias, the nearest finite
   add,     // out float [t, n] += y + bias: the residual stream
   gate,    // weight in RowOrder::gate_up: out f16 [t, n / 2] = activation(gate) * up
-  logits,  // out float [t, n] = y + bias
+  logits,  // out float [t, n] = y + bias: also what a norm takes that may exceed f16
 };
 
 // y = x * W^T. x is f16 [t, k]; or, when `norm` is set (gemv only), the fp32 residual [t, k], normalised on the way in:

@@ -81,7 +81,7 @@ CudaModel::CudaModel(const DeviceState& device, ModelSpec spec, const LoadOption
     : device_(device),
       spec_(std::move(spec)),
       options_(options),
-      kv_{spec_.layers, spec_.kv_heads, spec_.head_dim, options.block_size},
+      kv_{spec_.layers, spec_.kv_heads, spec_.head_dim, options.block_size, options.kv_dtype},
       logit_rows_(std::min(options.max_batch_tokens, std::max(kLogitRows, options.max_slots))),
       weights_(std::move(weights)),
       rope_width_(rope_width(spec_)),

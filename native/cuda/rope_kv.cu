@@ -1,5 +1,6 @@
 #include "cuda/rope_kv.h"
 
+#include "cuda/attention_tile.cuh"
 #include "cuda/rope.cuh"
 
 namespace edgeshift::cuda {
@@ -25,13 +26,14 @@ __device__ int sequence_of(const SequenceBatch& batch, int token) {
 }
 
 // Grid (t, head vectors / 16): a warp takes four head vectors of a token, so that the table of sines serves sixteen.
+template <KvDtype T>
 __global__ void rope_kv_kernel(const __grid_constant__ RopeParams p) {
   __shared__ __align__(8) float rows[kWarps][kMaxHeadDim];
   __shared__ float2 table[kMaxRotaryPairs];
   wait_for_previous_kernel();
   let_next_kernel_start();
   const RopeArgs& args = p.args;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int warp = threadIdx.x / 32;
   int token = blockIdx.x;
   int vectors = args.heads + 2 * p.kv.kv_heads, d = p.kv.head_dim;
   int sequence = sequence_of(p.batch, token);
@@ -44,15 +46,13 @@ __global__ void rope_kv_kernel(const __grid_constant__ RopeParams p) {
     bool query = vector < args.heads, key = !query && vector < args.heads + p.kv.kv_heads;
     rotate_head(args.qkv + (size_t(token) * vectors + vector) * d, rows[warp], args,
                 query ? args.q_norm : key ? args.k_norm : nullptr, query || key ? table : nullptr, d);
-    f16* out = args.q + (size_t(token) * args.heads + vector) * d;
-    if (!query) {
-      int head = (vector - args.heads) % p.kv.kv_heads;
-      size_t row = size_t(args.layer * 2 + (key ? 0 : 1)) * p.kv.kv_heads + head;
-      out = reinterpret_cast<f16*>(static_cast<unsigned char*>(args.arena) + size_t(block) * kKvUnitBytes) +
-            (row * p.kv.block_size + position % p.kv.block_size) * d;
+    if (query) {
+      f16* out = args.q + (size_t(token) * args.heads + vector) * d;
+      write_row<KvDtype::fp16>(rows[warp], {reinterpret_cast<unsigned char*>(out), nullptr}, d);
+    } else {
+      CacheRows cache = CacheRows::of(args.arena, p.kv, p.batch, sequence, args.layer, (vector - args.heads) % p.kv.kv_heads);
+      write_row<T>(rows[warp], key ? cache.keys_from(block, position) : cache.values_from(block, position), d);
     }
-    for (int i = lane * 2; i < d; i += 64)
-      *reinterpret_cast<half2*>(out + i) = __floats2half2_rn(rows[warp][i], rows[warp][i + 1]);
     __syncwarp();
   }
 }
@@ -63,7 +63,14 @@ Status rope_kv(const RopeArgs& args, const Launch& on) {
   if (args.kv->head_dim > kMaxHeadDim) return {Code::unsupported, "cuda rope_kv: head_dim over 256"};
   int vectors = args.heads + 2 * args.kv->kv_heads;
   RopeParams params{args, *args.batch, *args.kv};
-  return launch(on, rope_kv_kernel, dim3(args.batch->t, (vectors + kWarps * kVectorsPerWarp - 1) / (kWarps * kVectorsPerWarp)), kWarps * 32, 0, params);
+  const dim3 grid(args.batch->t, (vectors + kWarps * kVectorsPerWarp - 1) / (kWarps * kVectorsPerWarp));
+  auto start = [&](auto kernel) { return launch(on, kernel, grid, kWarps * 32, 0, params); };
+  switch (args.kv->dtype) {
+    case KvDtype::fp16: return start(rope_kv_kernel<KvDtype::fp16>);
+    case KvDtype::fp8: return start(rope_kv_kernel<KvDtype::fp8>);
+    case KvDtype::int8: return start(rope_kv_kernel<KvDtype::int8>);
+  }
+  return {Code::unsupported, "cuda rope_kv: the cache's type"};
 }
 
 }  // namespace edgeshift::cuda

@@ -238,7 +238,7 @@ __device__ inline void store_value(const TiledParams& p, int token, int n, float
   if (token >= p.t || n >= p.n) return;
   if (p.bias) y += p.bias[n];
   size_t at = size_t(token) * p.n + n;
-  if (p.epilogue == Epilogue::store) static_cast<half*>(p.out)[at] = __float2half_rn(y);
+  if (p.epilogue == Epilogue::store) static_cast<half*>(p.out)[at] = to_half(y);
   else __stcg(static_cast<float*>(p.out) + at, y);
 }
 

@@ -52,14 +52,14 @@ __global__ void permute_inputs(const f16* x, const int32_t* order, int k, f16* o
 }
 
 // residual += delta / sqrt(mean(delta^2) + eps) * weight, one block of 256 threads per token.
-__global__ void add_normed(const f16* delta, const float* weight, int hidden, float eps, float* residual) {
+__global__ void add_normed(const float* delta, const float* weight, int hidden, float eps, float* residual) {
   __shared__ float squares[8];
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const __half* row = reinterpret_cast<const __half*>(delta) + size_t(blockIdx.x) * hidden;
+  const float* row = delta + size_t(blockIdx.x) * hidden;
   float sum = 0;
   for (int i = threadIdx.x; i < hidden; i += 256) {
-    float v = __half2float(__ldcg(row + i));
+    float v = __ldcg(row + i);
     sum += v * v;
   }
   sum = warp_sum(sum);
@@ -70,7 +70,7 @@ __global__ void add_normed(const f16* delta, const float* weight, int hidden, fl
   float inverse = rsqrtf(sum / hidden + eps);
   float* out = residual + size_t(blockIdx.x) * hidden;
   for (int i = threadIdx.x; i < hidden; i += 256)
-    __stcg(out + i, __ldcg(out + i) + __half2float(__ldcg(row + i)) * inverse * weight[i]);
+    __stcg(out + i, __ldcg(out + i) + __ldcg(row + i) * inverse * weight[i]);
 }
 
 // The kernels of one pass; every method enqueues one or two.
@@ -120,10 +120,10 @@ class Pass {
   // Adds a product to the residual stream, normalised first where the model says so.
   Status product_to_residual(FusedMatmulArgs args, const float* post_norm) {
     args.out = post_norm ? w.delta.as<void>() : w.residual.as<void>();
-    args.epilogue = post_norm ? Epilogue::store : Epilogue::add;
+    args.epilogue = post_norm ? Epilogue::logits : Epilogue::add;
     ES_RETURN_IF_ERROR(product(args));
     if (!post_norm) return {};
-    return launch(on, add_normed, dim3(args.t), 256, 0, w.delta.as<f16>(), post_norm, spec.hidden, spec.norm_eps,
+    return launch(on, add_normed, dim3(args.t), 256, 0, static_cast<const float*>(w.delta.as<float>()), post_norm, spec.hidden, spec.norm_eps,
                   w.residual.as<float>());
   }
 
@@ -182,7 +182,8 @@ class Pass {
 
   Status attend(int i) {
     const AttentionArgs<f16> args = attention(i);
-    return f.batch.max_count >= kWideAttentionTokens ? wide_attention(args, on) : prefill_attention(args, on);
+    const bool wide = f.batch.max_count >= kWideAttentionTokens && f.kv->dtype == KvDtype::fp16;
+    return wide ? wide_attention(args, on) : prefill_attention(args, on);
   }
 
   Status qkv(int i) {
@@ -254,7 +255,7 @@ Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, in
   ES_RETURN_IF_ERROR(attended.allocate(t * heads * 2));
   ES_RETURN_IF_ERROR(activated.allocate(t * spec.ffn * 2));
   ES_RETURN_IF_ERROR(logits.allocate(size_t(rows) * spec.vocab * 4));
-  if (spec.post_norms) ES_RETURN_IF_ERROR(delta.allocate(t * spec.hidden * 2));
+  if (spec.post_norms) ES_RETURN_IF_ERROR(delta.allocate(t * spec.hidden * 4));
   ES_RETURN_IF_ERROR(permuted.allocate(tiled_input_bytes(tokens, std::max({spec.hidden, int(heads), spec.ffn}))));
   ES_RETURN_IF_ERROR(attention.allocate(attention_workspace_bytes(rows, spec.heads, spec.head_dim, splits)));
   ES_RETURN_IF_ERROR(matmul.allocate(matmul_workspace_bytes(device)));

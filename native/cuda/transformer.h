@@ -53,7 +53,7 @@ class Workspace {
   Buffer attended;   // f16 [tokens, heads * head_dim]
   Buffer activated;  // f16 [tokens, ffn]
   Buffer logits;     // float [rows, vocab]
-  Buffer delta;      // f16 [tokens, hidden], only for models with post norms
+  Buffer delta;      // float [tokens, hidden], only for models with post norms
   Buffer permuted;   // widest input of all tokens: in a matrix's act-order, or in tiles (input_tiles.h)
   Buffer attention;  // scratch of decode_attention
   Buffer matmul;     // scratch of tiled_matmul

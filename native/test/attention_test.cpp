@@ -258,6 +258,13 @@ void check_codes() {
   }
 }
 
+// The same table as test/unit/kv-block-bytes.test.ts.
+void check_block_bytes() {
+  auto bytes = [](int head_dim, KvDtype dtype) { return KvLayout{2, 3, head_dim, 16, dtype}.block_bytes(); };
+  ES_CHECK(bytes(80, KvDtype::fp16) == 30720 && bytes(80, KvDtype::fp8) == 15872 && bytes(80, KvDtype::int8) == 15872);
+  ES_CHECK(bytes(96, KvDtype::fp16) == 36864 && bytes(96, KvDtype::fp8) == 18944 && bytes(96, KvDtype::int8) == 18944);
+}
+
 void check_limits() {
   cpu::ThreadPool pool(1);
   World w = make_world({2, 1, 32, 16, 0, 0, false, false, 32}, {4});
@@ -276,6 +283,7 @@ void check_limits() {
 }  // namespace
 
 int main() {
+  check_block_bytes();
   check_codes();
   check_limits();
   return test::for_each_isa(check_isa);

@@ -1,4 +1,5 @@
 // The whole forward pass on tiny random models against a slow double-precision one.
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -33,6 +34,10 @@ void matches_the_reference() {
       {"partial rotary", {.head_dim = 32, .rotary = 16}},
       {"padded heads", {.bias = true, .head_dim = 24, .rotary = 24}},
       {"padded interleaved heads", {.interleaved = true, .head_dim = 8, .rotary = 8}},
+      // Values that binary16 does not hold: in the residual stream, before a norm of an output, between gate and down.
+      {"large residual", {.embedding_scale = 1e5f, .down_gain = 4000}},
+      {"large outputs, Gemma 2", {.gelu = true, .post_norms = true, .norm_offset = 1, .embedding_scale = 8, .down_gain = 40000}},
+      {"large feed-forward", {.gate_up_gain = 400}},
       {"fp8 cache", {.kv_dtype = KvDtype::fp8}},
       {"fp8 cache, Gemma 2", {.window = 7, .gelu = true, .post_norms = true, .norm_offset = 1, .embedding_scale = 8,
                               .attention_softcap = 5, .final_softcap = 3, .kv_dtype = KvDtype::fp8}},
@@ -101,6 +106,26 @@ void refuses_bad_loads() {
   Net bad = make_net({});
   bad.spec.kv_heads = 3;
   expect(bad, bad.sources(), Code::invalid_argument, "not a multiple");
+}
+
+// A bf16 weight that binary16 cannot hold: refused at fp16 with its name, taken at int8.
+void weighs_what_binary16_cannot() {
+  const Net net = make_net({});
+  const std::vector<float>& values = net.tensors.at("layers.1.up").values;
+  std::vector<uint16_t> bits;
+  for (float v : values) bits.push_back(uint16_t(std::bit_cast<uint32_t>(v) >> 16));
+  bits[5] = uint16_t(std::bit_cast<uint32_t>(1e5f) >> 16);
+  std::vector<WeightSource> sources = net.sources();
+  for (WeightSource& source : sources) {
+    if (source.slot != "layers.1.up") continue;
+    source.values = {"bf16", source.shape, reinterpret_cast<const uint8_t*>(bits.data()), bits.size() * 2};
+  }
+  auto backend = open();
+  const Status status = backend->load(net.spec, sources, {Precision::fp16, 4, 64, kBlock, {}}).status();
+  ES_CHECK(status.code() == Code::unsupported);
+  ES_CHECK(status.message().find("layers.1.up") != std::string::npos);
+  ES_CHECK(status.message().find("the int8 rung can") != std::string::npos);
+  ES_CHECK(backend->load(net.spec, sources, {Precision::int8, 4, 64, kBlock, {}}).ok());
 }
 
 void refuses_bad_batches() {
@@ -176,6 +201,7 @@ int main() {
   refuses_bad_batches();
   states_what_rounding_took();
   refuses_bad_loads();
+  weighs_what_binary16_cannot();
   matches_the_reference();
   samples_and_continues();
   return test::failures == 0 ? 0 : 1;

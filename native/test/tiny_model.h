@@ -45,6 +45,7 @@ struct Options {
   int hidden = 64, ffn = 96;
   bool all_biases = false, gelu = false, post_norms = false, local_rope = false, nope = false;
   float norm_offset = 0, embedding_scale = 1, attention_softcap = 0, final_softcap = 0;
+  float gate_up_gain = 1, down_gain = 1;  // what these weights are larger by
   KvDtype kv_dtype = KvDtype::fp16;
 };
 
@@ -86,8 +87,8 @@ inline Net make_net(const Options& o) {
     add(p + "attn_norm", {s.hidden}, 1, 0.1f), add(p + "ffn_norm", {s.hidden}, 1, 0.1f);
     add(p + "q", {q, s.hidden}, 0, 0.2f), add(p + "k", {kv, s.hidden}, 0, 0.2f), add(p + "v", {kv, s.hidden}, 0, 0.2f);
     add(p + "o", {s.hidden, q}, 0, 0.1f);
-    add(p + "gate", {s.ffn, s.hidden}, 0, 0.1f), add(p + "up", {s.ffn, s.hidden}, 0, 0.1f);
-    add(p + "down", {s.hidden, s.ffn}, 0, 0.1f);
+    add(p + "gate", {s.ffn, s.hidden}, 0, 0.1f * o.gate_up_gain), add(p + "up", {s.ffn, s.hidden}, 0, 0.1f * o.gate_up_gain);
+    add(p + "down", {s.hidden, s.ffn}, 0, 0.1f * o.down_gain);
     if (o.bias) add(p + "q_bias", {q}, 0, 0.5f), add(p + "v_bias", {kv}, 0, 0.5f);
     if (o.all_biases) {
       add(p + "k_bias", {kv}, 0, 0.5f), add(p + "o_bias", {s.hidden}, 0, 0.2f), add(p + "gate_bias", {s.ffn}, 0, 0.2f);
@@ -279,7 +280,9 @@ inline double worst_difference(Backend& backend, const Net& net, const std::vect
     for (double l : logits) square += (l - mean) * (l - mean) / double(logits.size());
     spread = std::sqrt(square);
     for (size_t i = 0; i < logits.size(); ++i) {
-      worst = std::max(worst, std::abs(result.rows[i].logprob - (logits[i] - std::log(sum))));
+      const double difference = std::abs(result.rows[i].logprob - (logits[i] - std::log(sum)));
+      if (!std::isfinite(difference)) return INFINITY;
+      worst = std::max(worst, difference);
     }
   }
   return worst;

@@ -1,7 +1,7 @@
 // Decode and prefill speed of a named shape with random weights, natively (no Node):
 //   cuda_decode_bench [--shape llama2-7b] [--precision int4] [--group 128] [--batch 1,4,16] [--context 128] [--new 64]
 //                     [--prefill 512,2048,8x2048] [--portable] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5]
-//                     [--json FILE] [--model]
+//                     [--json FILE] [--model] [--kv fp16|fp8|int8]
 // Decode: CUDA graph of one step replayed --new times from --context cached tokens, the token fed back on the device;
 // median and spread over --repeat runs after one warm-up. Limit: bytes read per step (weights and mean cache) over the
 // read bandwidth measured in the same run. Prefill: a prompt, or 8 of them in one step. --portable leaves out what only one
@@ -30,7 +30,7 @@ struct Prompts {
 };
 
 struct Options {
-  std::string shape = "llama2-7b", precision = "int4", json;
+  std::string shape = "llama2-7b", precision = "int4", json, kv = "fp16";
   int group = 128, context = 128, fresh = 64, repeat = 5, splits = 0;
   std::vector<int> batches = {1};
   std::vector<Prompts> prefill;
@@ -83,6 +83,7 @@ Options parse(int argc, char** argv) {
     else if (name == "--splits") o.splits = std::atoi(value);
     else if (name == "--repeat") o.repeat = std::atoi(value);
     else if (name == "--json") o.json = value;
+    else if (name == "--kv") o.kv = value;
     else { std::fprintf(stderr, "unknown option %s\n", name.c_str()); std::exit(2); }
   }
   return o;
@@ -94,6 +95,14 @@ __global__ void feed_back(const int32_t* last, int32_t* tokens, int32_t* positio
     tokens[i] = last[i];
     ++positions[i];
   }
+}
+
+KvDtype kv_dtype(const Options& o) { return o.kv == "fp8" ? KvDtype::fp8 : o.kv == "int8" ? KvDtype::int8 : KvDtype::fp16; }
+
+// Bytes of `tokens` cached tokens.
+size_t cached_bytes(const ModelSpec& spec, const Options& o, size_t tokens) {
+  const KvLayout one{spec.layers, spec.kv_heads, spec.head_dim, 1, kv_dtype(o)};
+  return tokens * size_t(one.layers) * one.layer_bytes();
 }
 
 class Timer {
@@ -141,8 +150,8 @@ struct Cache {
   cuda::Buffer arena, starts, positions, block_starts, blocks, tokens, tasks, last, results;
   int s, room;
 
-  Cache(const ModelSpec& spec, int sequences, int capacity) : s(sequences) {
-    layout = {spec.layers, spec.kv_heads, spec.head_dim, 16};
+  Cache(const ModelSpec& spec, KvDtype dtype, int sequences, int capacity) : s(sequences) {
+    layout = {spec.layers, spec.kv_heads, spec.head_dim, 16, dtype};
     int per = (capacity + 15) / 16;
     room = per * 16;
     size_t units = layout.block_bytes() / kKvUnitBytes;
@@ -190,7 +199,7 @@ class Bench {
 
   Row decode(int batch) {
     int capacity = o_.context + o_.fresh + 1;
-    Cache cache(model_.spec, batch, capacity);
+    Cache cache(model_.spec, kv_dtype(o_), batch, capacity);
     int splits = o_.splits ? o_.splits : cuda::choose_splits(model_.spec, on_.device, batch, capacity, 16);
     cuda::Workspace workspace;
     require(workspace.allocate(model_.spec, on_.device, batch, batch, 16), "workspace");
@@ -226,13 +235,13 @@ class Bench {
     }
     cudaGraphExecDestroy(exec);
     cudaGraphDestroy(graph);
-    size_t kv = size_t(batch) * (o_.context + o_.fresh / 2) * cache.layout.layers * cache.layout.kv_heads * cache.layout.head_dim * 4;
+    size_t kv = cached_bytes(model_.spec, o_, size_t(batch) * size_t(o_.context + o_.fresh / 2));
     return row("decode", batch, batch, seconds, model_.read_bytes + kv);
   }
 
   Row prefill(const Prompts& prompts) {
     const int tokens = prompts.count * prompts.tokens;
-    Cache cache(model_.spec, prompts.count, prompts.tokens);
+    Cache cache(model_.spec, kv_dtype(o_), prompts.count, prompts.tokens);
     cuda::Workspace workspace;
     require(workspace.allocate(model_.spec, on_.device, tokens, prompts.count, 1), "workspace");
     require(workspace.allocate_widened(model_.weights, on_.device, tokens), "workspace");
@@ -265,7 +274,7 @@ class Bench {
       require(before->wait(result), "wait");
       if (i > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / o_.fresh);
     }
-    size_t kv = size_t(batch) * (o_.context + o_.fresh / 2) * model_.spec.layers * model_.spec.kv_heads * model_.spec.head_dim * 4;
+    size_t kv = cached_bytes(model_.spec, o_, size_t(batch) * size_t(o_.context + o_.fresh / 2));
     return row("model", batch, batch, seconds, model_.read_bytes + kv);
   }
 
@@ -306,8 +315,8 @@ class Bench {
 };
 
 void print(const Options& o, double bandwidth, const std::vector<Row>& rows) {
-  std::printf("%s %s group %d, context %d + %d, read bandwidth %.2f TB/s, lookahead %zu, %s\n", o.shape.c_str(), o.precision.c_str(),
-              o.group, o.context, o.fresh, bandwidth * 1e-12, o.lookahead, o.plain ? "plain graph" : "dependent launch");
+  std::printf("%s %s group %d, %s cache, context %d + %d, read bandwidth %.2f TB/s, lookahead %zu, %s\n", o.shape.c_str(), o.precision.c_str(),
+              o.group, o.kv.c_str(), o.context, o.fresh, bandwidth * 1e-12, o.lookahead, o.plain ? "plain graph" : "dependent launch");
   for (const Row& r : rows)
     std::printf("| %s | batch %d, %d tokens | %.0f tok/s (%.0f .. %.0f) | %.1f us | %.3f GB | %.1f%% of limit |\n", r.what.c_str(),
                 r.batch, r.tokens, r.rate, r.low, r.high, r.micros, r.bytes * 1e-9, r.share * 100);
@@ -360,10 +369,11 @@ int main(int argc, char** argv) {
     const int most = *std::max_element(options.batches.begin(), options.batches.end());
     cuda::DeviceState state;
     state.on = on;
-    const size_t block = KvLayout{model.spec.layers, model.spec.kv_heads, model.spec.head_dim, 16}.block_bytes();
+    const size_t block = KvLayout{model.spec.layers, model.spec.kv_heads, model.spec.head_dim, 16, kv_dtype(options)}.block_bytes();
     require(state.arena.allocate(block * size_t(most) * size_t((options.context + options.fresh + 15) / 16)), "arena");
     require(cudaMemset(state.arena.as<void>(), 0, state.arena.bytes()), "arena");
     LoadOptions load{precision, most, 512, 16, {}};
+    load.kv_dtype = kv_dtype(options);
     cuda::CudaModel resident(state, model.spec, load, cuda::DeviceWeights{model.weights, std::move(model.memory)});
     require(resident.prepare(), "workspace");
     for (int batch : options.batches)

@@ -1,21 +1,38 @@
-// rope_kv, prefill_attention, wide_attention and decode_attention against a double reference. Tolerance: 2e-3 of the norm (keys, values
-// and probabilities are f16).
+// rope_kv, prefill_attention, wide_attention and decode_attention against a double reference, whose keys and values are
+// rounded to the cache's codes where it has any. Tolerance: 2e-3 of the norm (keys, values and probabilities are f16); 3e-3
+// for codes, of which a few fall to the other side because what is rounded is fp32 here and double there.
+#include <map>
+
 #include "cuda/attention.h"
 #include "cuda/rope_kv.h"
 #include "device_test.h"
+#include "ops/kv_codes.h"
 
 using namespace edgeshift;
 using namespace edgeshift::test;
 
 namespace {
 
-constexpr double kTolerance = 2e-3;
+double tolerance(KvDtype dtype) { return dtype == KvDtype::fp16 ? 2e-3 : 3e-3; }
+
+// A key or value as the cache has it.
+void round_to_cache(KvDtype dtype, std::vector<double>& row) {
+  if (dtype == KvDtype::fp16) return;
+  float largest = 0;
+  for (double x : row) largest = std::max(largest, std::fabs(float(x)));
+  const float scale = bf16_to_float(kv_scale(largest, dtype)), inverse = 1 / scale;
+  for (double& x : row) {
+    const float scaled = float(x) * inverse;
+    x = double(kv_code_value(dtype == KvDtype::fp8 ? fp8_code(scaled) : int8_code(scaled), dtype)) * scale;
+  }
+}
 
 struct Case {
   int heads, kv_heads, head_dim, block_size, window, splits;
   float softcap;
   bool interleaved, norms;
   std::vector<int> prompts;
+  KvDtype dtype = KvDtype::fp16;
 };
 
 // A batch of sequences whose whole history is known on the host: qkv of every token of every sequence.
@@ -31,8 +48,18 @@ class History {
   const f16* token(int sequence, int position) const { return qkv_[sequence].data() + size_t(position) * row_; }
   int row() const { return row_; }
 
-  // Rotated (and normed) vector `index` of a token: query heads, then key heads, then value heads; values as they are.
-  std::vector<double> vector(int sequence, int position, int index) const {
+  // Vector `index` of a token as attention sees it: query heads, then key heads, then value heads.
+  const std::vector<double>& vector(int sequence, int position, int index) const {
+    std::vector<double>& kept = kept_[(int64_t(sequence) << 40) + (int64_t(position) << 16) + index];
+    if (kept.empty()) {
+      kept = exact(sequence, position, index);
+      if (index >= c_.heads) round_to_cache(c_.dtype, kept);
+    }
+    return kept;
+  }
+
+  // Rotated (and normed); values as they are.
+  std::vector<double> exact(int sequence, int position, int index) const {
     int d = c_.head_dim;
     std::vector<double> v(d);
     for (int i = 0; i < d; ++i) v[i] = half_value(token(sequence, position)[index * d + i]);
@@ -58,11 +85,12 @@ class History {
     int d = c_.head_dim, first = c_.window ? std::max(0, position - c_.window + 1) : 0;
     std::vector<double> out(size_t(c_.heads) * d);
     for (int h = 0; h < c_.heads; ++h) {
-      std::vector<double> q = vector(sequence, position, h), p;
+      const std::vector<double>& q = vector(sequence, position, h);
+      std::vector<double> p;
       int kv = h / (c_.heads / c_.kv_heads);
       double sum = 0;
       for (int j = first; j <= position; ++j) {
-        std::vector<double> k = vector(sequence, j, c_.heads + kv);
+        const std::vector<double>& k = vector(sequence, j, c_.heads + kv);
         double s = 0;
         for (int i = 0; i < d; ++i) s += q[i] * k[i];
         s /= std::sqrt(double(d));
@@ -71,7 +99,7 @@ class History {
         sum += p.back();
       }
       for (int j = first; j <= position; ++j) {
-        std::vector<double> v = vector(sequence, j, c_.heads + c_.kv_heads + kv);
+        const std::vector<double>& v = vector(sequence, j, c_.heads + c_.kv_heads + kv);
         for (int i = 0; i < d; ++i) out[h * d + i] += p[j - first] / sum * v[i];
       }
     }
@@ -84,6 +112,7 @@ class History {
   const Case& c_;
   int row_;
   std::vector<std::vector<f16>> qkv_;
+  mutable std::map<int64_t, std::vector<double>> kept_;
 };
 
 struct DeviceBatch {
@@ -120,16 +149,16 @@ void compare(const History& history, const Case& c, const cuda::Buffer& out, con
       expected.insert(expected.end(), row.begin(), row.end());
       for (size_t j = 0; j < columns; ++j) got.push_back(half_value(host[token * columns + j]));
     }
-  char text[160];
-  std::snprintf(text, sizeof text, "%s heads %d/%d dim %d block %d window %d splits %d softcap %.0f interleaved %d norms %d", what,
+  char text[200];
+  std::snprintf(text, sizeof text, "%s cache %d heads %d/%d dim %d block %d window %d splits %d softcap %.0f interleaved %d norms %d", what, int(c.dtype),
                 c.heads, c.kv_heads, c.head_dim, c.block_size, c.window, c.splits, c.softcap, c.interleaved, c.norms);
-  checks.below(relative_error(got, expected), kTolerance, text);
+  checks.below(relative_error(got, expected), tolerance(c.dtype), text);
 }
 
 void run(const Case& c, const cuda::Launch& on, Checks& checks) {
   DeviceRandom random(c.heads * 100 + c.head_dim + c.window);
   History history(c, random);
-  KvLayout kv{2, c.kv_heads, c.head_dim, c.block_size};
+  KvLayout kv{2, c.kv_heads, c.head_dim, c.block_size, c.dtype};
   std::vector<int> block_starts = {0}, zeros(c.prompts.size(), 0), ones(c.prompts.size(), 1);
   for (int length : c.prompts) block_starts.push_back(block_starts.back() + (length + c.block_size) / c.block_size);
   std::vector<uint32_t> blocks(block_starts.back());
@@ -137,7 +166,8 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
   if (blocks.size() % 5 == 0) for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = uint32_t((blocks.size() - 1 - i) * (kv.block_bytes() / kKvUnitBytes));
   cuda::Buffer arena, q, out, workspace;
   require(arena.allocate(kv.block_bytes() * blocks.size()), "arena");
-  require(cuda::to_status(cudaMemset(arena.as<void>(), 0x3c, arena.bytes()), "memset"), "arena");
+  // What no token has written is no number, neither as a half nor as a scale.
+  require(cuda::to_status(cudaMemset(arena.as<void>(), 0xff, arena.bytes()), "memset"), "arena");
   int total = 0;
   for (int length : c.prompts) total += length;
   require(q.allocate(size_t(total) * c.heads * c.head_dim * 2), "q");
@@ -183,6 +213,7 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
     require(cuda::rope_kv(rope, on), "rope_kv");
     require(cuda::prefill_attention(args, on), "prefill_attention");
     compare(history, c, out, counts, first, what, checks);
+    if (c.dtype != KvDtype::fp16) return;
     require(cuda::to_status(cudaMemset(out.as<void>(), 0xff, out.bytes()), "memset"), "out");
     require(cuda::wide_attention(args, on), "wide_attention");
     compare(history, c, out, counts, first, (std::string("wide ") + what).c_str(), checks);
@@ -208,15 +239,17 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
 int main() {
   cuda::Launch on = open_device();
   Checks checks;
-  run({4, 4, 128, 16, 0, 1, 0, false, false, {2, 17, 33, 128, 131}}, on, checks);
-  run({4, 2, 64, 32, 0, 4, 0, false, false, {15, 16, 300}}, on, checks);
-  run({9, 3, 64, 16, 0, 3, 0, true, false, {77, 200}}, on, checks);
-  run({8, 1, 128, 16, 0, 8, 0, false, true, {31, 900}}, on, checks);
-  run({8, 2, 128, 16, 50, 2, 0, false, false, {20, 180}}, on, checks);
-  run({4, 2, 96, 16, 0, 2, 20, false, false, {40, 100}}, on, checks);
-  run({4, 2, 256, 16, 0, 2, 0, false, true, {40, 100}}, on, checks);
-  run({4, 2, 128, 32, 0, 2, 0, false, false, {1, 64, 129, 520}}, on, checks);
-  run({4, 1, 64, 16, 70, 2, 0, false, false, {5, 330}}, on, checks);
-  run({2, 1, 256, 16, 40, 2, 30, false, false, {3, 230}}, on, checks);
+  for (KvDtype dtype : {KvDtype::fp16, KvDtype::fp8, KvDtype::int8}) {
+    run({4, 4, 128, 16, 0, 1, 0, false, false, {2, 17, 33, 128, 131}, dtype}, on, checks);
+    run({4, 2, 64, 32, 0, 4, 0, false, false, {15, 16, 300}, dtype}, on, checks);
+    run({9, 3, 64, 16, 0, 3, 0, true, false, {77, 200}, dtype}, on, checks);
+    run({8, 1, 128, 16, 0, 8, 0, false, true, {31, 900}, dtype}, on, checks);
+    run({8, 2, 128, 16, 50, 2, 0, false, false, {20, 180}, dtype}, on, checks);
+    run({4, 2, 96, 16, 0, 2, 20, false, false, {40, 100}, dtype}, on, checks);
+    run({4, 2, 256, 16, 0, 2, 0, false, true, {40, 100}, dtype}, on, checks);
+    run({4, 2, 128, 32, 0, 2, 0, false, false, {1, 64, 129, 520}, dtype}, on, checks);
+    run({4, 1, 64, 16, 70, 2, 0, false, false, {5, 330}, dtype}, on, checks);
+    run({2, 1, 256, 16, 40, 2, 30, false, false, {3, 230}, dtype}, on, checks);
+  }
   return checks.report("attention");
 }

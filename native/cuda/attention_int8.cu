@@ -1,0 +1,9 @@
+#include "cuda/attention_decode_kernel.cuh"
+#include "cuda/attention_prefill_kernel.cuh"
+
+namespace edgeshift::cuda {
+
+template Status launch_decode<KvDtype::int8>(DecodeParams, const Launch&);
+template Status launch_prefill<KvDtype::int8>(PrefillParams, const Launch&);
+
+}  // namespace edgeshift::cuda

@@ -29,12 +29,6 @@ struct WideAttentionParams {
   ScoreRule rule;
 };
 
-__device__ inline void load_matrices(uint32_t from, uint32_t (&v)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(from) : "memory");
-}
-__device__ inline void load_transposed(uint32_t from, uint32_t (&v)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(from) : "memory");
-}
 __device__ inline float exp2_fast(float v) {
   float r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
@@ -81,11 +75,11 @@ __device__ inline void score(uint32_t queries, uint32_t keys, float (&s)[WideAtt
     uint32_t a[Shape::query_tiles][4];
 #pragma unroll
     for (int q = 0; q < Shape::query_tiles; ++q)
-      load_matrices(queries + q * 16 * Shape::stride + piece_at<D>(lane % 16, step * 2 + lane / 16), a[q]);
+      load_matrices(queries + q * 16 * Shape::stride + piece_at<D>(lane % 16, step * 2 + lane / 16), a[q][0], a[q][1], a[q][2], a[q][3]);
 #pragma unroll
     for (int pair = 0; pair < Shape::keys / 16; ++pair) {
       uint32_t b[4];
-      load_matrices(keys + pair * 16 * Shape::stride + piece_at<D>(lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2), b);
+      load_matrices(keys + pair * 16 * Shape::stride + piece_at<D>(lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2), b[0], b[1], b[2], b[3]);
 #pragma unroll
       for (int q = 0; q < Shape::query_tiles; ++q) {
         mma_16816(s[q][pair * 2], a[q], b[0], b[1]);
@@ -224,7 +218,7 @@ __global__ void __launch_bounds__(WideAttention<D>::threads, D > 128 ? 1 : 2) wi
 #pragma unroll
       for (int d = 0; d < D / 8; d += 2) {
         uint32_t b[4];
-        load_transposed(values + step * 16 * Shape::stride + piece_at<D>(lane % 16, d + lane / 16), b);
+        load_transposed(values + step * 16 * Shape::stride + piece_at<D>(lane % 16, d + lane / 16), b[0], b[1], b[2], b[3]);
 #pragma unroll
         for (int q = 0; q < Shape::query_tiles; ++q) {
           mma_16816(rows[q].o[d], a[q], b[0], b[1]);

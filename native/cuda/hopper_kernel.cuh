@@ -33,6 +33,7 @@ struct HopperShape {
   static_assert(stages >= 3);
 };
 
+// A place in the ring of stages: shared addresses of its memory and of its barriers, filled and emptied.
 template <class Shape>
 struct HopperRing {
   uint32_t data, full, empty;

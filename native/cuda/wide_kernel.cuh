@@ -12,10 +12,6 @@
 
 namespace edgeshift::cuda {
 
-__device__ inline void load_matrices(uint32_t shared, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(shared) : "memory");
-}
-
 template <Precision kPrecision, bool kFlushSmall, int kRowWarps, int kTokenWarps, int kStages, int kBlocks = 1>
 struct WideShape {
   static constexpr Precision precision = kPrecision;

@@ -115,7 +115,7 @@ export interface TensorRef {
 export type Storage =
   | { method: 'plain' }
   | { method: 'gptq'; bits: 2 | 3 | 4 | 8; groupSize: number; zeroPointsMinusOne: boolean; actOrder: boolean }
-  | { method: 'awq'; version: 'gemm' | 'gemv' | 'gemv_fast'; bits: 4; groupSize: number }
+  | { method: 'awq'; version: 'gemm' | 'gemv' | 'gemv_fast'; bits: 4 | 8; groupSize: number }
   | { method: 'pack-quantized'; bits: 4 | 8; groupSize: number; symmetric: boolean }
   | { method: 'int-quantized'; groupSize: number; quantizedActivations: boolean }
   | {

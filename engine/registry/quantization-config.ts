@@ -40,21 +40,26 @@ const gptqSchema = z.looseObject({
   dynamic: dynamicSchema.nullish(),
 })
 
-// 8-bit files: AutoAWQ asserts 4 bits, GPTQModel's AWQ packs 4 only; no known tool writes others.
-const awqSchema = z.looseObject({
-  bits: z.literal(4, 'expected 4: no known tool writes AWQ of other widths'),
-  group_size: groupSize,
-  version: z
-    .string()
-    .max(100)
-    .toLowerCase()
-    .pipe(z.enum(['gemm', 'gemv', 'gemv_fast']))
-    .default('gemm'),
-  pack_dtype: z.literal('int32').optional(),
-  zero_point: z.literal(true, 'expected true: no known tool writes AWQ without zero points').default(true),
-  modules_to_not_convert: names.nullish(),
-  dynamic: dynamicSchema.nullish(),
-})
+// Of the widths that GPTQModel can pack those that the formats of others have too; AutoAWQ asserts 4 bits.
+const awqSchema = z
+  .looseObject({
+    bits: z.union([z.literal(4), z.literal(8)], 'expected 4, or 8 with version gemm'),
+    group_size: groupSize,
+    version: z
+      .string()
+      .max(100)
+      .toLowerCase()
+      .pipe(z.enum(['gemm', 'gemv', 'gemv_fast']))
+      .default('gemm'),
+    pack_dtype: z.literal('int32').optional(),
+    zero_point: z.literal(true, 'expected true: no known tool writes AWQ without zero points').default(true),
+    modules_to_not_convert: names.nullish(),
+    dynamic: dynamicSchema.nullish(),
+  })
+  .refine(({ bits, version }) => bits === 4 || version === 'gemm', {
+    path: ['bits'],
+    message: 'expected 4, or 8 with version gemm',
+  })
 
 const blockSide = z.int().min(1).max(65_536)
 const blockShape = z.tuple([blockSide, blockSide], 'expected two sizes')

@@ -1,7 +1,7 @@
 /**
  * Tensors of a quantized module by method, with the shapes that its N outputs, K inputs and settings demand. Layouts:
  * gptq (AutoGPTQ, GPTQModel): codes [K * bits / 32, N] along K; zero points [groups, N * bits / 32] along N.
- * awq (AutoAWQ): gemm codes [K, N / 8]; gemv codes [N, K / 8]; gemv_fast codes int16 [N / 4, K].
+ * awq (AutoAWQ): gemm codes [K, N / 8], with 8 bits [K, N / 4] (GPTQModel); gemv codes [N, K / 8]; gemv_fast codes int16 [N / 4, K].
  * pack-quantized (compressed-tensors): codes [N, K * bits / 32] along K; zero points [N * bits / 32, groups].
  * float-quantized: codes [N, K]; scales [1], [N, 1] or one for each block. "fp8" (DeepSeek, Qwen3, transformers) names
  * them weight_scale_inv, though the weight is code * scale there too.
@@ -101,13 +101,15 @@ function gptq(storage: Extract<Quantized, { method: 'gptq' }>, n: number, k: num
 }
 
 function awq(
-  { version, groupSize }: Extract<Quantized, { method: 'awq' }>,
+  { version, bits, groupSize }: Extract<Quantized, { method: 'awq' }>,
   n: number,
   k: number,
   groups: number,
 ): ExpectedTensor[] {
-  if (version === 'gemm')
-    return [codes('qweight', 'i32', k, n / 8), zeroPoints('qzeros', I32, groups, n / 8), scales('scales', [groups, n])]
+  if (version === 'gemm') {
+    const words = (n * bits) / WORD
+    return [codes('qweight', 'i32', k, words), zeroPoints('qzeros', I32, groups, words), scales('scales', [groups, n])]
+  }
   const width = zeroWidth(groups, groupSize)
   if (version === 'gemv')
     return [codes('qweight', 'i32', n, k / 8), zeroPoints('qzeros', I32, n, width), scales('scales', [n, width * 8])]

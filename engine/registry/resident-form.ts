@@ -65,7 +65,7 @@ function codesNeedMinimum({ storage, tensors }: WeightSource): boolean {
     case 'gptq':
       return storage.bits === 8
     case 'awq':
-      return storage.version === 'gemv_fast'
+      return storage.version === 'gemv_fast' || storage.bits === 8
     case 'pack-quantized':
       return storage.bits === 8 && !storage.symmetric
     default:

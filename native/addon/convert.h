@@ -39,8 +39,7 @@ std::string read_string(const Napi::Object& object, const char* field);
 MappedLoad read_load_request(const Napi::Object& request);
 
 // Maps the files (any thread) and points every weight to its bytes after checking that they lie inside the file.
-// `read_ahead`: all of them are about to be read.
-Status map_weights(MappedLoad& load, bool read_ahead);
+Status map_weights(MappedLoad& load);
 
 // Names what the files hold, by path, size and time of change, and the rung (LoadOptions::cache_key); empty when a file cannot
 // be looked at.

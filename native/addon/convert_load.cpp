@@ -232,11 +232,11 @@ MappedLoad read_load_request(const Napi::Object& request) {
   return load;
 }
 
-Status map_weights(MappedLoad& load, bool read_ahead) {
+Status map_weights(MappedLoad& load) {
   for (const std::string& path : load.paths) {
     Result<MappedFile> file = MappedFile::open(path);
     if (!file.ok()) return file.status();
-    if (read_ahead) file.value().will_read(0, file.value().size());
+    file.value().read_as_told();
     load.files.push_back(std::move(file.value()));
   }
   for (const auto& [index, role, path, offset] : load.places) {

@@ -19,9 +19,10 @@ class LoadTask : public Task {
  protected:
   Status work() override {
     open_packed();
-    ES_RETURN_IF_ERROR(map_weights(load_, load_.options.packed == nullptr));
+    ES_RETURN_IF_ERROR(map_weights(load_));
     load_.options.cache_key = content_key(load_);
-    load_.options.done_reading = [](std::span<const uint8_t> bytes) { MappedFile::done_reading(bytes); };
+    load_.options.done_reading = &MappedFile::done_reading;
+    load_.options.will_read = &MappedFile::will_read;
     Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
     // A torn file explains whatever else went wrong, and what seems right is not.
     for (const MappedFile& file : load_.files) ES_RETURN_IF_ERROR(file.intact());

@@ -146,10 +146,40 @@ int pack_rows(const CanonicalMatrix& m, const TileLayout& t, bool has_minimums, 
   return 1;
 }
 
-// Tiles that a worker converts at a time: enough columns for formats that store inputs first to read whole cache lines.
-constexpr int kStripTiles = 8;
+// Tiles of a worker's turn: enough columns for formats that store inputs first to read whole cache lines.
+constexpr int kTurnTiles = 8;
+
+// What is converted at a time where rows lie together: with the tiles that it goes to, it stays in the worker's cache.
+constexpr size_t kStripBytes = size_t(128) << 10;
 
 constexpr size_t kSmallTensor = size_t(16) << 20;
+
+bool rows_lie_together(const WeightReader& part) {
+  return part.n() > 1 && part.bytes_of(0, 1).size() < part.bytes_of(0, part.n()).size();
+}
+
+int strip_tiles(Parts parts) {
+  if (!std::ranges::all_of(parts, [](const WeightReader* part) { return rows_lie_together(*part); })) return kTurnTiles;
+  const size_t tile = size_t(parts[0]->k()) * sizeof(f16) * kTileRows;
+  return int(std::clamp<size_t>(kStripBytes / tile, 1, kTurnTiles));
+}
+
+// Rows [begin, end) of a part: where they lie in the file, if that is what the form wants, else converted into `strip`.
+Status read_rows(const WeightReader& part, int begin, int end, CanonicalForm form, CanonicalStorage& strip, CanonicalMatrix& out) {
+  const f16* stored = form.precision == Precision::fp16 ? part.stored_halves(begin) : nullptr;
+  if (!stored) {
+    ES_RETURN_IF_ERROR(part.read(begin, end, form, strip));
+    out = strip.view();
+    return {};
+  }
+  strip.rounding = {};
+  out = {};
+  out.precision = form.precision;
+  out.n = end - begin;
+  out.k = part.k();
+  out.values = stored;
+  return part.check_stored(begin, end);
+}
 
 // Converts the rows of `part` that fall into `count` tiles, the first of which starts at row `first` of the part
 // (possibly negative).
@@ -158,13 +188,13 @@ Status pack_part(const WeightReader& part, CanonicalForm form, const TileLayout&
   int64_t begin = std::max<int64_t>(0, first);
   int64_t end = std::min<int64_t>(part.n(), first + int64_t(count) * kTileRows);
   if (begin >= end) return {};
-  ES_RETURN_IF_ERROR(part.read(int(begin), int(end), form, strip));
+  CanonicalMatrix rows;
+  ES_RETURN_IF_ERROR(read_rows(part, int(begin), int(end), form, strip, rows));
   rounding.add(strip.rounding);
-  CanonicalMatrix view = strip.view();
   for (int64_t row = begin; row < end;) {
     const int64_t place = row - first;
     char* tile = tiles + size_t(place / kTileRows) * t.bytes;
-    row += pack_rows(view, t, form.has_minimums, int(row - begin), int(place % kTileRows), tile);
+    row += pack_rows(rows, t, form.has_minimums, int(row - begin), int(place % kTileRows), tile);
   }
   return {};
 }
@@ -177,35 +207,46 @@ struct PackJob {
   const DoneReading& done;
   int64_t n;
   int k;
+  int strip = strip_tiles(parts);
 
-  Status run(int64_t tile, int count, CanonicalStorage& strip, RoundingSums& rounding) const {
+  // A worker's turn.
+  Status run(int64_t tile, int count, CanonicalStorage& rows, RoundingSums& rounding) const {
+    for (int at = 0; at < count; at += strip) ES_RETURN_IF_ERROR(convert(tile + at, std::min(strip, count - at), rows, rounding));
+    if (done) give_back(tile, count);
+    return {};
+  }
+
+  Status convert(int64_t tile, int count, CanonicalStorage& rows, RoundingSums& rounding) const {
     char* tiles = memory + size_t(tile) * layout.bytes;
     clear(tile, count, tiles);
     int64_t first = tile * kTileRows;
     for (const WeightReader* part : parts) {
-      ES_RETURN_IF_ERROR(pack_part(*part, form, layout, first, count, tiles, strip, rounding));
-      if (done) give_back(*part, first, count);
+      ES_RETURN_IF_ERROR(pack_part(*part, form, layout, first, count, tiles, rows, rounding));
       first -= part->n();
     }
     return {};
   }
 
-  // Zeros where no row or input will be written: lanes past n, inputs past k, padding between arrays.
+  // Zeros where no row or input will be written: lanes past n, padding between and behind the arrays of a tile.
   void clear(int64_t tile, int count, char* tiles) const {
-    const bool full = form.precision == Precision::fp16 && size_t(k) * kTileRows * 2 == layout.bytes;
-    const int64_t whole = full ? std::clamp<int64_t>(n / kTileRows - tile, 0, count) : 0;
+    const bool half = form.precision == Precision::fp16;
+    const size_t parameters = size_t(layout.groups) * kTileRows * sizeof(f16) * (form.has_minimums ? 2 : 1);
+    const size_t gap = half ? size_t(k) * kTileRows * sizeof(f16) : parameters, end = half ? layout.bytes : layout.codes;
+    const int64_t whole = std::clamp<int64_t>(n / kTileRows - tile, 0, count);
+    for (int64_t i = 0; i < whole; ++i) std::memset(tiles + size_t(i) * layout.bytes + gap, 0, end - gap);
     std::memset(tiles + size_t(whole) * layout.bytes, 0, size_t(count - whole) * layout.bytes);
   }
 
   // Rows that lie together in the file. Small tensors, and those whose rows don't, are given back when all rows are
   // packed: each time costs an interrupt of every core.
-  void give_back(const WeightReader& part, int64_t first, int count) const {
-    int64_t begin = std::max<int64_t>(0, first);
-    int64_t end = std::min<int64_t>(part.n(), first + int64_t(count) * kTileRows);
-    if (begin >= end) return;
-    std::span<const uint8_t> bytes = part.bytes_of(int(begin), int(end));
-    const size_t whole = part.bytes_of(0, part.n()).size();
-    if (whole > kSmallTensor && bytes.size() < whole) done(bytes);
+  void give_back(int64_t tile, int count) const {
+    int64_t first = tile * kTileRows;
+    for (const WeightReader* part : parts) {
+      const int64_t begin = std::max<int64_t>(0, first), end = std::min<int64_t>(part->n(), first + int64_t(count) * kTileRows);
+      first -= part->n();
+      if (begin >= end || part->bytes_of(0, part->n()).size() <= kSmallTensor || !rows_lie_together(*part)) continue;
+      done(part->bytes_of(int(begin), int(end)));
+    }
   }
 };
 
@@ -274,13 +315,13 @@ Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, Pac
   PackJob job{parts, form, tile_layout(form.precision, k, form.group, form.has_minimums), static_cast<char*>(memory), done, n, k};
   std::mutex mutex;
   Status failure;
-  pool.for_ranges(tile_count(int(n)), kStripTiles, [&](int64_t begin, int64_t end, int) {
+  pool.for_ranges(tile_count(int(n)), kTurnTiles, [&](int64_t begin, int64_t end, int) {
     // Kept by its thread: memory from the system has to be cleared each time.
     static thread_local CanonicalStorage strip;
     RoundingSums took;
     Status status;
-    for (int64_t tile = begin; tile < end && status.ok(); tile += kStripTiles) {
-      status = job.run(tile, int(std::min<int64_t>(kStripTiles, end - tile)), strip, took);
+    for (int64_t tile = begin; tile < end && status.ok(); tile += kTurnTiles) {
+      status = job.run(tile, int(std::min<int64_t>(kTurnTiles, end - tile)), strip, took);
     }
     std::lock_guard lock(mutex);
     rounding.add(took);

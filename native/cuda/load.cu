@@ -53,6 +53,8 @@ class DevicePacker final : public WeightPacker {
 
   int head_dim(int head_dim) const override { return kernel_head_dim(head_dim); }
   bool one_matrix() const override { return true; }
+  int workers() const override { return pool_.threads(); }
+  bool reads_files() const override { return out_.origin == Origin::files; }
   bool pads_norms() const override { return true; }
 
   Status reserve(std::span<const PackJob> jobs) override {
@@ -327,7 +329,7 @@ Result<DeviceWeights> load_device_weights(cpu::ThreadPool& pool, const ModelSpec
   DeviceWeights out;
   ModelWeights host;
   DevicePacker packer(pool, options, staging, device, stream, out);
-  Status status = load_weights(spec, sources, options.precision, packer, host);
+  Status status = load_weights(spec, sources, options, packer, host);
   if (status.ok()) status = finish(spec, host, out);
   out.rounding = out.origin == Origin::packed_file ? options.packed->file.info().rounding : host.rounding;
   // Also on error: nothing may be freed while a copy or a kernel still uses it.

@@ -66,21 +66,29 @@ Status MappedFile::intact() const {
   return error(Code::invalid_file, path_, ": the file was truncated, or could not be read, while it was being read");
 }
 
+namespace {
+
+uintptr_t page_bytes() {
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  return page;
+}
+
+uintptr_t address_of(std::span<const uint8_t> bytes) { return reinterpret_cast<uintptr_t>(bytes.data()); }
+
+}  // namespace
+
 void MappedFile::done_reading(std::span<const uint8_t> bytes) {
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const uintptr_t start = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size()) / page * page;
+  const uintptr_t page = page_bytes(), start = (address_of(bytes) + page - 1) / page * page;
+  const uintptr_t end = (address_of(bytes) + bytes.size()) / page * page;
   if (end > start) ::madvise(reinterpret_cast<void*>(start), end - start, MADV_DONTNEED);
 }
 
-void MappedFile::will_read(size_t offset, size_t bytes) const {
-  if (offset >= size_) return;
-  const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  const size_t start = offset / page * page;
-  const size_t length = bytes < size_ - offset ? bytes + (offset - start) : size_ - start;
-  auto address = const_cast<uint8_t*>(data_ + start);
-  ::madvise(address, length, MADV_SEQUENTIAL);
-  ::madvise(address, length, MADV_WILLNEED);
+void MappedFile::will_read(std::span<const uint8_t> bytes) {
+  if (bytes.empty()) return;
+  const uintptr_t start = address_of(bytes) / page_bytes() * page_bytes();
+  ::madvise(reinterpret_cast<void*>(start), address_of(bytes) + bytes.size() - start, MADV_WILLNEED);
 }
+
+void MappedFile::read_as_told() const { ::madvise(const_cast<uint8_t*>(data_), size_, MADV_RANDOM); }
 
 }  // namespace edgeshift

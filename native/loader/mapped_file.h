@@ -39,8 +39,12 @@ class MappedFile {
   // the file again where they are touched again.
   static void done_reading(std::span<const uint8_t> bytes);
 
-  // Tells the kernel that the bytes are about to be read from start to end.
-  void will_read(size_t offset, size_t bytes) const;
+  // Lets the system begin to read bytes of a mapping from the disk, from any thread. Returns before they are there, but
+  // may wait for the disk to take the order.
+  static void will_read(std::span<const uint8_t> bytes);
+
+  // From now on nothing is read from the disk around what is touched: will_read() says what comes next.
+  void read_as_told() const;
 
  private:
   void swap(MappedFile& other) noexcept;

@@ -41,6 +41,8 @@ struct LoadOptions {
   KvDtype kv_dtype = KvDtype::fp16;
   // May be null; must outlive the load.
   PackedSource* packed = nullptr;
+  // Told, from any thread, of bytes that will be read soon; may be empty.
+  std::function<void(std::span<const uint8_t>)> will_read = {};
 };
 
 // One step, host arrays; fields as StepBatch in engine/native.ts.

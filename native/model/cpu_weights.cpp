@@ -16,6 +16,8 @@ class CpuPacker final : public WeightPacker {
 
   int head_dim(int head_dim) const override { return padded_head_dim(head_dim); }
   bool one_matrix() const override { return false; }
+  int workers() const override { return pool_.threads(); }
+  bool reads_files() const override { return out_.origin == Origin::files; }
 
   Status reserve(std::span<const PackJob> jobs) override {
     size_t bytes = 0;
@@ -77,7 +79,7 @@ Result<CpuWeights> load_cpu_weights(cpu::ThreadPool& pool, const ModelSpec& spec
                                     const std::vector<WeightSource>& sources, const LoadOptions& options) {
   CpuWeights weights;
   CpuPacker packer(pool, options, weights);
-  if (Status status = load_weights(spec, sources, options.precision, packer, weights); !status.ok()) return status;
+  if (Status status = load_weights(spec, sources, options, packer, weights); !status.ok()) return status;
   if (weights.origin == Origin::packed_file) weights.rounding = options.packed->file.info().rounding;
   return weights;
 }

@@ -6,6 +6,7 @@
 #include "core/text.h"
 #include "cpu/pack.h"
 #include "model/head_padding.h"
+#include "model/read_ahead.h"
 #include "model/weight_map.h"
 
 namespace edgeshift {
@@ -27,8 +28,8 @@ bool fits(Precision width, Precision target) { return int(width) >= int(target);
 
 class Loader {
  public:
-  Loader(const ModelSpec& spec, const WeightMap& map, Precision target, WeightPacker& packer, ModelWeights& out)
-      : spec_(spec), map_(map), target_(target), packer_(packer), out_(out) {}
+  Loader(const ModelSpec& spec, const WeightMap& map, const LoadOptions& options, WeightPacker& packer, ModelWeights& out)
+      : spec_(spec), map_(map), options_(options), target_(options.precision), packer_(packer), out_(out) {}
 
   // Checks every weight and reads the vectors; takes no memory for matrices yet.
   Status plan() {
@@ -47,7 +48,9 @@ class Loader {
   Status pack() {
     ES_RETURN_IF_ERROR(packer_.reserve(jobs_));
     std::ranges::stable_sort(jobs_, std::ranges::greater(), &PackJob::file_bytes);
+    ReadAhead ahead(packer_.reads_files() ? reading() : std::vector<ReadAhead::Job>(), options_.will_read);
     for (const PackJob& job : jobs_) {
+      ahead.begin();
       RoundingSums took;
       ES_RETURN_IF_ERROR(packer_.pack(job, took));
       if (!(took.weights > 0)) continue;
@@ -165,6 +168,17 @@ class Loader {
     return target_ == Precision::int4 && vocabulary ? Precision::int8 : target_;
   }
 
+  // The files' bytes of each matrix.
+  std::vector<ReadAhead::Job> reading() const {
+    std::vector<ReadAhead::Job> out;
+    for (const PackJob& job : jobs_) {
+      std::vector<FileBytes> parts;
+      for (const WeightReader* part : job.parts) parts.push_back(part->bytes_of(0, part->n()));
+      out.push_back(reading_order(parts, packer_.workers()));
+    }
+    return out;
+  }
+
   // Neighbouring parts that can share a packed matrix do; the others are read as fp16 where there may be only one.
   void add_jobs(const Plan& plan) {
     std::vector<PackJob> jobs = stacked(plan);
@@ -244,6 +258,7 @@ class Loader {
 
   const ModelSpec& spec_;
   const WeightMap& map_;
+  const LoadOptions& options_;
   const Precision target_;
   WeightPacker& packer_;
   const int padded_ = packer_.head_dim(spec_.head_dim);
@@ -254,6 +269,15 @@ class Loader {
   std::vector<Plan> plans_;
   std::vector<PackJob> jobs_;
 };
+
+// Vectors, scales and what else lies beside the matrices: read here and there, so that waiting for each would add up.
+void announce_small(const std::vector<WeightSource>& sources, const WillRead& will_read) {
+  if (!will_read) return;
+  for (const WeightSource& source : sources) {
+    if (source.shape.size() == 1) will_read({source.values.data, source.values.bytes});
+    for (const TensorBytes& tensor : {source.scales, source.zero_points, source.group_index}) will_read({tensor.data, tensor.bytes});
+  }
+}
 
 }  // namespace
 
@@ -267,11 +291,12 @@ std::span<const int32_t> PackJob::order() const {
   return form.precision == Precision::fp16 ? std::span<const int32_t>() : parts.front()->order();
 }
 
-Status load_weights(const ModelSpec& spec, const std::vector<WeightSource>& sources, Precision precision,
+Status load_weights(const ModelSpec& spec, const std::vector<WeightSource>& sources, const LoadOptions& options,
                     WeightPacker& packer, ModelWeights& out) {
   Result<WeightMap> map = WeightMap::create(spec, sources);
   if (!map.ok()) return map.status();
-  Loader loader(spec, map.value(), precision, packer, out);
+  announce_small(sources, options.will_read);
+  Loader loader(spec, map.value(), options, packer, out);
   ES_RETURN_IF_ERROR(loader.plan());
   return loader.pack();
 }

@@ -69,6 +69,10 @@ class WeightPacker {
   // Whether q and k norms may be of padded heads. Their weights come scaled by sqrt(head size / padded size), and the
   // kernels' epsilon is to be scaled by head size / padded size: the mean over the padded head then gives the same.
   virtual bool pads_norms() const { return false; }
+  // Threads that read a matrix at once, each a share of its rows.
+  virtual int workers() const { return 1; }
+  // Whether pack() reads the files: it need not where reserve() has had the packed weights from elsewhere.
+  virtual bool reads_files() const { return true; }
   // Told of all matrices before the first is packed.
   virtual Status reserve(std::span<const PackJob> jobs) = 0;
   // Reads, packs and describes one in *job.out, and adds what rounding took.
@@ -85,7 +89,9 @@ class WeightPacker {
 // width. A wider one stays in its width where some matrix of a layer is kept: the file is then made for that rung, and
 // its fp16 head or 8-bit down projections are its maker's choice. Otherwise the rung is derived from a wider file: every matrix is rounded to nearest, but at int4 the embedding and
 // the head to 8 bits (their rounding costs more quality than their bytes are worth, as every 4-bit file format finds).
-Status load_weights(const ModelSpec& spec, const std::vector<WeightSource>& sources, Precision precision,
+//
+// options.will_read is told of everything in time: of what is small at once, of each matrix while others are packed.
+Status load_weights(const ModelSpec& spec, const std::vector<WeightSource>& sources, const LoadOptions& options,
                     WeightPacker& packer, ModelWeights& out);
 
 }  // namespace edgeshift

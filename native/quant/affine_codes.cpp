@@ -1,6 +1,7 @@
 // The code layouts of GPTQ, AWQ and compressed-tensors.
 //   gptq            i32 [k * bits / 32, n]: along k, a stream of bits from the least significant on (3-bit codes straddle)
-//   awq gemm        i32 [k, n / 8]: nibble j of a word is output 8c + (0, 2, 4, 6, 1, 3, 5, 7)[j]
+//   awq gemm        i32 [k, n / 8]: nibble j of a word is output 8c + (0, 2, 4, 6, 1, 3, 5, 7)[j]; with 8 bits [k, n / 4],
+//                   bytes in order (GPTQModel, its pack_awq())
 //   awq gemv        i32 [n, k / 8]: along k, nibbles in order
 //   awq gemv_fast   i16 [n / 4, k]: for every 64 inputs 64 words; nibble j of word p holds row 4r + p / 16 of the four
 //                   and place 4 * (p % 16) + j of those 64 inputs, whose order within 32 is kFastOrder
@@ -65,9 +66,13 @@ void read_gptq(const AffineMatrix& m, int begin, int end, uint8_t* out) {
 
 void read_awq_gemm(const AffineMatrix& m, int begin, int end, uint8_t* out) {
   static constexpr int kPlace[] = {0, 4, 1, 5, 2, 6, 3, 7};
-  const int64_t words = m.n / 8;
+  const int64_t words = int64_t(m.n) * m.bits / 32;
   for (int i = 0; i < m.k; ++i) {
     const uint8_t* row_words = m.source.codes.data + i * words * 4;
+    if (m.bits == 8) {
+      for (int row = begin; row < end; ++row) out[int64_t(row - begin) * m.k + i] = row_words[row];
+      continue;
+    }
     for (int row = begin; row < end;) {
       const uint32_t word = word_at(row_words, row / 8);
       const int last = end < (row / 8 + 1) * 8 ? end : (row / 8 + 1) * 8;

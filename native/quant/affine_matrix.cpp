@@ -88,13 +88,17 @@ int64_t gemv_zero_words(const AffineMatrix& m) {
 }
 
 Status check_awq(const Checker& c, const AffineMatrix& m) {
-  // AutoAWQ and GPTQModel's AWQ write 4 bits only; nobody defines an order of 8-bit codes.
-  if (m.bits != 4) return error(Code::unsupported, "weight ", m.source.slot, ": AWQ with ", m.bits, " bits (4 are)");
-  if (m.source.storage.version == AwqVersion::gemm) {
-    ES_RETURN_IF_ERROR(c.whole_words("outputs", m.n, 4));
-    ES_RETURN_IF_ERROR(c.codes("i32", {m.k, m.n / 8}));
+  // AutoAWQ writes 4 bits only, GPTQModel 8 bits too, as gemm.
+  const bool gemm = m.source.storage.version == AwqVersion::gemm;
+  if (m.bits != 4 && !(gemm && m.bits == 8)) {
+    return error(Code::unsupported, "weight ", m.source.slot, ": AWQ with ", m.bits, " bits (4 are, and 8 of version gemm)");
+  }
+  if (gemm) {
+    const int64_t words = int64_t(m.n) * m.bits / 32;
+    ES_RETURN_IF_ERROR(c.whole_words("outputs", m.n, m.bits));
+    ES_RETURN_IF_ERROR(c.codes("i32", {m.k, words}));
     ES_RETURN_IF_ERROR(c.scales({m.groups, m.n}));
-    return c.zeros("i32", {m.groups, m.n / 8});
+    return c.zeros("i32", {m.groups, words});
   }
   const int64_t words = gemv_zero_words(m);
   if (m.source.storage.version == AwqVersion::gemv) {
@@ -188,6 +192,7 @@ constexpr int kAwqPlace[] = {0, 4, 1, 5, 2, 6, 3, 7};
 int awq_zero(const AffineMatrix& m, int row, int group) {
   const uint8_t* data = m.source.zero_points.data;
   if (m.source.storage.version == AwqVersion::gemm) {
+    if (m.bits == 8) return read_at<uint8_t>(data, int64_t(group) * m.n + row);
     const uint32_t word = read_at<uint32_t>(data, int64_t(group) * (m.n / 8) + row / 8);
     return int(word >> (4 * kAwqPlace[row % 8]) & 15);
   }

@@ -7,6 +7,7 @@
 // bf16 and float scales are rounded to binary16; below 2^-14 they keep 2^-25 of absolute precision.
 #include "quant/affine_reader.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/text.h"
@@ -81,6 +82,7 @@ Status AffineReader::keep(int begin, int end, CanonicalForm form, CanonicalStora
   read_codes(m_, begin, end, s.codes.data());
   ES_RETURN_IF_ERROR(read_parameters(m_, begin, end, s.parameters));
   prepare(out, form, end - begin, m_.k);
+  std::ranges::fill(out.codes, uint8_t(0));
   const int per_byte = form.precision == Precision::int4 ? 2 : 1;
   const size_t row_bytes = size_t(m_.groups) * size_t(form.group) / size_t(per_byte);
   const int32_t* order = m_.order.empty() ? nullptr : m_.order.data();

@@ -57,11 +57,16 @@ void decode_q45(const uint8_t* b, bool five, float* out) {
 // 128 bytes of low nibbles, 64 of high pairs of bits, 16 signed scales, d.
 void decode_q6(const uint8_t* b, float* out) {
   const float d = half_at(b + 208);
-  for (int i = 0; i < 256; ++i) {
-    const int half = i / 128, inside = i % 128;
-    const int low = b[half * 64 + inside % 64] >> (inside / 64 * 4) & 15;
-    const int high = b[128 + half * 32 + inside % 32] >> (inside / 32 * 2) & 3;
-    out[i] = d * float(int8_t(b[192 + i / 16])) * float((low | high << 4) - 32);
+  for (int j = 0; j < 16; ++j, out += 16) {
+    // Sixteen weights of a quarter of a half.
+    const int half = j / 8, quarter = j % 8 / 2, at = j % 2 * 16;
+    const uint8_t* low = b + half * 64 + quarter % 2 * 32 + at;
+    const uint8_t* high = b + 128 + half * 32 + at;
+    const float scale = d * float(int8_t(b[192 + j]));
+    for (int i = 0; i < 16; ++i) {
+      const int code = (low[i] >> (quarter / 2 * 4) & 15) | (high[i] >> (quarter * 2) & 3) << 4;
+      out[i] = scale * float(code - 32);
+    }
   }
 }
 

@@ -81,9 +81,11 @@ void decode_block(BlockType type, const uint8_t* b, float* out) {
   switch (type) {
     case BlockType::q5_0: decode_q5(b + 6, read<uint32_t>(b + 2), read_half(b), 0, 16, out); break;
     case BlockType::q5_1: decode_q5(b + 8, read<uint32_t>(b + 4), read_half(b), read_half(b + 2), 0, out); break;
-    case BlockType::q8_0:
-      for (int i = 0; i < 32; ++i) out[i] = float(int8_t(b[2 + i])) * read_half(b);
+    case BlockType::q8_0: {
+      const float scale = read_half(b);
+      for (int i = 0; i < 32; ++i) out[i] = float(int8_t(b[2 + i])) * scale;
       break;
+    }
     case BlockType::q2_k:
     case BlockType::q3_k:
     case BlockType::q4_k:

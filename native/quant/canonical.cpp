@@ -15,8 +15,8 @@ namespace edgeshift {
 
 namespace {
 
-// Rows that are rounded at a time: enough groups for all lanes, few enough floats for the cache.
-constexpr int kRoundedRows = 16;
+// Floats that are rounded at a time: enough groups for all lanes, few enough for the first cache.
+constexpr int kRoundedWeights = 8192;
 
 // Codes times a scale, maybe plus a minimum, in blocks of 32.
 bool is_linear(BlockType type) {
@@ -46,11 +46,11 @@ f16 half_at(const uint8_t* from) {
   return h;
 }
 
-// One group on its way to the canonical arrays.
+// One group on its way to the canonical arrays; a code is a byte.
 struct CodedGroup {
   f16 scale{};
   f16 minimum{};
-  int codes[32];
+  uint8_t codes[32];
 };
 
 // A block of q4_0 .. q8_0: its codes, scale and minimum, with the offset that the format subtracts from codes.
@@ -59,7 +59,7 @@ int read_legacy_block(BlockType type, const uint8_t* b, CodedGroup& out) {
   out.scale = half_at(b);
   if (brings_minimums(type)) out.minimum = half_at(b + 2);
   if (type == BlockType::q8_0) {
-    for (int i = 0; i < 32; ++i) out.codes[i] = int8_t(b[2 + i]);
+    std::memcpy(out.codes, b + 2, 32);
     return 0;
   }
   const uint8_t* body = b + (brings_minimums(type) ? 4 : 2);
@@ -67,8 +67,8 @@ int read_legacy_block(BlockType type, const uint8_t* b, CodedGroup& out) {
   if (five) std::memcpy(&high, body, 4);
   const uint8_t* nibbles = body + (five ? 4 : 0);
   for (int i = 0; i < 16; ++i) {
-    out.codes[i] = (nibbles[i] & 15) | int(high >> i & 1u) << 4;
-    out.codes[i + 16] = (nibbles[i] >> 4) | int(high >> (i + 16) & 1u) << 4;
+    out.codes[i] = uint8_t((nibbles[i] & 15) | (high >> i & 1u) << 4);
+    out.codes[i + 16] = uint8_t(nibbles[i] >> 4 | (high >> (i + 16) & 1u) << 4);
   }
   return type == BlockType::q4_0 ? 8 : type == BlockType::q5_0 ? 16 : 0;
 }
@@ -80,9 +80,13 @@ void read_k_sub_block(BlockType type, const uint8_t* b, int j, CodedGroup& out) 
   out.scale = to_f16(to_float(half_at(b)) * float(sub.scale));
   out.minimum = to_f16(-to_float(half_at(b + 2)) * float(sub.minimum));
   const uint8_t* nibbles = b + (five ? 48 : 16) + j / 2 * 32;
-  for (int i = 0; i < 32; ++i) {
-    out.codes[i] = nibbles[i] >> (j % 2 * 4) & 15;
-    if (five) out.codes[i] |= (b[16 + i] >> j & 1) << 4;
+  for (int i = 0; i < 32; i += 8) {
+    uint64_t codes, high;
+    std::memcpy(&codes, nibbles + i, sizeof codes);
+    std::memcpy(&high, b + 16 + i, sizeof high);
+    codes = codes >> (j % 2 * 4) & 0x0f0f0f0f0f0f0f0fu;
+    if (five) codes |= (high >> j & 0x0101010101010101u) << 4;
+    std::memcpy(out.codes + i, &codes, sizeof codes);
   }
 }
 
@@ -98,8 +102,8 @@ void read_iq4(BlockType type, const uint8_t* b, int j, CodedGroup& out) {
     nibbles = b + 8 + j * 16;
   }
   for (int i = 0; i < 16; ++i) {
-    out.codes[i] = kIq4Values[nibbles[i] & 15];
-    out.codes[i + 16] = kIq4Values[nibbles[i] >> 4];
+    out.codes[i] = uint8_t(kIq4Values[nibbles[i] & 15]);
+    out.codes[i + 16] = uint8_t(kIq4Values[nibbles[i] >> 4]);
   }
 }
 
@@ -115,7 +119,7 @@ void keep_group(BlockType type, Precision target, const uint8_t* row, int g, Cod
   if (target == Precision::int4) {
     if (offset) out.minimum = to_finite_f16(-float(offset) * to_float(out.scale));
   } else {
-    for (int i = 0; i < 32; ++i) out.codes[i] -= offset;
+    for (uint8_t& code : out.codes) code = uint8_t(code - offset);
   }
 }
 
@@ -134,15 +138,6 @@ Status check_form(BlockType source, CanonicalForm form, int k) {
   return {};
 }
 
-// A group's codes to bytes; int4: two codes a byte.
-void store_codes(const int* codes, Precision precision, uint8_t* to) {
-  if (precision == Precision::int8) {
-    for (int i = 0; i < 32; ++i) to[i] = uint8_t(int8_t(codes[i]));
-    return;
-  }
-  for (int i = 0; i < 32; i += 2) to[i / 2] = uint8_t(codes[i] | codes[i + 1] << 4);
-}
-
 // Eight bytes' low nibbles to four bytes of neighbours.
 uint32_t join_nibbles(uint64_t x) {
   x &= 0x0f0f0f0f0f0f0f0fu;
@@ -151,30 +146,59 @@ uint32_t join_nibbles(uint64_t x) {
   return uint32_t(x | x >> 16);
 }
 
-// Blocks whose codes need no arithmetic: q4_0 and q4_1 at int4, q8_0 at int8.
+// A group's codes; int4: two a byte.
+void store_codes(const uint8_t (&codes)[32], Precision precision, uint8_t* to) {
+  if (precision == Precision::int8) {
+    std::memcpy(to, codes, sizeof codes);
+    return;
+  }
+  for (int i = 0; i < 32; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, codes + i, sizeof eight);
+    const uint32_t joined = join_nibbles(eight);
+    std::memcpy(to + i / 2, &joined, sizeof joined);
+  }
+}
+
+// Sixteen bytes of nibbles to the codes of a row: two a byte, in the order of the row.
+void copy_nibbles(const uint64_t (&halves)[2], uint8_t* to) {
+  const uint32_t joined[] = {join_nibbles(halves[0]), join_nibbles(halves[1]), join_nibbles(halves[0] >> 4), join_nibbles(halves[1] >> 4)};
+  std::memcpy(to, joined, sizeof joined);
+}
+
+// The same, one a byte, less 8 each where `centred`.
+void spread_nibbles(const uint64_t (&halves)[2], bool centred, uint8_t* to) {
+  constexpr uint64_t kSigns = 0x8080808080808080u;
+  for (int i = 0; i < 4; ++i, to += 8) {
+    uint64_t codes = halves[i % 2] >> (i / 2 * 4) & 0x0f0f0f0f0f0f0f0fu;
+    // The sign bits keep bytes from borrowing.
+    if (centred) codes = ((codes | kSigns) - 0x0808080808080808u) ^ kSigns;
+    std::memcpy(to, &codes, sizeof codes);
+  }
+}
+
+// Blocks whose codes only change places.
 bool is_copied(BlockType source, Precision target) {
-  if (target == Precision::int8) return source == BlockType::q8_0;
-  return target == Precision::int4 && (source == BlockType::q4_0 || source == BlockType::q4_1);
+  if (source == BlockType::q8_0) return target == Precision::int8;
+  return target != Precision::fp16 && (source == BlockType::q4_0 || source == BlockType::q4_1);
 }
 
 Status copy_row(BlockType source, const uint8_t* data, CanonicalForm form, int k, int row, CanonicalStorage& out) {
-  const size_t groups = size_t(k / 32), bytes = size_t(block_bytes(source));
-  uint8_t* to = out.codes.data() + size_t(row) * groups * (source == BlockType::q8_0 ? 32 : 16);
+  const bool int4 = form.precision == Precision::int4, q4_1 = source == BlockType::q4_1;
+  const size_t groups = size_t(k / 32), bytes = size_t(block_bytes(source)), code_bytes = int4 ? 16 : 32;
+  uint8_t* to = out.codes.data() + size_t(row) * groups * code_bytes;
   bool finite = true;
-  for (size_t g = 0; g < groups; ++g, data += bytes) {
+  for (size_t g = 0; g < groups; ++g, data += bytes, to += code_bytes) {
     f16 scale = half_at(data), minimum{};
     if (source == BlockType::q8_0) {
       std::memcpy(to, data + 2, 32);
-      to += 32;
     } else {
-      const bool q4_1 = source == BlockType::q4_1;
-      minimum = q4_1 ? half_at(data + 2) : to_finite_f16(-8 * to_float(scale));
+      if (q4_1) minimum = half_at(data + 2);
+      else if (int4) minimum = to_finite_f16(-8 * to_float(scale));
       uint64_t halves[2];
       std::memcpy(halves, data + (q4_1 ? 4 : 2), 16);
-      const uint32_t joined[] = {join_nibbles(halves[0]), join_nibbles(halves[1]), join_nibbles(halves[0] >> 4),
-                                 join_nibbles(halves[1] >> 4)};
-      std::memcpy(to, joined, 16);
-      to += 16;
+      if (int4) copy_nibbles(halves, to);
+      else spread_nibbles(halves, !q4_1, to);
     }
     finite = finite && is_finite(scale) && is_finite(minimum);
     out.scales[size_t(row) * groups + g] = scale;
@@ -221,23 +245,11 @@ Status round_rows(BlockType source, const uint8_t* data, int count, CanonicalFor
   return {};
 }
 
-// Whether no value is infinite or NaN.
-bool all_finite(const uint8_t* halves, int64_t count) {
-  uint16_t worst = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, halves + 2 * i, 2);
-    bits &= 0x7fffu;
-    worst = bits > worst ? bits : worst;
-  }
-  return worst < 0x7c00u;
-}
-
 Status convert_to_half(BlockType source, const uint8_t* data, int k, int row, CanonicalStorage& out) {
   f16* to = out.values.data() + size_t(row) * size_t(k);
   if (source == BlockType::f16) {
     std::memcpy(to, data, size_t(k) * sizeof(f16));
-    return all_finite(data, k) ? Status() : not_finite();
+    return check_halves(data, k);
   }
   static thread_local std::vector<float> weights;
   weights.resize(size_t(k));
@@ -289,7 +301,7 @@ void prepare(CanonicalStorage& out, CanonicalForm form, int rows, int k) {
   const size_t groups = half ? 0 : size_t((k + form.group - 1) / form.group);
   const size_t padded = groups * size_t(form.group);
   out.values.resize(half ? n * size_t(k) : 0);
-  out.codes.assign(n * (form.precision == Precision::int4 ? padded / 2 : padded), 0);
+  out.codes.resize(n * (form.precision == Precision::int4 ? padded / 2 : padded));
   out.scales.resize(n * groups);
   out.minimums.assign(form.has_minimums ? n * groups : 0, f16{});
 }
@@ -303,11 +315,22 @@ Status check_values(const float* values, int64_t count, Precision precision) {
                                  ", which binary16 cannot (the int8 rung can)"};
 }
 
+Status check_halves(const uint8_t* halves, int64_t count) {
+  uint16_t worst = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, halves + 2 * i, 2);
+    bits &= 0x7fffu;
+    worst = bits > worst ? bits : worst;
+  }
+  return worst < 0x7c00u ? Status() : not_finite();
+}
+
 Status to_canonical(BlockType source, const void* data, int rows, int k, CanonicalForm form, CanonicalStorage& out) {
   ES_RETURN_IF_ERROR(check_form(source, form, k));
   prepare(out, form, rows, k);
   const bool keeps = fits_exactly(source, form.precision);
-  const int at_once = keeps ? 1 : kRoundedRows;
+  const int at_once = keeps ? 1 : std::clamp(kRoundedWeights / k, 1, 16);
   const uint8_t* from = static_cast<const uint8_t*>(data);
   for (int row = 0; row < rows; row += at_once, from += size_t(at_once) * row_bytes(source, k)) {
     if (form.precision == Precision::fp16) ES_RETURN_IF_ERROR(convert_to_half(source, from, k, row, out));

@@ -40,12 +40,15 @@ struct CanonicalStorage {
   CanonicalMatrix view() const;
 };
 
-// Sizes the arrays of `out` for `rows` rows of k in a form; codes and minimums are zeroed.
+// Sizes the arrays of `out` for `rows` rows of k in a form; only minimums are zeroed.
 void prepare(CanonicalStorage& out, CanonicalForm form, int rows, int k);
 
 // invalid_file where a value is not finite; unsupported where the precision is fp16 and one lies outside binary16 (bf16
 // and float checkpoints can hold such; the int8 rung takes them).
 Status check_values(const float* values, int64_t count, Precision precision);
+
+// Of binary16 values at any address: invalid_file where one is not finite.
+Status check_halves(const uint8_t* halves, int64_t count);
 
 // Converts `rows` whole rows of file blocks. `form` comes from canonical_form, or asks for more: with a q4_0 source and
 // minimums the codes stay exact and the minimum is -8 * scale. Reuses the vectors of `out`. invalid_argument when k is

@@ -72,6 +72,16 @@ Status BlockReader::dequantize(int begin, int end, float* out) const {
   return named(slot_, check_values(out, int64_t(end - begin) * k(), Precision::int8));
 }
 
+const f16* BlockReader::stored_halves(int begin) const {
+  const uint8_t* row = data_ + size_t(begin) * row_bytes(type_, k());
+  const bool aligned = reinterpret_cast<uintptr_t>(row) % alignof(f16) == 0;
+  return type_ == BlockType::f16 && aligned ? reinterpret_cast<const f16*>(row) : nullptr;
+}
+
+Status BlockReader::check_stored(int begin, int end) const {
+  return named(slot_, check_halves(bytes_of(begin, end).data(), int64_t(end - begin) * k()));
+}
+
 std::span<const uint8_t> BlockReader::bytes_of(int begin, int end) const {
   const size_t row = row_bytes(type_, k());
   return {data_ + size_t(begin) * row, size_t(end - begin) * row};

@@ -20,6 +20,8 @@ class BlockReader final : public WeightReader {
   std::optional<BlockType> floats() const override {
     return block_weights(type_) == 1 ? std::optional(type_) : std::nullopt;
   }
+  const f16* stored_halves(int begin) const override;
+  Status check_stored(int begin, int end) const override;
   std::span<const uint8_t> bytes_of(int begin, int end) const override;
 
  private:

@@ -40,6 +40,11 @@ struct PlainSet {
     v.store(lanes);
     for (float lane : lanes) *to++ = uint8_t(int8_t(lane));
   }
+  static void store_nibbles(const Wide<PlainSet>& v, uint8_t* to) {
+    float lanes[kLanes];
+    v.store(lanes);
+    for (int i = 0; i < kLanes; i += 2) *to++ = uint8_t(int(lanes[i]) | int(lanes[i + 1]) << 4);
+  }
 };
 
 constexpr RowKernels row_kernels_scalar = Rows<PlainSet>::kernels();

@@ -41,8 +41,8 @@ struct RowKernels {
   // Symmetric codes [rows, padded] from -127 to 127; scales [rows, groups].
   void (*round_int8)(const FloatRows& in, uint8_t* codes, f16* scales, RoundingSums& sums);
 
-  // Asymmetric codes from 0 to 15, two a byte [rows, padded / 2], zero past k; scales and minimums [rows, groups]. Of
-  // three ranges around a group's weights, each refined once by least squares, the one with the least squared error.
+  // Asymmetric codes from 0 to 15, two a byte [rows, padded / 2], zero past k; scales and minimums [rows, groups]. Of two
+  // ranges of a group's weights, the least squares line that misses them least, refined once.
   void (*round_int4)(const FloatRows& in, uint8_t* codes, f16* scales, f16* minimums, RoundingSums& sums);
 
   // `count` floats to the nearest finite binary16.

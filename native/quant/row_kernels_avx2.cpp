@@ -31,12 +31,18 @@ struct Avx2Set {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 8 * i), _mm256_cvtps_ph(v.part[i], _MM_FROUND_TO_NEAREST_INT));
     }
   }
-  static void store_bytes(const Wide<Avx2Set>& v, uint8_t* to) {
+  static __m128i to_bytes(const Wide<Avx2Set>& v) {
     // Packing works within halves of a register: 0-3 8-11 | 4-7 12-15.
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.part[0]), _mm256_cvtps_epi32(v.part[1]));
     const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+    return _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
+  }
+  static void store_bytes(const Wide<Avx2Set>& v, uint8_t* to) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), to_bytes(v));
+  }
+  static void store_nibbles(const Wide<Avx2Set>& v, uint8_t* to) {
+    const __m128i pairs = _mm_maddubs_epi16(to_bytes(v), _mm_set1_epi16(0x1001));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(pairs, pairs));
   }
 };
 

@@ -28,9 +28,13 @@ struct Avx512Set {
   static void store_half(const Wide<Avx512Set>& v, f16* to) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_half(v.part[0]));
   }
+  static __m128i to_bytes(const Wide<Avx512Set>& v) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.part[0])); }
   static void store_bytes(const Wide<Avx512Set>& v, uint8_t* to) {
-    const __m512i codes = _mm512_cvtps_epi32(v.part[0]);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(codes));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), to_bytes(v));
+  }
+  static void store_nibbles(const Wide<Avx512Set>& v, uint8_t* to) {
+    const __m128i pairs = _mm_maddubs_epi16(to_bytes(v), _mm_set1_epi16(0x1001));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(pairs, pairs));
   }
 };
 

@@ -21,8 +21,8 @@ constexpr int kLanes = 16;
 #define ES_INLINE inline __attribute__((always_inline))
 
 // Sixteen floats. Set::V is the compiler's vector of the set's width; Set has what the compiler does not find by itself:
-// max, min (the second operand where one is NaN), half (to binary16 and back) of a vector; largest, store_half, store_bytes
-// of all lanes; and from_bytes.
+// max, min (the second operand where one is NaN), half (to binary16 and back) of a vector; largest, store_half, store_bytes,
+// store_nibbles (two codes a byte) of all lanes; and from_bytes.
 template <class Set>
 struct Wide {
   using V = typename Set::V;
@@ -132,71 +132,93 @@ struct Rows {
 
   ES_INLINE static Floats clamp(const Floats& v, float low, float high) { return smaller(larger(v, low), high); }
 
-  // Nearest integer inside [low, high], ties to even. 1.5 * 2^23: such a sum has no fraction bits left.
+  // 1.5 * 2^23: a sum with it has no fraction bits left.
+  static constexpr float kRounder = 12582912.0f;
+
+  // Nearest integer inside [low, high], ties to even.
   ES_INLINE static Floats round_codes(const Floats& v, float low, float high) {
-    return (clamp(v, low, high) + 12582912.0f) - 12582912.0f;
+    return (clamp(v, low, high) + kRounder) - kRounder;
   }
 
   ES_INLINE static Floats finite_half(const Floats& v) {
     return Floats::map(Set::half, clamp(v, -kLargestHalf, kLargestHalf));
   }
 
-  ES_INLINE static Lines rounded(const Lines& line) { return {finite_half(line.scale), finite_half(line.minimum)}; }
-
   ES_INLINE static Floats inverse_of(const Floats& scale) {
     return where_less(0.0f, scale, Floats(1.0f) / scale, 0.0f);
   }
 
-  // Squared error of coding `count` weights of each lane with its line.
-  ES_INLINE static Floats error_of(const float* w, int count, const Lines& line) {
-    const Floats inverse = inverse_of(line.scale);
-    Floats error = 0.0f;
-    for (int j = 0; j < count; ++j) {
-      const Floats offset = Floats::load(w + j * kLanes) - line.minimum;
-      const Floats miss = offset - round_codes(offset * inverse, 0, 15) * line.scale;
-      error += miss * miss;
-    }
-    return error;
-  }
+  // Least squares of codes 0 to 15 against the weights that they stand for, one group a lane. Weights are in steps of the
+  // group's range: range_steps() puts them there.
+  struct Fit {
+    Floats sum_q = 0.0f, sum_qq = 0.0f, sum_qt = 0.0f;
 
-  // The least squares line for the codes that a line gives. Offsets from the minimum keep the sums small.
-  ES_INLINE static Lines refined(const float* w, int count, const Lines& line) {
-    const Floats inverse = inverse_of(line.scale), n = float(count);
-    Floats sum_q = 0.0f, sum_qq = 0.0f, sum_w = 0.0f, sum_qw = 0.0f;
-    for (int j = 0; j < count; ++j) {
-      const Floats offset = Floats::load(w + j * kLanes) - line.minimum;
-      const Floats q = round_codes(offset * inverse, 0, 15);
+    ES_INLINE void add(const Floats& q, const Floats& t) {
       sum_q += q;
       sum_qq += q * q;
-      sum_w += offset;
-      sum_qw += q * offset;
+      sum_qt += q * t;
     }
-    const Floats spread = n * sum_qq - sum_q * sum_q;
-    const Floats scale = (n * sum_qw - sum_q * sum_w) / spread;
-    const Floats minimum = line.minimum + (sum_w - scale * sum_q) / n;
-    return rounded({where_less(0.0f, spread, scale, line.scale), where_less(0.0f, spread, minimum, line.minimum)});
+  };
+
+  // t = q * scale + minimum. `gain`: how much smaller its squared error is than that of a constant, times the number of
+  // weights. Codes that are all the same have no line: scale 0.
+  struct FitLine {
+    Floats scale, minimum, gain;
+  };
+
+  ES_INLINE static FitLine line_of(const Fit& fit, const Floats& sum_t, int count) {
+    const Floats n = float(count);
+    const Floats spread = n * fit.sum_qq - fit.sum_q * fit.sum_q, common = n * fit.sum_qt - fit.sum_q * sum_t;
+    const Floats scale = where_less(0.0f, spread, common / spread, 0.0f);
+    return {scale, (sum_t - scale * fit.sum_q) / n, scale * common};
   }
 
-  ES_INLINE static Lines best_lines(const float* w, int count) {
+  // Sixteen groups of `count` weights, one a lane, from their smallest weight on in steps of a fifteenth of their range,
+  // in place; groups of equal weights become zeros.
+  struct Steps {
+    Floats low, step, sum;
+  };
+
+  ES_INLINE static Steps range_steps(float* w, int count) {
     Floats low = Floats::load(w), high = low;
     for (int j = 1; j < count; ++j) {
       low = smaller(Floats::load(w + j * kLanes), low);
       high = larger(Floats::load(w + j * kLanes), high);
     }
     const Floats range = high - low;
-    auto line_of = [&](float cut) {
-      return refined(w, count, rounded({range * Floats((1.0f - 2 * cut) / 15.0f), low + range * Floats(cut)}));
-    };
-    Lines best = line_of(0);
-    Floats least = error_of(w, count, best);
-    for (float cut : {0.04f, 0.08f}) {
-      const Lines line = line_of(cut);
-      const Floats error = error_of(w, count, line);
-      best.scale = where_less(error, least, line.scale, best.scale);
-      best.minimum = where_less(error, least, line.minimum, best.minimum);
-      least = smaller(error, least);
+    // Below, a step is no binary16, and its inverse no float.
+    const Floats inverse = where_less(1e-30f, range, Floats(15.0f) / range, 0.0f);
+    Floats sum = 0.0f;
+    for (int j = 0; j < count; ++j) {
+      const Floats t = (Floats::load(w + j * kLanes) - low) * inverse;
+      t.store(w + j * kLanes);
+      sum += t;
     }
-    return best;
+    return {low, range * Floats(1.0f / 15.0f), sum};
+  }
+
+  // The best line of two: for codes of the whole range, and of one without a twentieth at each end. Then once more for
+  // the codes that it gives. A sum of squares from the sums of a fit, not from the weights, is enough to choose by.
+  ES_INLINE static Lines best_lines(float* w, int count) {
+    constexpr float kCut = 0.05f, kStretch = 1 / (1 - 2 * kCut);
+    const Steps steps = range_steps(w, count);
+    Fit whole, cut, again;
+    for (int j = 0; j < count; ++j) {
+      const Floats t = Floats::load(w + j * kLanes);
+      whole.add((t + kRounder) - kRounder, t);
+      cut.add(round_codes((t - 15 * kCut) * kStretch, 0, 15), t);
+    }
+    FitLine best = line_of(whole, steps.sum, count);
+    const FitLine other = line_of(cut, steps.sum, count);
+    best.scale = where_less(best.gain, other.gain, other.scale, best.scale);
+    best.minimum = where_less(best.gain, other.gain, other.minimum, best.minimum);
+    const Floats inverse = inverse_of(best.scale);
+    for (int j = 0; j < count; ++j) {
+      const Floats t = Floats::load(w + j * kLanes);
+      again.add(round_codes((t - best.minimum) * inverse, 0, 15), t);
+    }
+    best = line_of(again, steps.sum, count);
+    return {finite_half(best.scale * steps.step), finite_half(best.minimum * steps.step + steps.low)};
   }
 
   // Up to sixteen groups of `count` weights, one a lane, and where their lines go.
@@ -237,19 +259,6 @@ struct Rows {
     fit_batch(batch, count, scratch.data(), scales, minimums);
   }
 
-  // Two codes a byte.
-  ES_INLINE static void store_nibbles(const Floats& q, uint8_t* to) {
-    uint64_t bytes[2];
-    Set::store_bytes(q, reinterpret_cast<uint8_t*>(bytes));
-    for (uint64_t& b : bytes) {
-      b = (b | b >> 4) & 0x00ff00ff00ff00ffu;
-      b = (b | b >> 8) & 0x0000ffff0000ffffu;
-      b |= b >> 16;
-    }
-    const uint64_t joined = (bytes[0] & 0xffffffffu) | bytes[1] << 32;
-    std::memcpy(to, &joined, sizeof joined);
-  }
-
   // `count` codes of a group, and zeros up to its end.
   ES_INLINE static void code_int4(const float* w, int count, int group, float scale, float minimum, uint8_t* codes, LaneSums& sums) {
     const Floats inverse = scale > 0 ? 1.0f / scale : 0.0f;
@@ -264,7 +273,7 @@ struct Rows {
         miss = where_less(lane, inside, miss, 0.0f);
       }
       sums.add(miss, weight);
-      store_nibbles(q, codes + j / 2);
+      Set::store_nibbles(q, codes + j / 2);
     }
   }
 
@@ -284,26 +293,39 @@ struct Rows {
     }
   }
 
-  ES_INLINE static f16 int8_scale(const float* w, int group) {
-    Floats low = 0.0f, high = 0.0f;
-    for (int j = 0; j < group; j += kLanes) {
-      low = smaller(Floats::load(w + j), low);
-      high = larger(Floats::load(w + j), high);
+  // Scales of up to sixteen groups of one row, and their inverses; together, so that no group waits for another's division.
+  ES_INLINE static void int8_scales(const float* w, int group, int groups, f16* to, float* scales, float* inverses) {
+    float magnitudes[kLanes] = {};
+    for (int g = 0; g < groups; ++g) {
+      Floats low = 0.0f, high = 0.0f;
+      for (int j = 0; j < group; j += kLanes, w += kLanes) {
+        const Floats v = Floats::load(w);
+        low = smaller(v, low);
+        high = larger(v, high);
+      }
+      magnitudes[g] = Set::largest(larger(high, Floats(0.0f) - low));
     }
-    return to_finite_f16(Set::largest(larger(high, Floats(0.0f) - low)) / 127.0f);
+    const Floats scale = finite_half(Floats::load(magnitudes) / 127.0f);
+    scale.store(scales);
+    inverse_of(scale).store(inverses);
+    for (int g = 0; g < groups; ++g) to[g] = to_f16(scales[g]);
   }
 
   static void round_int8(const FloatRows& in, uint8_t* codes, f16* scales, RoundingSums& sums) {
     const float* w = in.weights;
     for (int row = 0; row < in.rows; ++row) {
       LaneSums lanes;
-      for (int g = 0; g < in.groups(); ++g, w += in.group, codes += in.group) {
-        *scales = int8_scale(w, in.group);
-        const float scale = to_float(*scales++), inverse = scale > 0 ? 1.0f / scale : 0.0f;
-        for (int j = 0; j < in.group; j += kLanes) {
-          const Floats weight = Floats::load(w + j), q = round_codes(weight * inverse, -127, 127);
-          lanes.add(weight - q * scale, weight);
-          Set::store_bytes(q, codes + j);
+      for (int left = in.groups(); left > 0; left -= kLanes) {
+        const int groups = std::min(left, kLanes);
+        float scale[kLanes], inverse[kLanes];
+        int8_scales(w, in.group, groups, scales, scale, inverse);
+        scales += groups;
+        for (int g = 0; g < groups; ++g) {
+          for (int j = 0; j < in.group; j += kLanes, w += kLanes, codes += kLanes) {
+            const Floats weight = Floats::load(w), q = round_codes(weight * inverse[g], -127, 127);
+            lanes.add(weight - q * scale[g], weight);
+            Set::store_bytes(q, codes);
+          }
         }
       }
       lanes.flush(sums);

@@ -37,6 +37,11 @@ class WeightReader {
   // invalid_file for scales or weights that are not finite, unsupported for values outside fp16 where the form is that.
   virtual Status read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const = 0;
 
+  // Row `begin` and all behind it, where the file itself holds them as binary16 one after another; else null. Values may
+  // be anything until check_stored() has seen them: invalid_file where one is not finite.
+  virtual const f16* stored_halves(int /*begin*/) const { return nullptr; }
+  virtual Status check_stored(int /*begin*/, int /*end*/) const { return Status(); }
+
   // Rows [begin, end) as floats, inputs in their own order; out[(end - begin), k]. Same errors.
   virtual Status dequantize(int begin, int end, float* out) const = 0;
 

@@ -38,6 +38,7 @@ std::vector<Format> formats() {
       f.storage.version = version;
       if (group) out.push_back(f);
     }
+    out.push_back({"awq 8 bits" + suffix, stored(Method::awq, 8, group)});
     for (int bits : {4, 8}) {
       Format f{"pack-quantized " + std::to_string(bits) + " bits" + suffix, stored(Method::pack_quantized, bits, group), false, true};
       f.storage.symmetric = true;

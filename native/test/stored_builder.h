@@ -124,6 +124,16 @@ class StoredBuilder {
     Stored& s = out_;
     const AwqVersion version = s.source.storage.version;
     static const int order[] = {0, 2, 4, 6, 1, 3, 5, 7};
+    if (version == AwqVersion::gemm && s.bits == 8) {
+      std::vector<uint8_t> codes(size_t(s.k * s.n)), zeros(size_t(s.groups * s.n));
+      for (int r = 0; r < s.n; ++r) {
+        for (int i = 0; i < s.k; ++i) codes[size_t(i * s.n + r)] = uint8_t(s.codes[size_t(r * s.k + i)]);
+        for (int g = 0; g < s.groups; ++g) zeros[size_t(g * s.n + r)] = uint8_t(s.zeros[size_t(r * s.groups + g)]);
+      }
+      put(s.source.codes, "i32", {s.k, s.n / 4}, std::move(codes));
+      put(s.source.zero_points, "i32", {s.groups, s.n / 4}, std::move(zeros));
+      return put_scales(false, s.groups);
+    }
     if (version == AwqVersion::gemm) {
       std::vector<uint8_t> codes(size_t(s.k * s.n / 2)), zeros(size_t(s.groups * s.n / 2));
       for (int c = 0; c < s.n / 8; ++c) {

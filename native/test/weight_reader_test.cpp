@@ -48,6 +48,7 @@ std::vector<Case> cases() {
       out.push_back({version == AwqVersion::gemm ? "awq gemm" : version == AwqVersion::gemv ? "awq gemv" : "awq gemv_fast", s, 72, 256});
     }
   }
+  for (int group : {32, 128, 0}) out.push_back({"awq gemm", stored(Method::awq, 8, group), 72, 256});
   for (int bits : {4, 8}) {
     for (int group : {32, 64, 0}) {
       Storage s = stored(Method::pack_quantized, bits, group);
@@ -113,6 +114,50 @@ void check_case(const Case& c, test::Random& random) {
   ES_CHECK(width == (s.bits <= 4 ? Precision::int4 : Precision::int8));
   check_canonical(c, s, *reader.value(), Precision::int8);
   if (width == Precision::int4) check_canonical(c, s, *reader.value(), Precision::int4);
+}
+
+// What pack_awq() of GPTQModel 7.7.0 makes of random codes, and its dequantize_gemm() of them, which rounds to binary16.
+void reads_what_gptqmodel_packs() {
+  static const uint32_t kWords[] = {
+      0x83f9986a, 0x1500c8b8, 0x6bca93fd, 0x958aa9f9,
+      0x94e0a677, 0x8ea75dac, 0xda511af8, 0xbf024296,
+      0x5ab3813c, 0x616e6845, 0xfb986a9d, 0xabf8073e,
+      0xb04f7b21, 0x315e1425, 0xf4ce7f95, 0x0036771c};
+  static const uint32_t kZeros[] = {
+      0x7412e9c0, 0xb8b8a5bf, 0xaefda5c7, 0x55017121,
+      0xebca7775, 0xdb63e47c, 0xa050ff90, 0x4b12f290};
+  static const uint16_t kScales[] = {
+      0x3131, 0x3a35, 0x3622, 0x3405, 0x38ae, 0x39aa, 0x386c, 0x3533, 0x38be, 0x34e8, 0x354b, 0x3507, 0x3a62, 0x30d1, 0x39bd, 0x3a13,
+      0x315e, 0x2fb2, 0x3158, 0x2cee, 0x3b5c, 0x3b87, 0x36e2, 0x3bc0, 0x3922, 0x20dd, 0x2971, 0x3423, 0x1527, 0x3454, 0x3915, 0x37d2};
+  static const float kWeights[] = {
+      -13.953125f, -62.84375f, 88.5625f, 3.767578125f, -4.09375f, 24.78125f, -101.6875f, -52.96875f,
+      32.0f, -5.51953125f, -16.875f, -21.046875f, 172.375f, 8.4296875f, 98.25f, 48.59375f,
+      -11.84375f, -51.96875f, 78.9375f, 8.0390625f, -11.1171875f, -50.96875f, -9.3984375f, -13.6484375f,
+      29.046875f, -42.625f, -56.90625f, 13.828125f, 93.375f, -7.07421875f, 0.71728515625f, 80.5f,
+      -9.5625f, 1.2021484375f, -3.83984375f, -11.171875f, -50.59375f, -116.6875f, 4.73046875f, -118.1875f,
+      8.34375f, -1.4150390625f, 3.060546875f, 23.53125f, -0.1031494140625f, -63.5625f, 146.125f, 46.9375f,
+      -14.0859375f, 0.48095703125f, -20.546875f, -4.54296875f, -80.0625f, -195.75f, -2.150390625f, -164.75f,
+      3.20703125f, -1.2158203125f, 5.35546875f, 21.71875f, -0.1458740234375f, -33.28125f, 22.875f, -36.65625f};
+  constexpr int kInputs = 4, kOutputs = 16;
+  auto tensor = [](const char* type, std::vector<int64_t> shape, const auto& values) {
+    return TensorBytes{type, std::move(shape), reinterpret_cast<const uint8_t*>(values), sizeof values};
+  };
+  WeightSource source;
+  source.slot = "test";
+  source.storage = stored(Method::awq, 8, 2);
+  source.codes = tensor("i32", {kInputs, kOutputs / 4}, kWords);
+  source.zero_points = tensor("i32", {2, kOutputs / 4}, kZeros);
+  source.scales = tensor("f16", {2, kOutputs}, kScales);
+  Result<std::unique_ptr<WeightReader>> reader = open_weight(source, kOutputs, kInputs);
+  if (!reader.ok()) return test::report(__FILE__, __LINE__, reader.status().message());
+  float out[kOutputs * kInputs];
+  ES_CHECK(reader.value()->dequantize(0, kOutputs, out).ok());
+  for (int row = 0; row < kOutputs; ++row) {
+    for (int i = 0; i < kInputs; ++i) {
+      const float expected = kWeights[i * kOutputs + row];
+      ES_CHECK(std::fabs(out[row * kInputs + i] - expected) <= std::fabs(expected) / 2048);
+    }
+  }
 }
 
 // Older writers of 3-bit version 1 subtract 1 from each code: symmetric files are recognized.
@@ -218,6 +263,7 @@ int main() {
   test::Random random(3);
   for (const Case& c : cases()) check_case(c, random);
   reads_old_three_bits(random);
+  reads_what_gptqmodel_packs();
   reads_uneven_groups(random);
   reads_float_blocks();
   refuses();

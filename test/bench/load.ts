@@ -1,15 +1,25 @@
 /**
- * Loading: speed beside reading the same file from the page cache, and peak memory beside the weights, of the embedded
- * model, of one of its shape in plain floats, and of one of 1 GB. `npm run bench:load` (needs 1.6 GB in the temporary
- * folder). Every figure is the best of several rounds, loads and reads in turns. Wall-clock shares count on a quiet
- * machine; shares by processor time (a load's threads taken as one each, the read has one) also where others compute.
+ * Loading: speed beside reading the same file from the page cache and from the disk, beside filling memory of the
+ * weights' size, and peak memory beside the weights; of the embedded model, of one of its shape in plain floats, and of
+ * one of 1 GB. `npm run bench:load` (needs 1.6 GB in the temporary folder; a word of the name as argument takes those
+ * models only). Every figure is the median of several rounds, loads and what they are compared with in turns; shares are
+ * of one round each. Wall-clock shares count on a quiet machine; shares by processor time (a load's threads taken as one
+ * each, the others have one) also where others compute.
  */
 import { mkdtempSync, rmSync, statSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { loadAddon } from '../../engine/addon.js'
 import type { LoadRequest, ModelSpec, Precision } from '../../engine/native.js'
-import { type LoadCost, measureLoad, measureRead, writePlainModel } from '../support/load-cost.js'
+import {
+  dropFromPageCache,
+  type LoadCost,
+  measureFill,
+  measureLoad,
+  measureRead,
+  type Times,
+  writePlainModel,
+} from '../support/load-cost.js'
 import { cpuDevice, smollm2Request } from '../support/native-model.js'
 
 const ROUNDS = 5
@@ -17,39 +27,61 @@ const THREADS = availableParallelism()
 const scratch = mkdtempSync(join(tmpdir(), 'edgeshift-load-'))
 const device = loadAddon().openDevice({ ...cpuDevice, threads: THREADS, kvArenaBytes: 1 << 20 })
 
-type Times = Pick<LoadCost, 'milliseconds' | 'processorMilliseconds'>
-
-const wall = (times: readonly Times[]): number => Math.min(...times.map(({ milliseconds }) => milliseconds))
-const processor = (times: readonly Times[]): number =>
-  Math.min(...times.map(({ processorMilliseconds }) => processorMilliseconds))
+const median = (values: readonly number[]): number =>
+  values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) / 2)] ?? Number.NaN
 const percent = (share: number): string => `${(share * 100).toFixed(0)}%`
 const mib = (bytes: number): string => (bytes / 2 ** 20).toFixed(0)
 
+/** What one turn took: a load and all that it is compared with. */
+interface Turn {
+  load: LoadCost
+  read: Times
+  fresh: Times
+  fill: Times
+  /** Absent where the page cache could not be emptied of the file. */
+  cold: { load: LoadCost; read: Times } | undefined
+}
+
+async function takeTurn(path: string, request: LoadRequest): Promise<Turn> {
+  const read = measureRead(path, false)
+  const fresh = measureRead(path, true)
+  const load = await measureLoad(device, request)
+  const fill = measureFill(load.weightBytes)
+  if (!dropFromPageCache(path)) return { load, read, fresh, fill, cold: undefined }
+  const coldRead = measureRead(path, false)
+  if (!dropFromPageCache(path)) return { load, read, fresh, fill, cold: undefined }
+  const coldLoad = await measureLoad(device, request)
+  return { load, read, fresh, fill, cold: { load: coldLoad, read: coldRead } }
+}
+
 async function report(name: string, request: LoadRequest): Promise<void> {
+  if (!name.includes(process.argv[2] ?? '')) return
   const [path = ''] = request.files
   const { size } = statSync(path)
   measureRead(path, false)
-  const reads: Times[] = []
-  const fresh: Times[] = []
-  const loads: Times[] = []
-  let peak = 0
-  let weights = 0
+  const turns: Turn[] = []
   for (let round = 0; round < ROUNDS; round++) {
-    reads.push(measureRead(path, false))
-    fresh.push(measureRead(path, true))
-    // oxlint-disable-next-line no-await-in-loop -- in turn with the reads
-    const cost = await measureLoad(device, request)
-    loads.push(cost)
-    peak = Math.max(peak, cost.peakBytes - cost.workspaceBytes)
-    weights = cost.weightBytes
+    // oxlint-disable-next-line no-await-in-loop -- in turn
+    turns.push(await takeTurn(path, request))
   }
-  const speed = (milliseconds: number): string => `${(size / 1e6 / milliseconds).toFixed(2)} GB/s`
-  const shares = (times: readonly Times[]): string =>
-    `${percent(wall(times) / wall(loads))}, by processor time ${percent((processor(times) * THREADS) / processor(loads))}`
+  const of = (pick: (turn: Turn) => number): number => median(turns.map(pick))
+  const speed = (pick: (turn: Turn) => number): string => `${(size / 1e6 / of(pick)).toFixed(2)} GB/s`
+  const share = (what: 'read' | 'fresh' | 'fill'): string => {
+    const processor = (turn: Turn): number =>
+      (turn[what].processorMilliseconds * THREADS) / turn.load.processorMilliseconds
+    const wall = of((turn) => turn[what].milliseconds / turn.load.milliseconds)
+    return `${percent(wall)} (by processor time ${percent(of(processor))})`
+  }
+  const colds = turns.flatMap(({ cold }) => cold ?? [])
+  const cold = `${percent(median(colds.map(({ load, read }) => read.milliseconds / load.milliseconds)))} of a cold read`
+  const peak = Math.max(...turns.map(({ load }) => load.peakBytes - load.workspaceBytes))
+  const weights = turns[0]?.load.weightBytes ?? 0
   console.log(
-    `${name}: ${speed(wall(loads))} loaded; read ${speed(wall(reads))} (${shares(reads)}), into new memory ` +
-      `${speed(wall(fresh))} (${shares(fresh)}); peak ${mib(peak)} MiB for ${mib(weights)} MiB of weights ` +
-      `(at most ${mib(weights * 1.1 + 2 ** 28)})`,
+    `${name}: ${speed(({ load }) => load.milliseconds)}, ${share('read')} of reading into one buffer ` +
+      `(${speed(({ read }) => read.milliseconds)}), ${share('fresh')} into new memory, ` +
+      `${share('fill')} of filling the weights' memory; ` +
+      `${colds.length > 0 ? `from the disk ${(size / 1e6 / median(colds.map(({ load }) => load.milliseconds))).toFixed(2)} GB/s, ${cold}` : 'the page cache could not be emptied'}; ` +
+      `peak ${mib(peak)} MiB for ${mib(weights)} MiB of weights (at most ${mib(weights * 1.1 + 2 ** 28)})`,
   )
 }
 

@@ -1,9 +1,13 @@
 /** Golden checkpoints through the registry and every backend against the reference's logits. */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice, Precision } from '../../engine/native.js'
-import { estimateWeightBytes } from '../../engine/registry/index.js'
+import { estimateWeightBytes, readModelCard } from '../../engine/registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from '../../engine/residency/estimate.js'
+import { repackAsAwq8 } from '../support/awq8.js'
 import { GOLDEN, goldenCard, goldenRequest, logitErrors, logitTolerance } from '../support/golden.js'
 import { cpuDevice, testDevices } from '../support/native-model.js'
 
@@ -33,6 +37,32 @@ test.each(RUNGS)("%s at %s gives the reference's logits", async (name, precision
   expect(Math.max(...errors)).toBeLessThan(logitTolerance(name, precision))
   expect(weightBytes / estimateWeightBytes(card, precision)).toBeGreaterThan(0.95)
   expect(weightBytes).toBeLessThanOrEqual(estimateWeightBytes(card, precision))
+})
+
+test("8-bit AWQ, as GPTQModel packs it, gives the reference's logits of the same codes", async () => {
+  const name = 'gptq/w8_g64_asym_v2_bias'
+  const folder = mkdtempSync(join(tmpdir(), 'edgeshift-awq8-'))
+  try {
+    repackAsAwq8(name, folder)
+    const card = readModelCard(folder, () => {
+      throw new Error('no GGUF')
+    })
+    expect([card.precision, card.weights.some(({ storage }) => storage.method === 'awq')]).toEqual(['int8', true])
+    const { spec, files, weights } = card
+    for (const precision of ['fp16', 'int8', 'int4'] as const) {
+      // oxlint-disable-next-line no-await-in-loop -- one after the other
+      const model = await device.loadModel({ ...goldenRequest(name), spec, files, weights, precision })
+      // oxlint-disable-next-line no-await-in-loop
+      const errors = await logitErrors(model, name, spec)
+      expect(model.weightBytes).toBeLessThanOrEqual(estimateWeightBytes(card, precision))
+      // oxlint-disable-next-line no-await-in-loop
+      await model.unload()
+      // At int4 the codes are rounded: it has to load, not to be as good.
+      expect(Math.max(...errors)).toBeLessThan(precision === 'int4' ? 1 : logitTolerance(name, precision))
+    }
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
 })
 
 const gpu = testDevices().find(({ name }) => name === 'a GPU')

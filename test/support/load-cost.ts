@@ -1,6 +1,6 @@
 /** What a load costs: peak resident memory and time, beside reading the same bytes. Linux. */
 import { execFileSync } from 'node:child_process'
-import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, fsyncSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
 import type { LoadRequest, ModelSpec, NativeDevice, WeightSource } from '../../engine/native.js'
 import { plainWeight } from '../../engine/registry/stored-weight.js'
 import { BLOCK_SIZE } from './native-model.js'
@@ -35,27 +35,55 @@ export async function measureLoad(device: NativeDevice, request: LoadRequest): P
   return { weightBytes, workspaceBytes, peakBytes, milliseconds, processorMilliseconds: (user + system) / 1000 }
 }
 
-/**
- * Milliseconds to read a file from start to end, from the page cache when it is there: into one buffer of 1 MiB over
- * and over, or (fresh) into new memory, as a load must. In a process of its own, which the peak of a load is not.
- */
-export function measureRead(path: string, fresh: boolean): Pick<LoadCost, 'milliseconds' | 'processorMilliseconds'> {
+/** Wall-clock and processor time. */
+export type Times = Pick<LoadCost, 'milliseconds' | 'processorMilliseconds'>
+
+/** Runs a script of `work` in a process of its own, whose memory no load's peak has, and times that. */
+function timed(setup: string, work: string, argument: string, env: Record<string, string> = {}): Times {
   const script = `
     const { openSync, readSync, statSync } = require('node:fs')
-    const buffer = Buffer.alloc(${fresh ? 'statSync(process.argv[1]).size' : 1 << 20})
-    const file = openSync(process.argv[1], 'r')
+    ${setup}
     const start = performance.now()
     const used = process.cpuUsage()
-    while (readSync(file, buffer, 0, buffer.length, null) > 0);
+    ${work}
     const milliseconds = performance.now() - start
     const { user, system } = process.cpuUsage(used)
     console.log(milliseconds, (user + system) / 1000)`
-  const [milliseconds = 0, processorMilliseconds = 0] = execFileSync(process.execPath, ['-e', script, path], {
-    encoding: 'utf8',
-  })
+  const options = { encoding: 'utf8', env: { ...process.env, ...env } } as const
+  const [milliseconds = 0, processorMilliseconds = 0] = execFileSync(
+    process.execPath,
+    ['-e', script, argument],
+    options,
+  )
     .split(' ')
     .map(Number)
   return { milliseconds, processorMilliseconds }
+}
+
+/**
+ * Reads a file from start to end, from the page cache when it is there: into one buffer of 1 MiB over and over, or
+ * (fresh) into new memory, as a load must.
+ */
+export function measureRead(path: string, fresh: boolean): Times {
+  const size = fresh ? 'statSync(process.argv[1]).size' : 1 << 20
+  const setup = `const buffer = Buffer.alloc(${size}), file = openSync(process.argv[1], 'r')`
+  return timed(setup, 'while (readSync(file, buffer, 0, buffer.length, null) > 0);', path)
+}
+
+/** Fills so many bytes of new memory, on huge pages where the system grants them, as the weights are. */
+export function measureFill(bytes: number): Times {
+  const env = { GLIBC_TUNABLES: 'glibc.malloc.hugetlb=1' }
+  return timed('', 'Buffer.allocUnsafeSlow(Number(process.argv[1])).fill(1)', String(bytes), env)
+}
+
+/** Puts a file out of the page cache; false where the system did not, or has no tools to do and to see it. */
+export function dropFromPageCache(path: string): boolean {
+  try {
+    execFileSync('dd', [`if=${path}`, 'iflag=nocache', 'count=0', 'status=none'])
+    return execFileSync('fincore', ['-nb', '-o', 'PAGES', path], { encoding: 'utf8' }).trim() === '0'
+  } catch {
+    return false
+  }
 }
 
 const ELEMENT_BYTES = { f16: 2, bf16: 2, f32: 4 } as const
@@ -87,6 +115,8 @@ export function writePlainModel(path: string, type: keyof typeof ELEMENT_BYTES, 
     add(slot('up'), ffn, hidden)
     add(slot('down'), hidden, ffn)
   }
+  // Only what is on the disk can be put out of the page cache.
+  fsyncSync(file)
   closeSync(file)
   return { spec, files: [path], weights, precision: 'fp16', maxSlots: 1, maxBatchTokens: 16, blockSize: BLOCK_SIZE }
 }

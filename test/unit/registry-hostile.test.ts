@@ -118,11 +118,7 @@ const CASES: [path: string, code: ModelFileError['code'], reason: string][] = [
   ],
   ['config/quant_bits_3_5', 'invalid_file', 'quantization_config.bits: expected 2, 3, 4 or 8'],
   ['config/quant_bits_0', 'invalid_file', 'quantization_config.bits: expected 2, 3, 4 or 8'],
-  [
-    'config/quant_bits_33',
-    'invalid_file',
-    'quantization_config.bits: expected 4: no known tool writes AWQ of other widths',
-  ],
+  ['config/quant_bits_33', 'invalid_file', 'quantization_config.bits: expected 4, or 8 with version gemm'],
   ['config/quant_bits_string', 'invalid_file', 'quantization_config.bits: expected 2, 3, 4 or 8'],
   [
     'config/quant_awq_version',

@@ -64,7 +64,7 @@ it('100 loads and unloads with a request each leave the ledger to the byte and t
   const { exact, before, after } = JSON.parse(stdout) as { exact: boolean; before: number; after: number }
   expect(exact).toBe(true)
   expect(after).toBeLessThan(before * 1.01)
-})
+}, 60_000)
 
 describe.each(KINDS)('a load that fails on a device of kind %s', (kind) => {
   it('for a torn file names it, gives every byte back and leaves others alone', async () => {

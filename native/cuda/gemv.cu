@@ -19,21 +19,7 @@ Status gemv(const FusedMatmulArgs& args, const Launch& on) {
   if (w.k % 8 != 0) return {Code::unsupported, "cuda gemv: k must be a multiple of 8"};
   if (w.permutation) return {Code::invalid_argument, "cuda gemv: inputs in act-order are gathered by the caller"};
   StripLayout layout = strip_layout(w.precision, w.n, w.k, w.group);
-  GemvParams params{static_cast<const unsigned char*>(w.data),
-                    layout.strip_bytes(),
-                    layout.strips,
-                    layout.chunks,
-                    w.n,
-                    w.k,
-                    args.t,
-                    args.x,
-                    args.norm,
-                    args.eps,
-                    args.bias,
-                    args.out,
-                    args.epilogue,
-                    args.activation,
-                    args.next};
+  GemvParams params = gemv_params(args, layout);
   if (w.precision == Precision::int4) return gemv_int4(params, layout, on);
   if (w.precision == Precision::int8) return gemv_int8(params, layout, on);
   return gemv_fp16(params, on);

@@ -60,6 +60,12 @@ struct GemvParams {
   NextRead next;
 };
 
+inline GemvParams gemv_params(const FusedMatmulArgs& args, const StripLayout& layout) {
+  const PackedMatrix& w = *args.weight;
+  return {static_cast<const unsigned char*>(w.data), layout.strip_bytes(), layout.strips, layout.chunks, w.n, w.k, args.t,
+          args.x, args.norm, args.eps, args.bias, args.out, args.epilogue, args.activation, args.next};
+}
+
 // Shared memory: rings, activations [t][k padded + 32] (rows half a bank cycle apart), group sums [flushes][2][8], partials [2][16 warps][t][16], squares.
 template <class Format>
 struct GemvShared {
@@ -130,8 +136,8 @@ __device__ inline uint4 normalised(const Eight& e, const Eight& weight, float in
   return bits;
 }
 
-// Activations to shared memory, normalised when a norm is given.
-template <class Format>
+// Activations to shared memory, normalised when a norm is given; without one kRows rows travel at a time.
+template <class Format, int kRows>
 __device__ void stage_activations(const GemvParams& p, int tokens, half* xs, float* sums, float* squares) {
   int vectors = p.k / 8, padded = p.chunks * Format::chunk / 8;
   int stride = GemvShared<Format>::stride(p.chunks);
@@ -140,11 +146,17 @@ __device__ void stage_activations(const GemvParams& p, int tokens, half* xs, flo
   if (!p.norm) {
     wait_for_previous_kernel();
     let_next_kernel_start();
-    for (int row = 0; row < tokens; ++row) {
-      const uint4* x = reinterpret_cast<const uint4*>(static_cast<const half*>(p.x) + size_t(row) * p.k);
-      for (int v = threadIdx.x; v < padded; v += kGemvThreads)
-        stage_vector<Format>(v < vectors ? __ldcg(x + v) : zero, row, v, xs, stride, sums);
-    }
+    // Several rows at a time, so that one's way hides behind the others'.
+    for (int first = 0; first < tokens; first += kRows)
+      for (int v = threadIdx.x; v < padded; v += kGemvThreads) {
+        const uint4* x = reinterpret_cast<const uint4*>(static_cast<const half*>(p.x) + size_t(first) * p.k) + v;
+        uint4 bits[kRows];
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) bits[i] = v < vectors && first + i < tokens ? __ldcg(x + size_t(i) * vectors) : zero;
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+          if (first + i < tokens) stage_vector<Format>(bits[i], first + i, v, xs, stride, sums);
+      }
     __syncthreads();
     return;
   }
@@ -234,13 +246,14 @@ __device__ inline void add_chunk(const unsigned char* from, const unsigned char*
     for (int i = 0; i < 4; ++i) total[i] += acc[0][i] + acc[1][i];
 }
 
-// Thread i < 16 t holds y of row i % 16 and token i / 16 of the strip.
-__device__ inline void finish_row(const GemvParams& p, int strip, float y) {
-  int token = threadIdx.x / kStripRows, row = threadIdx.x % kStripRows;
+// Applies the epilogue to y of row within % 16 and token within / 16 of a strip. Whole warps call it with consecutive
+// `within`, because the gate exchanges values; y counts where `valid`.
+__device__ inline void finish_value(const GemvParams& p, bool valid, int strip, int within, float y) {
+  int token = within / kStripRows, row = within % kStripRows;
   int n = strip * kStripRows + row;
   if (p.bias && n < p.n) y += p.bias[n];
   float other = __shfl_down_sync(~0u, y, 8);
-  if (token >= p.t) return;
+  if (!valid) return;
   if (p.epilogue == Epilogue::gate) {
     int at = strip * 8 + row;
     if (row >= 8) return;
@@ -297,7 +310,7 @@ __global__ void __launch_bounds__(kGemvThreads, 2) gemv_kernel(const __grid_cons
   };
 #pragma unroll
   for (int slot = 0; slot < Format::slots; ++slot) fetch(slot);
-  stage_activations<Format>(p, tokens, xs, sums, squares);
+  stage_activations<Format, kOne ? 1 : 4>(p, tokens, xs, sums, squares);
 
   const int g = lane / 4, t = lane % 4;
   const half* x = xs + t * 8 + warp * Format::chunk + (kOne ? 0 : size_t(min(g, tokens - 1)) * Shared::stride(p.chunks));
@@ -337,7 +350,7 @@ __global__ void __launch_bounds__(kGemvThreads, 2) gemv_kernel(const __grid_cons
 #pragma unroll
         for (int w = 0; w < kGemvWarps; ++w) y += reduced[w * tokens * kStripRows];
       }
-      finish_row(p, strip, y);
+      finish_value(p, int(threadIdx.x) < tokens * kStripRows, strip, threadIdx.x, y);
     }
     partial += flip;
     reduced += flip;

@@ -9,7 +9,7 @@ namespace edgeshift::cuda {
 size_t matmul_workspace_bytes(const DeviceTraits& device) {
   // Two parts per block; where two blocks share a multiprocessor their tiles are at most half as large.
   size_t partial = size_t(kTiledRows) * kTiledMaxTokens * 4;
-  return size_t(kTiledCounters) * 4 + partial * 2 * device.multiprocessors;
+  return size_t(kMatmulCounters) * 4 + partial * 2 * device.multiprocessors;
 }
 
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
@@ -30,7 +30,7 @@ Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& 
   params.activation = args.activation;
   params.next = args.next;
   params.counters = static_cast<int*>(workspace);
-  params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + size_t(kTiledCounters) * 4);
+  params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + size_t(kMatmulCounters) * 4);
   if (w.precision == Precision::int4) return tiled_int4(params, on);
   if (w.precision == Precision::int8) return tiled_int8(params, on);
   return tiled_fp16(params, on);
@@ -104,7 +104,7 @@ Status wide_matmul(const FusedMatmulArgs& args, const WideScratch& scratch, cons
   params.activation = args.activation;
   params.next = args.next;
   params.counters = static_cast<int*>(scratch.workspace);
-  params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(scratch.workspace) + size_t(kTiledCounters) * 4);
+  params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(scratch.workspace) + size_t(kMatmulCounters) * 4);
   const bool room = scratch.widened_bytes >= widened_strip_bytes(w.k) * kWidestStrips;
   const bool widens = w.precision != Precision::fp16 && on.device.fast_products && args.t >= (on.device.hopper ? kWidenTokensHopper : kWidenTokens) && room;
   params.k_tiles = widens ? (w.k + kTileInputs - 1) / kTileInputs : input_tiles(layout);

@@ -9,6 +9,9 @@
 
 namespace edgeshift::cuda {
 
+// Counters at the start of the scratch of slice_matmul, tiled_matmul and wide_matmul.
+inline constexpr int kMatmulCounters = 1 << 17;
+
 // What is done with a product y[t, n].
 enum class Epilogue {
   store,   // out f16 [t, n] = y + bias, the nearest finite
@@ -40,7 +43,13 @@ bool gemv_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);
 // Up to 8 tokens, at memory bandwidth. invalid_argument when t is out of range; unsupported when gemv_fits does not hold.
 Status gemv(const FusedMatmulArgs& args, const Launch& on);
 
-// Scratch of tiled_matmul, zeroed once by the owner; every call leaves its counters zero.
+// Whether slice_matmul takes a product of t tokens on this device: f16 weights, 9 to 16 tokens.
+bool slices_fit(const PackedMatrix& weight, int t, const DeviceTraits& device);
+
+// 9 to 16 tokens at memory bandwidth. `norm` must be null; unsupported when slices_fit does not hold.
+Status slice_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
+
+// Scratch of slice_matmul and tiled_matmul, zeroed once by the owner; every call leaves its counters zero.
 size_t matmul_workspace_bytes(const DeviceTraits& device);
 
 // Any number of tokens, tensor-core tiles with an asynchronous pipeline. `norm` must be null.

@@ -21,7 +21,6 @@ namespace edgeshift::cuda {
 inline constexpr int kTiledStrips = 8;
 inline constexpr int kTiledRows = kTiledStrips * kStripRows;
 inline constexpr int kTiledMaxTokens = 256;
-inline constexpr int kTiledCounters = 1 << 17;
 
 // Shared memory of a multiprocessor that a shape is made for: of sm_90 and 100, and of all others (sm_86, 89 and 120 give a
 // block 99 KB).
@@ -64,6 +63,7 @@ struct TiledShape {
   static constexpr int warp_rows = kWarpRows, warp_tokens = kWarps / kWarpRows;
   static constexpr int warp_strips = kTiledStrips / kWarpRows, warp_columns = tokens / 8 / warp_tokens;
   static constexpr int accumulators = warp_strips * warp_columns * 4;
+  static constexpr int parts_together = std::clamp(64 / accumulators, 1, 4);  // parts of a tile that are read at a time
   static constexpr int tile_bytes = quads * 512 + scales * 64;  // one strip, one tile
   static constexpr int weight_bytes = kTiledStrips * tiles * tile_bytes;
   static constexpr int swap = kRowForm == XRows::swapped;
@@ -383,10 +383,20 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         if (threadIdx.x == 0) p.counters[tile] = 0;
 #pragma unroll
         for (int i = 0; i < Shape::accumulators; ++i) flat[i] = 0;
-        for (long long block = from; block <= to; ++block) {
-          const float* part = slot_of(block, begin_of(block) >= tile_begin ? 0 : 1);
+        // Several parts travel at a time; they are added in the order of their blocks.
+        constexpr int kTogether = Shape::parts_together;
+        for (long long block = from; block <= to; block += kTogether) {
+          float parts[kTogether][Shape::accumulators];
 #pragma unroll
-          for (int i = 0; i < Shape::accumulators; ++i) flat[i] += __ldcg(part + i * Shape::threads);
+          for (int j = 0; j < kTogether; ++j) {
+            const float* part = slot_of(block + j, begin_of(block + j) >= tile_begin ? 0 : 1);
+#pragma unroll
+            for (int i = 0; i < Shape::accumulators; ++i) parts[j][i] = block + j <= to ? __ldcg(part + i * Shape::threads) : 0;
+          }
+#pragma unroll
+          for (int j = 0; j < kTogether; ++j)
+#pragma unroll
+            for (int i = 0; i < Shape::accumulators; ++i) flat[i] += parts[j][i];
         }
         store = true;
       }
@@ -405,7 +415,7 @@ Status launch_tiled(TiledParams params, const Launch& on) {
   params.flush_shift = std::bit_width(unsigned(params.layout.flush)) - 1;
   params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
   long long tiles = (long long)((params.layout.strips + kTiledStrips - 1) / kTiledStrips) * params.token_tiles;
-  if (tiles > kTiledCounters) return {Code::unsupported, "cuda tiled_matmul: too many tokens in one call"};
+  if (tiles > kMatmulCounters) return {Code::unsupported, "cuda tiled_matmul: too many tokens in one call"};
   params.stages = tiles * params.k_stages;
   ES_RETURN_IF_ERROR(allow_shared(tiled_kernel<Shape>, Shape::shared));
   // A share shorter than 6 stages spends its time filling the ring and summing parts.

@@ -114,6 +114,7 @@ class Pass {
       args.weight = &sorted;
       args.x = permuted;
     }
+    if (slices_fit(*args.weight, args.t, on.device)) return slice_matmul(args, w.matmul.as<void>(), on);
     return use_gemv(*args.weight, args.t) ? gemv(args, on) : tiled_matmul(args, w.matmul.as<void>(), on);
   }
 

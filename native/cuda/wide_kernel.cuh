@@ -220,7 +220,7 @@ Status launch_wide(WideParams params, const Launch& on) {
   params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
   params.token_group = 2048 / Shape::tokens;
   const int tiles = params.row_tiles * params.token_tiles;
-  if (tiles > kTiledCounters) return {Code::unsupported, "cuda wide_matmul: too many tokens in one call"};
+  if (tiles > kMatmulCounters) return {Code::unsupported, "cuda wide_matmul: too many tokens in one call"};
   params.splits = choose_parts(tiles, on.device.multiprocessors * Shape::blocks, params.k_tiles);
   ES_RETURN_IF_ERROR(allow_shared(wide_kernel<Shape>, Shape::shared));
   return launch(on, wide_kernel<Shape>, dim3(unsigned(tiles * params.splits)), Shape::threads, Shape::shared, params);

@@ -1,4 +1,4 @@
-// gemv, tiled_matmul and wide_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
+// gemv, slice_matmul, tiled_matmul and wide_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
 #include <cstring>
 
 #include <numeric>
@@ -17,8 +17,8 @@ namespace {
 constexpr double kTolerance = 1e-3;
 
 // wide also tests the inputs' way into tiles, in a random order as an act-order matrix wants them.
-enum class Kernel { gemv, tiled, wide };
-constexpr const char* kNames[] = {"gemv", "tiled", "wide"};
+enum class Kernel { gemv, slices, tiled, wide };
+constexpr const char* kNames[] = {"gemv", "slices", "tiled", "wide"};
 
 struct Case {
   Precision precision;
@@ -100,8 +100,14 @@ void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda
   args.out = out.as<void>();
   args.epilogue = c.epilogue;
   args.t = c.t;
-  if (kernel == Kernel::wide) run_wide(args, halves, random, workspace, on);
-  else require(kernel == Kernel::tiled ? cuda::tiled_matmul(args, workspace.as<void>(), on) : cuda::gemv(args, on), name_of(c, kernel).c_str());
+  if (kernel == Kernel::wide) {
+    run_wide(args, halves, random, workspace, on);
+  } else {
+    Status status = kernel == Kernel::tiled    ? cuda::tiled_matmul(args, workspace.as<void>(), on)
+                    : kernel == Kernel::slices ? cuda::slice_matmul(args, workspace.as<void>(), on)
+                                               : cuda::gemv(args, on);
+    require(status, name_of(c, kernel).c_str());
+  }
 
   std::vector<double> in = inputs(c, x, weight), expected(count), got(count);
   for (int row = 0; row < c.t; ++row)
@@ -148,6 +154,11 @@ int main() {
         run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::tiled, workspace, on, checks);
       }
     }
+  for (auto [n, k] : {std::pair{64, 64}, {96, 1536}, {576, 576}, {2048, 1000}, {520, 4096}, {1600, 11008}})
+    for (int t : {9, 13, 16})
+      for (Epilogue epilogue : epilogues)
+        if (epilogue != Epilogue::gate || n % 16 == 0)
+          run({Precision::fp16, n, k, 0, t, epilogue, false}, Kernel::slices, workspace, on, checks);
   // What cards with 99 KB of shared memory per block run.
   cuda::Launch small = on;
   small.device.shared_bytes = 99 * 1024;

@@ -2,11 +2,15 @@
 import type OpenAI from 'openai'
 import { status as Status } from '@grpc/grpc-js'
 import { WebSocket } from 'ws'
+import { z } from 'zod'
 import { GenerateOptions } from '../../proto/gen/edgeshift/v1/gateway.js'
 import type { GatewayProcess } from './gateway-process.js'
+import type { Segment } from './ladder-answers.js'
 import { collect, GrpcPeer } from './grpc-clients.js'
 import { openAiClient } from './openai-scenarios.js'
 import { ChatPeer, textOf } from './websocket-clients.js'
+
+const degradedSchema = z.object({ degraded: z.object({ variant: z.string(), replayed_tokens: z.number() }) })
 
 /** What is asked; two of the same give the same text. */
 export interface Job {
@@ -15,6 +19,8 @@ export interface Job {
   temperature: number
   frequency_penalty: number
   maxTokens: number
+  /** Default: the model with the tag "chat". */
+  model?: string
 }
 
 /** What came of it. */
@@ -23,6 +29,9 @@ export interface Answer {
   completionTokens: number
   /** `degraded` events; for a whole answer 1 when it says that there was one. */
   degraded: number
+  /** What served it at its end; for a stream also what did before, with the tokens told by then. */
+  variant: string
+  segments: Segment[]
 }
 
 /** Ways to ask: `AnyProtocol.ask` takes them by turns. */
@@ -72,14 +81,19 @@ export class AnyProtocol {
       stream: true,
       stream_options: { include_usage: true },
     })
-    const answer = { text: '', completionTokens: 0, degraded: 0 }
+    const answer: Answer = { text: '', completionTokens: 0, degraded: 0, variant: '', segments: [] }
     for await (const chunk of stream) {
+      if (answer.segments.length === 0) answer.segments.push({ variant: chunk.model, from: 0 })
       answer.text += chunk.choices[0]?.delta.content ?? ''
       answer.completionTokens += chunk.usage?.completion_tokens ?? 0
-      if ('edgeshift' in chunk) answer.degraded++
+      if ('edgeshift' in chunk) {
+        answer.degraded++
+        const { degraded } = degradedSchema.parse(chunk.edgeshift)
+        answer.segments.push({ variant: degraded.variant, from: degraded.replayed_tokens })
+      }
       onNews()
     }
-    return answer
+    return { ...answer, variant: answer.segments.at(-1)?.variant ?? '' }
   }
 
   private async wholeOverHttp(job: Job): Promise<Answer> {
@@ -88,6 +102,8 @@ export class AnyProtocol {
       text: data.choices[0]?.message.content ?? '',
       completionTokens: data.usage?.completion_tokens ?? 0,
       degraded: response.headers.has('x-edgeshift-degraded') ? 1 : 0,
+      variant: response.headers.get('x-edgeshift-variant') ?? '',
+      segments: [],
     }
   }
 
@@ -99,10 +115,16 @@ export class AnyProtocol {
       throw new Error(`${status.metadata.get('edgeshift-error-code').join()}: ${status.details}`)
     }
     const last = events.at(-1)?.kind
+    const segments = events.flatMap(({ kind }) => {
+      if (kind?.$case === 'started') return [{ variant: kind.started.variant, from: 0 }]
+      return kind?.$case === 'degraded' ? [{ variant: kind.degraded.variant, from: kind.degraded.replayedTokens }] : []
+    })
     return {
       text: texts[0] ?? '',
       completionTokens: last?.$case === 'usage' ? last.usage.completionTokens : 0,
       degraded: events.filter(({ kind }) => kind?.$case === 'degraded').length,
+      variant: segments.at(-1)?.variant ?? '',
+      segments,
     }
   }
 
@@ -112,22 +134,33 @@ export class AnyProtocol {
       text: response.choices[0]?.text ?? '',
       completionTokens: response.usage?.completionTokens ?? 0,
       degraded: response.degraded === '' ? 0 : 1,
+      variant: response.variant,
+      segments: [],
     }
   }
 
-  private async overWebSocket({ content, maxTokens, ...job }: Job, onNews: () => void): Promise<Answer> {
+  private async overWebSocket(
+    { content, maxTokens, model = 'chat', ...job }: Job,
+    onNews: () => void,
+  ): Promise<Answer> {
     const peer = this.peer(onNews)
     await peer.opened
     const id = `chat-${this.chats++}`
     const messages = [{ role: 'user', content }]
-    peer.send({ type: 'chat', id, model: 'chat', messages, max_tokens: maxTokens, ignore_eos: true, ...job })
+    peer.send({ type: 'chat', id, model, messages, max_tokens: maxTokens, ignore_eos: true, ...job })
     const received = await peer.whole(id)
     const last = received.at(-1)
     if (last?.type === 'error') throw new Error(`${last.error.code}: ${last.error.message}`)
+    const segments = received.flatMap((message) => {
+      if (message.type === 'started') return [{ variant: message.variant, from: 0 }]
+      return message.type === 'degraded' ? [{ variant: message.variant, from: message.replayed_tokens }] : []
+    })
     return {
       text: textOf(received),
       completionTokens: last?.type === 'usage' ? last.usage.completion_tokens : 0,
       degraded: received.filter(({ type }) => type === 'degraded').length,
+      variant: segments.at(-1)?.variant ?? '',
+      segments,
     }
   }
 
@@ -140,12 +173,13 @@ export class AnyProtocol {
   }
 }
 
-function httpBody({ content, maxTokens, ...job }: Job) {
+function httpBody({ content, maxTokens, model = 'chat', ...job }: Job) {
   const messages: OpenAI.Chat.ChatCompletionMessageParam[] = [{ role: 'user', content }]
-  return { model: 'chat', messages, max_tokens: maxTokens, ignore_eos: true, ...job }
+  return { model, messages, max_tokens: maxTokens, ignore_eos: true, ...job }
 }
 
-function grpcRequest({ content, maxTokens, seed, temperature, frequency_penalty: frequencyPenalty }: Job) {
+function grpcRequest({ content, maxTokens, seed, temperature, model = 'chat', ...job }: Job) {
+  const { frequency_penalty: frequencyPenalty } = job
   const options = GenerateOptions.create({ maxTokens, seed, temperature, frequencyPenalty, ignoreEos: true })
-  return { model: 'chat', messages: [{ role: 'user', content, name: '' }], options }
+  return { model, messages: [{ role: 'user', content, name: '' }], options }
 }

@@ -38,7 +38,7 @@ const broken = join(folder, 'broken')
 
 const config = (shipped: string): string =>
   shipped
-    .replace(/^server:\n/m, 'server:\n  failover_wait: 5s\n  engine_wait: 20s\n')
+    .replace(/^server:\n/m, 'server:\n  failover_wait: 60s\n  engine_wait: 60s\n')
     .replace(
       /^models:\n {2}- id: smollm2\n/m,
       'models:\n  - id: smollm2\n    policy: { recover_after: 100ms, min_dwell: 100ms }\n',

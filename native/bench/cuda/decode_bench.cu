@@ -204,7 +204,8 @@ class Bench {
     cuda::Workspace workspace;
     require(workspace.allocate(model_.spec, on_.device, batch, batch, 16), "workspace");
     cuda::Forward pass{&model_.spec, &model_.weights, &workspace, &cache.layout, cache.arena.as<void>(), cache.tokens.as<int32_t>(),
-                       cache.reset(o_.context, 1), o_.lookahead};
+                       cache.reset(o_.context, 1)};
+    pass.lookahead = o_.lookahead;
     cuda::SampleArgs sample;
     sample.logits = workspace.logits.as<float>();
     sample.tasks = cache.tasks.as<cuda::SampleTask>();

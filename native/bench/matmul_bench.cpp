@@ -7,8 +7,9 @@
 #include <numeric>
 #include <vector>
 
-#include "bench/bandwidth.h"
+#include "bench/clock.h"
 #include "cpu/ops.h"
+#include "cpu/read_bandwidth.h"
 #include "quant/plain_reader.h"
 
 using namespace edgeshift;
@@ -69,7 +70,9 @@ double time_pass(cpu::ThreadPool& pool, const std::vector<PackedMatrix>& weights
 
 int main(int argc, char** argv) {
   cpu::ThreadPool pool(argc > 1 ? std::atoi(argv[1]) : 2);
-  std::printf("%d threads, %s, read bandwidth %.1f GB/s\n", pool.threads(), cpu::isa_name(pool.isa()), bench::read_bandwidth(pool));
+  const auto bandwidth = cpu::read_bandwidth(pool);
+  if (!bandwidth.ok()) return 1;
+  std::printf("%d threads, %s, read bandwidth %.1f GB/s\n", pool.threads(), cpu::isa_name(pool.isa()), bandwidth.value() / 1e9);
   const char* names[] = {"fp16", "int8", "int4"};
   const int rows[] = {1, 8, 16, 256};
   std::printf("%-5s %-8s", "", "");

@@ -1,6 +1,6 @@
 /** The engine as a process: what it says of its models, and that nothing of it is left however it ends. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -13,12 +13,12 @@ import {
   type SessionEvent,
   VariantState,
 } from '../../proto/gen/edgeshift/v1/engine.js'
+import { engineFiles, engineReady, loadedStatus } from '../support/engine-process.js'
 import { eventually, isRunning } from '../support/gateway-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { testDevice } from '../support/test-device.js'
 import { submitOf } from '../support/fake-engine.js'
 
-const MAIN = new URL('../../engine/main.ts', import.meta.url).pathname
 const cleanups: (() => void)[] = []
 
 afterEach(() => {
@@ -29,10 +29,7 @@ afterEach(() => {
 function files(config: string): { socket: string; command: string[] } {
   const dir = mkdtempSync(join(tmpdir(), 'es-engine-'))
   cleanups.push(() => rmSync(dir, { recursive: true, force: true }))
-  const file = join(dir, 'models.yaml')
-  writeFileSync(file, config)
-  const socket = join(dir, 'engine.sock')
-  return { socket, command: ['--import', 'tsx', MAIN, '--config', file, '--socket', socket] }
+  return engineFiles(dir, config)
 }
 
 interface Started {
@@ -57,24 +54,10 @@ function connect(socket: string): EngineClient {
 
 /** The engine's status as soon as no variant is loading any more. */
 async function loaded(client: EngineClient, { exited, log }: Started): Promise<EngineStatus> {
-  const ready = new Promise<void>((resolve, reject) => {
-    client.waitForReady(Date.now() + 40_000, (error) => (error ? reject(error) : resolve()))
-  })
   const ended = exited.then((code) => Promise.reject(new Error(`the process ended with ${code}: ${log.join(' ')}`)))
   ended.catch(() => {})
-  await Promise.race([ready, ended])
-  return new Promise((resolve, reject) => {
-    const session = client.session()
-    session.on('error', reject)
-    session.on('data', ({ kind }: SessionEvent) => {
-      if (kind?.$case !== 'status') return
-      const { status } = kind
-      if (status.variants.length === 0 || status.variants.some(({ state }) => state === VariantState.LOADING)) return
-      session.removeAllListeners('error').on('error', () => {})
-      session.cancel()
-      resolve(status)
-    })
-  })
+  await Promise.race([engineReady(client), ended])
+  return loadedStatus(client)
 }
 
 /** Holds one rung of the embedded model, not with the KV cache of its whole context. */
@@ -97,7 +80,7 @@ models:
   - id: large
     variants: [{ precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }]
   - id: broken
-    variants: [{ precision: int4, path: ${JSON.stringify(MAIN)} }]
+    variants: [{ precision: int4, path: ${JSON.stringify(import.meta.filename)} }]
 `)
     const client = connect(socket)
     const status = await loaded(client, start(command))

@@ -23,6 +23,37 @@ export interface EngineAnswer {
   finishReason: FinishReason
 }
 
+/** Writes an engine's configuration into the folder. Its socket, and the arguments of node that start it. */
+export function engineFiles(folder: string, config: string): { socket: string; command: string[] } {
+  const file = join(folder, 'models.yaml')
+  writeFileSync(file, config)
+  const socket = join(folder, 'engine.sock')
+  return { socket, command: ['--import', 'tsx', MAIN, '--config', file, '--socket', socket] }
+}
+
+/** Until an engine that was just started answers. */
+export function engineReady(client: EngineClient): Promise<void> {
+  return new Promise((resolve, reject) => {
+    client.waitForReady(Date.now() + START_MS, (error) => (error ? reject(error) : resolve()))
+  })
+}
+
+/** An engine's status as soon as no variant is being loaded any more. */
+export function loadedStatus(client: EngineClient): Promise<EngineStatus> {
+  return new Promise((resolve, reject) => {
+    const session = client.session()
+    session.on('error', reject)
+    session.on('data', ({ kind }: SessionEvent) => {
+      if (kind?.$case !== 'status') return
+      const { variants } = kind.status
+      if (variants.length === 0 || variants.some(({ state }) => state === VariantState.LOADING)) return
+      session.removeAllListeners('error').on('error', () => {})
+      session.cancel()
+      resolve(kind.status)
+    })
+  })
+}
+
 /** Owns a folder and a process: `close` it. */
 export class EngineProcess {
   /** Lines of its log. */
@@ -49,32 +80,16 @@ export class EngineProcess {
    */
   static start(config: (folder: string) => string, through: (folder: string) => string[] = () => []): EngineProcess {
     const folder = mkdtempSync(join(tmpdir(), 'es-engine-'))
-    const file = join(folder, 'models.yaml')
-    writeFileSync(file, config(folder))
-    const socket = join(folder, 'engine.sock')
-    const command = [process.execPath, '--import', 'tsx', MAIN, '--config', file, '--socket', socket]
-    const [program = process.execPath, ...args] = [...through(folder), ...command]
+    const { socket, command } = engineFiles(folder, config(folder))
+    const [program = process.execPath, ...args] = [...through(folder), process.execPath, ...command]
     const child = spawn(program, args, { stdio: ['pipe', 'ignore', 'pipe'] })
     return new EngineProcess(folder, child, new EngineClient(`unix:${socket}`, credentials.createInsecure()))
   }
 
   /** Its status as soon as no variant is being loaded any more. */
   async settled(): Promise<EngineStatus> {
-    await new Promise<void>((resolve, reject) => {
-      this.client.waitForReady(Date.now() + START_MS, (error) => (error ? reject(error) : resolve()))
-    })
-    return new Promise((resolve, reject) => {
-      const session = this.client.session()
-      session.on('error', reject)
-      session.on('data', ({ kind }: SessionEvent) => {
-        if (kind?.$case !== 'status') return
-        const { variants } = kind.status
-        if (variants.length === 0 || variants.some(({ state }) => state === VariantState.LOADING)) return
-        session.removeAllListeners('error').on('error', () => {})
-        session.cancel()
-        resolve(kind.status)
-      })
-    })
+    await engineReady(this.client)
+    return loadedStatus(this.client)
   }
 
   /** Its status now. */

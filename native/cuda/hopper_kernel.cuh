@@ -172,14 +172,10 @@ if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) {
 
 template <class Shape>
 Status launch_hopper(WideParams params, const Launch& on) {
-  params.row_tiles = (params.layout.strips - params.first_strip + Shape::strips - 1) / Shape::strips;
-  params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
-  params.token_group = 2048 / Shape::tokens;
-  const int tiles = params.row_tiles * params.token_tiles;
-  if (tiles > kMatmulCounters) return {Code::unsupported, "cuda wide_matmul: too many tokens in one call"};
-  params.splits = choose_parts(tiles, on.device.multiprocessors, params.k_tiles);
+  const Result<int> tiles = cut_product<Shape>(params, on.device.multiprocessors);
+  if (!tiles.ok()) return tiles.status();
   ES_RETURN_IF_ERROR(allow_shared(hopper_kernel<Shape>, Shape::shared));
-  return launch(on, hopper_kernel<Shape>, dim3(unsigned(std::min(tiles * params.splits, on.device.multiprocessors))), Shape::threads, Shape::shared, params);
+  return launch(on, hopper_kernel<Shape>, dim3(unsigned(std::min(tiles.value() * params.splits, on.device.multiprocessors))), Shape::threads, Shape::shared, params);
 }
 
 }  // namespace edgeshift::cuda

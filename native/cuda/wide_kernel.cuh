@@ -219,14 +219,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) wide_kernel(con
 
 template <class Shape>
 Status launch_wide(WideParams params, const Launch& on) {
-  params.row_tiles = (params.layout.strips - params.first_strip + Shape::strips - 1) / Shape::strips;
-  params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
-  params.token_group = 2048 / Shape::tokens;
-  const int tiles = params.row_tiles * params.token_tiles;
-  if (tiles > kMatmulCounters) return {Code::unsupported, "cuda wide_matmul: too many tokens in one call"};
-  params.splits = choose_parts(tiles, on.device.multiprocessors * Shape::blocks, params.k_tiles);
+  const Result<int> tiles = cut_product<Shape>(params, on.device.multiprocessors * Shape::blocks);
+  if (!tiles.ok()) return tiles.status();
   ES_RETURN_IF_ERROR(allow_shared(wide_kernel<Shape>, Shape::shared));
-  return launch(on, wide_kernel<Shape>, dim3(unsigned(tiles * params.splits)), Shape::threads, Shape::shared, params);
+  return launch(on, wide_kernel<Shape>, dim3(unsigned(tiles.value() * params.splits)), Shape::threads, Shape::shared, params);
 }
 
 }  // namespace edgeshift::cuda

@@ -91,6 +91,18 @@ __device__ inline bool sum_parts(const WideParams& p, int index, float (&acc)[kS
 // How many parts of k fill the device with `tiles` tiles, `blocks` at a time: more than one only below one wave.
 inline int choose_parts(int tiles, int blocks, int k_tiles) { return std::clamp(blocks / tiles, 1, std::max(1, k_tiles / 8)); }
 
+// Cuts the product into tiles of Shape and parts of k for `blocks` blocks at a time; returns how many tiles. unsupported.
+template <class Shape>
+Result<int> cut_product(WideParams& params, int blocks) {
+  params.row_tiles = (params.layout.strips - params.first_strip + Shape::strips - 1) / Shape::strips;
+  params.token_tiles = (params.t + Shape::tokens - 1) / Shape::tokens;
+  params.token_group = 2048 / Shape::tokens;
+  const int tiles = params.row_tiles * params.token_tiles;
+  if (tiles > kMatmulCounters) return Status{Code::unsupported, "cuda wide_matmul: too many tokens in one call"};
+  params.splits = choose_parts(tiles, blocks, params.k_tiles);
+  return tiles;
+}
+
 __device__ inline float activate(Activation activation, float v) { return activation == Activation::silu ? silu(v) : gelu_tanh(v); }
 
 // Bytes of shared memory that a warp needs for store_part.

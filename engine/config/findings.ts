@@ -32,15 +32,15 @@ function unionMessage(issue: z.core.$ZodIssueInvalidUnion, found: unknown): stri
   return 'options' in issue && issue.options ? wrongValue(issue.options.map(String), found) : issue.message
 }
 
-/** Keys of other sections that have no sense where they were found. */
-const ELSEWHERE: Record<string, string> = {
-  host_cache_gb:
+/** Keys that have no sense in some entries of a section, by section and key. */
+const SENSELESS: Record<string, string> = {
+  'devices.host_cache_gb':
     'a CPU device computes in host memory and has no second copy there; server.cache_dir keeps repacked files, which the page cache holds',
 }
 
 function unknownKey(schema: z.ZodType, value: unknown, path: KeyPath, key: string): string {
-  const elsewhere = ELSEWHERE[key]
-  if (elsewhere !== undefined) return elsewhere
+  const senseless = SENSELESS[`${String(path[0])}.${key}`]
+  if (senseless !== undefined) return senseless
   const known = knownKeys(schema, value, path)
   const near = nearest(key, known)
   return near === undefined ? `unknown key; known here: ${known.join(', ')}` : `unknown key; did you mean "${near}"?`

@@ -119,6 +119,16 @@ describe('one value', () => {
       '2:31 devices[0].index: unknown key; known here: id, kind, memory_gb, threads, swap_gb',
     ],
     [
+      'host cache on a CPU',
+      having('devices: [{ id: cpu0, kind: cpu, host_cache_gb: 1 }]'),
+      '2:31 devices[0].host_cache_gb: a CPU device computes in host memory and has no second copy there; server.cache_dir keeps repacked files, which the page cache holds',
+    ],
+    [
+      'host cache elsewhere',
+      having('server: { host_cache_gb: 1 }'),
+      '2:11 server.host_cache_gb: unknown key; did you mean "cache_gb"?',
+    ],
+    [
       'wrong kind',
       having('devices: [{ id: a, kind: cdua }]'),
       '2:26 devices[0].kind: expected cpu or cuda, found "cdua"; did you mean "cuda"?',

@@ -121,7 +121,7 @@ describe('one value', () => {
     [
       'host cache on a CPU',
       having('devices: [{ id: cpu0, kind: cpu, host_cache_gb: 1 }]'),
-      '2:31 devices[0].host_cache_gb: a CPU device computes in host memory and has no second copy there; server.cache_dir keeps repacked files, which the page cache holds',
+      '2:34 devices[0].host_cache_gb: a CPU device computes in host memory and has no second copy there; server.cache_dir keeps repacked files, which the page cache holds',
     ],
     [
       'host cache elsewhere',

@@ -96,6 +96,8 @@ export class Engine {
   readonly lobby: Lobby
   /** Why the last edit of the configuration was refused; empty when it was not. */
   configError = ''
+  /** Edits that wait for the next start, one line each. */
+  configWaiting: readonly string[] = []
   /** Edits of the configuration that were applied. */
   configReloads = 0
   private arrivals = 0

@@ -137,9 +137,11 @@ function reload(
 ): void {
   const diff = reloader.plan(next)
   const { log: logger } = engine.options
-  for (const remark of locate(diff.later)) logger.warn({ remark }, 'this edit takes effect at the next start')
-  reloader.apply(next, diff)
+  const waiting = locate(diff.later)
+  for (const remark of waiting) logger.warn({ remark }, 'this edit takes effect at the next start')
+  engine.configWaiting = waiting
   engine.configError = ''
+  reloader.apply(next, diff)
   engine.configReloads++
   const { kept, fresh, retired, budgets } = diff
   logger.info({ kept, fresh, retired, memory: budgets.map(({ id }) => id) }, 'configuration reloaded')

@@ -68,6 +68,9 @@ export class Core {
   readonly #telemetry: RunTelemetry
   /** In use. */
   #config: Config
+  /** Edits of `server` that wait for the next start, and why the last edit was refused; one line each. */
+  #waiting: readonly string[] = []
+  #refusal: readonly string[] = []
   #unfollowKeys = (): void => undefined
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
@@ -102,15 +105,18 @@ export class Core {
     const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
     this.#watcher = new ConfigWatcher(options.configFile, {
       accepted: (next, text) => {
-        for (const remark of restartRemarks(this.#config, next, text, options.configFile)) {
-          log.warn({ remark }, 'this edit takes effect at the next start')
-        }
+        this.#waiting = restartRemarks(config, next, text, options.configFile)
+        this.#refusal = []
+        for (const remark of this.#waiting) log.warn({ remark }, 'this edit takes effect at the next start')
         this.#reload(next, text).then(
           () => log.info('configuration reloaded'),
           (error: unknown) => log.error({ err: error }, 'the texts of edited models did not come'),
         )
       },
-      refused: ({ message }) => log.error({ reason: message }, 'edit of the configuration refused'),
+      refused: ({ message }) => {
+        this.#refusal = message.split('\n').map((line) => `edit refused: ${line}`)
+        log.error({ reason: message }, 'edit of the configuration refused')
+      },
     })
     this.services = {
       ...granted,
@@ -229,6 +235,7 @@ export class Core {
       models: this.#models.list(),
       engineUp: this.engine.session !== undefined,
       draining: this.#pipeline.draining,
+      config: [...this.#refusal, ...this.#waiting, ...(this.engine.status?.configWaiting ?? [])],
     })
   }
 }

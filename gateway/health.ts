@@ -8,13 +8,15 @@ export interface HealthInputs {
   /** The engine session is open. */
   engineUp: boolean
   draining: boolean
+  /** HealthReport.config_remarks. */
+  config: readonly string[]
 }
 
 /**
  * Loading until the engine is there and every model has a rung that serves or none that is coming; degraded when a rung
  * failed or keeps failing, or a model stands below its best rung. Pure.
  */
-export function reportHealth({ models, engineUp, draining }: HealthInputs): HealthReport {
+export function reportHealth({ models, engineUp, draining, config }: HealthInputs): HealthReport {
   const states = models.map(({ id, variants }) => [
     id,
     Object.fromEntries(variants.map((rung) => [rung.precision, stateOf(rung)])),
@@ -23,7 +25,12 @@ export function reportHealth({ models, engineUp, draining }: HealthInputs): Heal
     .filter(({ flapping }) => flapping)
     .map(({ id, level }) => `'${id}' moves to and fro; it stays at ${level}`)
   const status = draining ? 'draining' : statusOf(models, engineUp)
-  return { status, models: Object.fromEntries(states), ...(alarms.length > 0 && { alarms }) }
+  return {
+    status,
+    models: Object.fromEntries(states),
+    ...(alarms.length > 0 && { alarms }),
+    ...(config.length > 0 && { config_remarks: config }),
+  }
 }
 
 function stateOf(rung: RungFacts): RungState {

@@ -27,6 +27,8 @@ export interface HealthReport {
   models: Record<string, Record<string, RungState>>
   /** What somebody should look at. */
   alarms?: string[]
+  /** What of models.yaml as it stands is not in use, each with its place: edits that wait for the next start, or were refused. */
+  config_remarks?: readonly string[]
 }
 
 /** Bounds applied to every request before work is done for it. */

@@ -12,14 +12,18 @@ export interface ConfigDiff {
   retired: string[]
   /** Devices whose memory was edited. */
   budgets: DeviceConfig[]
-  /** Devices that were not there before. */
-  added: DeviceConfig[]
-  /** Edits without effect before the next start. */
+  /** What differs from what was opened and waits for the next start, also where an earlier edit did it. */
   later: Finding[]
 }
 
+/** A GPU's KV arena is of one size from its opening on. */
+const ARENA_STAYS = 'the new budget holds for weights; KV memory keeps its size until the next start'
+
+/** What was opened once: `server` as at the start, the devices in use as they were opened. */
+export type Opened = Pick<Config, 'server' | 'devices'>
+
 /** `stale`: models to read again although their entry is the same, because their files could not be used. */
-export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>): ConfigDiff {
+export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>, opened: Opened = old): ConfigDiff {
   const before = new Map(old.models.map((model) => [model.id, model]))
   const sameSizes = isDeepStrictEqual(sizesOf(old), sizesOf(next))
   const isKept = (model: ModelConfig): boolean => {
@@ -28,18 +32,17 @@ export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>
   }
   const kept = next.models.filter(isKept).map(({ id }) => id)
   const keeps = new Set(kept)
-  const devices = diffDevices(old, next)
   return {
     kept,
     fresh: next.models.flatMap(({ id }) => (keeps.has(id) ? [] : [id])),
     retired: old.models.flatMap(({ id }) => (keeps.has(id) ? [] : [id])),
-    ...devices,
-    later: [...laterServer(old, next), ...devices.later],
+    budgets: next.devices.filter((device) => budgetEdited(device, old)),
+    later: [...laterServer(opened, next), ...laterDevices(opened, next)],
   }
 }
 
 /** Keys of `server` that the engine reads at its start. */
-function laterServer({ server: old }: Config, { server: next }: Config): Finding[] {
+function laterServer({ server: old }: Opened, { server: next }: Config): Finding[] {
   const message = 'takes effect at the next start; until then the old one is used'
   const edited = (['cache_dir', 'cache_gb'] as const).filter((key) => old[key] !== next[key])
   return edited.map((key) => ({ path: ['server', key], message }))
@@ -55,21 +58,18 @@ function filesOf({ variants, max_model_len, kv_cache_dtype }: ModelConfig): obje
   return { variants, max_model_len, kv_cache_dtype }
 }
 
-function diffDevices(old: Config, next: Config): Pick<ConfigDiff, 'budgets' | 'added' | 'later'> {
-  const before = new Map(old.devices.map((device) => [device.id, device]))
-  const after = new Set(next.devices.map(({ id }) => id))
-  const known = next.devices.flatMap((device) => {
-    const was = before.get(device.id)
-    return was ? [{ was, device }] : []
+function budgetEdited(device: DeviceConfig, { devices }: Opened): boolean {
+  const was = devices.find(({ id }) => id === device.id)
+  return was !== undefined && !isDeepStrictEqual(memoryOf(was), memoryOf(device))
+}
+
+function laterDevices(opened: Opened, { devices: next }: Config): Finding[] {
+  return opened.devices.flatMap((was) => {
+    const index = next.findIndex(({ id }) => id === was.id)
+    const device = next[index]
+    if (device) return laterKeys(was, device, index)
+    return { path: ['devices'], message: `${was.id} is given back at the next start` }
   })
-  const gone = old.devices
-    .filter(({ id }) => !after.has(id))
-    .map(({ id }): Finding => ({ path: ['devices'], message: `${id} is given back at the next start` }))
-  return {
-    added: next.devices.filter(({ id }) => !before.has(id)),
-    budgets: known.flatMap(({ was, device }) => (isDeepStrictEqual(memoryOf(was), memoryOf(device)) ? [] : [device])),
-    later: [...known.flatMap(({ was, device }) => laterKeys(was, device, next.devices.indexOf(device))), ...gone],
-  }
 }
 
 /** Keys of a device that are read when it is opened. */
@@ -78,9 +78,11 @@ function laterKeys(was: DeviceConfig, device: DeviceConfig, index: number): Find
   const after = Object.entries(withoutMemory(device))
   const message = 'takes effect at the next start; until then the device stays as it is'
   if (was.kind !== device.kind) return [{ path: ['devices', index, 'kind'], message }]
-  return after
+  const later = after
     .filter(([key, value]) => !isDeepStrictEqual(before.get(key), value))
     .map(([key]) => ({ path: ['devices', index, key], message }))
+  const arena = device.kind === 'cuda' && !isDeepStrictEqual(memoryOf(was), memoryOf(device))
+  return arena ? [...later, { path: ['devices', index], message: ARENA_STAYS }] : later
 }
 
 function memoryOf(device: DeviceConfig): object {

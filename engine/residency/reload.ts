@@ -3,13 +3,15 @@ import type { DeviceOptions } from '../device.js'
 import type { Engine } from '../engine.js'
 import type { NativeAddon } from '../native.js'
 import { type Catalog, readCatalog } from './catalog.js'
-import { type ConfigDiff, diffConfig } from './diff.js'
+import { type ConfigDiff, diffConfig, type Opened } from './diff.js'
 import { findDevices } from './open.js'
 import type { Residency } from './residency.js'
 import { declare, openDevices, preloadOrder } from './setup.js'
 
 /** Applies edits of models.yaml to a running engine: models that did not change are not touched. */
 export class Reloader {
+  private readonly opened: Opened
+
   constructor(
     private readonly engine: Engine,
     private readonly residency: Residency,
@@ -18,7 +20,10 @@ export class Reloader {
     private config: Config,
     /** Kept up to date: the text assets are made from its cards. */
     private readonly catalog: Catalog,
-  ) {}
+  ) {
+    this.opened = { server: config.server, devices: [] }
+    this.noteOpened(config)
+  }
 
   /** What an edit means; nothing is done. */
   plan(next: Config): ConfigDiff {
@@ -26,7 +31,7 @@ export class Reloader {
     const unusable = [...engine.variants.values()].flatMap(({ name, model }) =>
       residency.managed.has(name) ? [] : [model],
     )
-    return diffConfig(this.config, next, new Set(unusable))
+    return diffConfig(this.config, next, new Set(unusable), this.opened)
   }
 
   /** Does what `plan` says: new and changed models are loaded if there is room; what was dropped ends at rest. */
@@ -46,11 +51,18 @@ export class Reloader {
     )
     for (const [id, card] of read.cards) this.catalog.cards.set(id, card)
     openDevices(residency, engine, next.devices, [...read.known, ...this.keptKnown()], this.addon, this.options)
+    this.noteOpened(next)
     declare(residency, engine, read)
     for (const model of next.models) this.update(model, next)
     this.sort(next)
     residency.start(preloadOrder(read.known))
     engine.changed()
+  }
+
+  /** A device stays as it was opened, whatever becomes of its entry. */
+  private noteOpened({ devices }: Config): void {
+    const known = new Set(this.opened.devices.map(({ id }) => id))
+    this.opened.devices.push(...devices.filter(({ id }) => this.residency.slots.has(id) && !known.has(id)))
   }
 
   private setBudgets({ budgets }: ConfigDiff): void {

@@ -26,6 +26,7 @@ export function engineStatus(engine: Engine): EngineStatus {
     devices: engine.devices.map(deviceStatus),
     configError: engine.configError,
     configReloads: engine.configReloads,
+    configWaiting: [...engine.configWaiting],
     packed: engine.packed && packedFiles(engine.packed),
   }
 }

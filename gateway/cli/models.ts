@@ -40,6 +40,7 @@ const residencySchema = z.object({
       ledger: z.array(z.object({ kind: z.string(), bytes: z.number() })),
     }),
   ),
+  config_remarks: z.array(z.string()).default([]),
 })
 const failureSchema = z.object({ error: z.object({ message: z.string(), code: z.string() }) })
 
@@ -129,8 +130,12 @@ function variantRow({
   return [name, state, bytes, device, [pinned ? 'pinned' : '', work, error ?? ''].filter(Boolean).join(', ')]
 }
 
-/** Rungs in aligned columns, then the devices. */
-export function formatResidency({ variants, devices }: z.infer<typeof residencySchema>): string {
+/** Rungs in aligned columns, then the devices, then what of the configuration file is not in use. */
+export function formatResidency({
+  variants,
+  devices,
+  config_remarks: remarks,
+}: z.infer<typeof residencySchema>): string {
   const rows = [['RUNG', 'STATE', 'BYTES', 'DEVICE', ''], ...variants.map(variantRow)]
   const widths = [0, 1, 2, 3].map((column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)))
   const lines = rows.map((row) =>
@@ -143,7 +148,7 @@ export function formatResidency({ variants, devices }: z.infer<typeof residencyS
     ({ id, budget_bytes, used_bytes, ledger }) =>
       `${id}: ${formatBytes(used_bytes)} of ${formatBytes(budget_bytes)} (${sumsByKind(ledger)})`,
   )
-  return [...lines, '', ...budgets].join('\n')
+  return [...lines, '', ...budgets, ...(remarks.length > 0 ? ['', ...remarks] : [])].join('\n')
 }
 
 /** "weights 92 MB, kv 1 GB, ...", what takes nothing left out. */

@@ -89,9 +89,11 @@ function command(key: string, ...args: string[]): Promise<{ code: number | null;
 }
 
 it('has a command that says the same', async () => {
+  services.report.config_remarks = ['models.yaml:1:17: server.http: takes effect at the next start']
   const list = await command('boss', 'list')
   expect(list.out).toMatch(/^fake:fp16 +unloaded +2\.00 GB +cpu0$/m)
   expect(list.out).toMatch(/^cpu0: 1\.02 kB of 4\.00 GB \(weights 1\.02 kB\)$/m)
+  expect(list.out).toMatch(/\n\nmodels\.yaml:1:17: server\.http: takes effect at the next start\n$/)
   expect((await command('boss', 'pin', 'fake:int4')).out).toBe('fake:int4  ready  560 MB  cpu0  pinned\n')
   expect(await command('boss', 'unload', 'fake:int4')).toEqual({
     code: 1,

@@ -68,6 +68,24 @@ describe('diffConfig', () => {
     })
   })
 
+  it("tells of a GPU's budget that its KV memory stays", () => {
+    const gpu = (memory: number) =>
+      parseConfig(yaml().replace(/devices: .*/, `devices: [{ id: gpu0, kind: cuda, memory_gb: ${memory} }]`), 'm.yaml')
+    expect(diffConfig(gpu(8), gpu(9), new Set())).toMatchObject({
+      budgets: [{ id: 'gpu0' }],
+      later: [{ path: ['devices', 0], message: /KV memory keeps its size/ }],
+    })
+  })
+
+  it('tells what waits as long as it differs from what was opened', () => {
+    const opened = parsed({})
+    const edited = parsed({})
+    edited.devices = edited.devices.map((device) => Object.assign(device, { threads: 2 }))
+    const waiting = [{ path: ['devices', 0, 'threads'] }]
+    expect(diffConfig(edited, edited, new Set(), opened)).toMatchObject({ later: waiting })
+    expect(diffConfig(edited, parsed({}), new Set(), opened)).toMatchObject({ later: [] })
+  })
+
   it('reads models again whose files could not be used', () => {
     expect(diffConfig(parsed({}), parsed({}), new Set(['b']))).toMatchObject({
       kept: ['a'],
@@ -225,10 +243,22 @@ describe('the whole program', { timeout: 60_000 }, () => {
       '2:43: devices[0].threads: takes effect at the next start; until then the device stays as it is',
     ])
     expect(await ask('a')).toBe(200)
+    const told = async (path: string): Promise<string[] | undefined> => {
+      const answer = (await (await fetch(box.url + path)).json()) as { config_remarks?: string[] }
+      return answer.config_remarks?.map((remark) => remark.replace(/\S*models\.yaml:/, ''))
+    }
+    const waiting = [
+      '1:17: server.http: takes effect at the next start; until then the old one is used',
+      '2:43: devices[0].threads: takes effect at the next start; until then the device stays as it is',
+    ]
+    for (const path of ['/admin/models', '/health']) expect(await told(path)).toEqual(waiting)
     writeFileSync(file, 'models: 7')
     const refusal = 'edit of the configuration refused'
     await box.until(() => logged(refusal) !== undefined, refusal)
     expect(logged(refusal)?.['reason']).toMatch(/models\.yaml:1:9: models: /)
+    for (const path of ['/admin/models', '/health']) {
+      expect(await told(path)).toEqual([expect.stringMatching(/^edit refused: 1:9: models: /), ...waiting])
+    }
     process.kill(box.enginePids[0] ?? 0, 'SIGKILL')
     // The wait of 60 s was cut to 50 ms while it served.
     await box.until(() => logged('the engine ended; it is restarted') !== undefined, 'the end of the engine')

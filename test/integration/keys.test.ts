@@ -114,6 +114,9 @@ describe('HTTP', () => {
   it('leaves probes open but tells them no names, and keeps metrics for admins', async () => {
     expect(await (await get('/health')).json()).toEqual({ status: 'ok', models: {} })
     expect(await (await get('/health', services.keys['all'])).json()).toHaveProperty('models.fake')
+    services.report.config_remarks = ['models.yaml:1:1: later']
+    expect(await (await get('/health', services.keys['all'])).json()).not.toHaveProperty('config_remarks')
+    expect(await (await get('/health', services.keys['boss'])).json()).toEqual(services.report)
     expect((await get('/metrics', services.keys['all'])).status).toBe(403)
     expect((await get('/metrics', services.keys['boss'])).status).toBe(200)
     expect((await get('/openapi.json')).status).toBe(200)

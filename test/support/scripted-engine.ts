@@ -45,6 +45,7 @@ const status: EngineStatus = {
   maxWaiting: 256,
   devices: [],
   configError: '',
+  configWaiting: [],
   configReloads: 0,
   variants: config.models.flatMap(({ id, variants }) =>
     variants.map(({ precision = 'int4' }) => ({

@@ -6,7 +6,8 @@ import { modelFacts, type RungSketch } from '../support/router-facts.js'
 
 type Rungs = [RungSketch, RungSketch, RungSketch]
 
-const report = (models: ModelFacts[], engineUp = true, draining = false) => reportHealth({ models, engineUp, draining })
+const report = (models: ModelFacts[], engineUp = true, draining = false) =>
+  reportHealth({ models, engineUp, draining, config: [] })
 
 describe('health', () => {
   it.each<[Rungs, string]>([
@@ -40,6 +41,15 @@ describe('health', () => {
     const models = [modelFacts('m', ['ready', 'ready', 'ready'])]
     expect(report(models, false).status).toBe('loading')
     expect(report(models, true, true).status).toBe('draining')
+  })
+
+  it('has what of the configuration is not in use, which changes no state', () => {
+    const inputs = { models: [modelFacts('m', ['ready', 'ready', 'ready'])], engineUp: true, draining: false }
+    expect(reportHealth({ ...inputs, config: ['m.yaml:1:1: later'] })).toMatchObject({
+      status: 'ok',
+      config_remarks: ['m.yaml:1:1: later'],
+    })
+    expect(reportHealth({ ...inputs, config: [] })).not.toHaveProperty('config_remarks')
   })
 
   it('is told over gRPC by model and rung, breakers included', () => {

@@ -85,7 +85,7 @@ it('raises an alarm, as a metric, in the log and in health, for a model that fla
   expect(box.lines.filter(({ msg }) => msg === 'model moves to and fro; it stays down')).toMatchObject([
     { level: 50, model: 'm', variant: 'm:int8' },
   ])
-  const health = reportHealth({ models: [box.facts], engineUp: true, draining: false })
+  const health = reportHealth({ models: [box.facts], engineUp: true, draining: false, config: [] })
   expect(health).toMatchObject({ status: 'degraded', alarms: ["'m' moves to and fro; it stays at m:int8"] })
   const [recoveries] = await box.samples('edgeshift_moves_total{model="m",from="m:int8"')
   expect(recoveries).toBe('edgeshift_moves_total{model="m",from="m:int8",to="m:fp16",cause="recovered"} 3')

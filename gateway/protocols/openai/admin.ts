@@ -28,8 +28,8 @@ export function namedVariant(body: unknown, models: ModelDirectory): string {
   throw new GatewayError('invalid_request', `name one rung of '${name}': ${choice}`, { param: 'model' })
 }
 
-/** The answer of GET /admin/models. */
-export function encodeResidency({ variants, devices }: Residency): object {
+/** The answer of GET /admin/models, with HealthReport.config_remarks. */
+export function encodeResidency({ variants, devices }: Residency, remarks: readonly string[] = []): object {
   return {
     variants: variants.map(encodeVariant),
     devices: devices.map(({ id, kind, budgetBytes, usedBytes, driftBytes, ledger }) => ({
@@ -40,6 +40,7 @@ export function encodeResidency({ variants, devices }: Residency): object {
       drift_bytes: driftBytes,
       ledger,
     })),
+    ...(remarks.length > 0 && { config_remarks: remarks }),
   }
 }
 

@@ -147,7 +147,7 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
   })
   route('GET', '/admin/models', async (c) => {
     admitAdmin(c)
-    json(c, encodeResidency(await services.operator.residency()))
+    json(c, encodeResidency(await services.operator.residency(), services.health().config_remarks))
   })
   for (const [name, act] of Object.entries(ADMIN_ACTIONS)) {
     route('POST', `/admin/models/${name}`, async (c) => {

@@ -214,7 +214,11 @@ export interface EngineStatus {
   /** Edits of models.yaml that were applied. */
   configReloads: number;
   /** The folder of repacked files; absent where none are kept. */
-  packed?: PackedFiles | undefined;
+  packed?:
+    | PackedFiles
+    | undefined;
+  /** Edits of what this engine opened once, which the next start takes: one line each, with its place. */
+  configWaiting: string[];
 }
 
 export interface PackedFiles {
@@ -2001,6 +2005,7 @@ function createBaseEngineStatus(): EngineStatus {
     configError: "",
     configReloads: 0,
     packed: undefined,
+    configWaiting: [],
   };
 }
 
@@ -2032,6 +2037,9 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     }
     if (message.packed !== undefined) {
       PackedFiles.encode(message.packed, writer.uint32(74).fork()).join();
+    }
+    for (const v of message.configWaiting) {
+      writer.uint32(82).string(v!);
     }
     return writer;
   },
@@ -2121,6 +2129,14 @@ export const EngineStatus: MessageFns<EngineStatus> = {
             message.packed = PackedFiles.decode(reader, reader.uint32());
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.configWaiting.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2149,6 +2165,7 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     message.packed = (object.packed !== undefined && object.packed !== null)
       ? PackedFiles.fromPartial(object.packed)
       : undefined;
+    message.configWaiting = object.configWaiting?.map((e) => e) || [];
     return message;
   },
 };

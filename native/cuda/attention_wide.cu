@@ -29,12 +29,6 @@ struct WideAttentionParams {
   ScoreRule rule;
 };
 
-__device__ inline void load_matrices(uint32_t from, uint32_t (&v)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(from) : "memory");
-}
-__device__ inline void load_transposed(uint32_t from, uint32_t (&v)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(from) : "memory");
-}
 __device__ inline float exp2_fast(float v) {
   float r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
@@ -47,16 +41,23 @@ __device__ inline uint32_t piece_at(int row, int piece) {
   return row * WideAttention<D>::stride + (piece ^ row % 8) * 16;
 }
 
-// Keys or values of a tile; tokens past `last` repeat it: their scores are masked.
+// Keys and values of a tile; tokens past `last` repeat it: their scores are masked. Sixteen tokens lie in one cache block.
 template <int D>
-__device__ inline void fetch_tile(const CacheRows& cache, size_t offset, int first, int last, uint32_t to) {
+__device__ inline void fetch_tile(const CacheRows& cache, int first, int last, uint32_t to) {
   using Shape = WideAttention<D>;
 #pragma unroll
-  for (int i = 0; i < Shape::keys * Shape::pieces / Shape::threads; ++i) {
-    const int index = i * Shape::threads + threadIdx.x, row = index / Shape::pieces, piece = index % Shape::pieces;
-    const int token = min(first + row, last);
-    const unsigned char* block = cache.arena + size_t(cache.blocks[token / cache.block_size]) * kKvUnitBytes;
-    copy_async16(to + piece_at<D>(row, piece), block + offset + size_t(token % cache.block_size) * (D * 2) + piece * 16);
+  for (int group = 0; group < Shape::keys / 16; ++group) {
+    const int token = min(first + group * 16, last / 16 * 16), block = token / cache.block_size;
+    const unsigned char* from = cache.arena + size_t(cache.blocks[block]) * kKvUnitBytes + size_t(token - block * cache.block_size) * (D * 2);
+#pragma unroll
+    for (int i = 0; i < (16 * Shape::pieces + Shape::threads - 1) / Shape::threads; ++i) {
+      const int index = i * Shape::threads + threadIdx.x, row = index / Shape::pieces, piece = index % Shape::pieces;
+      if (16 * Shape::pieces % Shape::threads != 0 && row >= 16) break;
+      const unsigned char* at = from + min(row, last - token) * (D * 2) + piece * 16;
+      const uint32_t place = to + piece_at<D>(group * 16 + row, piece);
+      copy_async16(place, at + cache.keys);
+      copy_async16(place + Shape::tile_bytes, at + cache.values);
+    }
   }
 }
 
@@ -74,11 +75,11 @@ __device__ inline void score(uint32_t queries, uint32_t keys, float (&s)[WideAtt
     uint32_t a[Shape::query_tiles][4];
 #pragma unroll
     for (int q = 0; q < Shape::query_tiles; ++q)
-      load_matrices(queries + q * 16 * Shape::stride + piece_at<D>(lane % 16, step * 2 + lane / 16), a[q]);
+      load_matrices(queries + q * 16 * Shape::stride + piece_at<D>(lane % 16, step * 2 + lane / 16), a[q][0], a[q][1], a[q][2], a[q][3]);
 #pragma unroll
     for (int pair = 0; pair < Shape::keys / 16; ++pair) {
       uint32_t b[4];
-      load_matrices(keys + pair * 16 * Shape::stride + piece_at<D>(lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2), b);
+      load_matrices(keys + pair * 16 * Shape::stride + piece_at<D>(lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2), b[0], b[1], b[2], b[3]);
 #pragma unroll
       for (int q = 0; q < Shape::query_tiles; ++q) {
         mma_16816(s[q][pair * 2], a[q], b[0], b[1]);
@@ -86,6 +87,44 @@ __device__ inline void score(uint32_t queries, uint32_t keys, float (&s)[WideAtt
       }
     }
   }
+}
+
+template <int D>
+using Scores = float (&)[WideAttention<D>::query_tiles][WideAttention<D>::keys / 8][4];
+
+// Raw scores to log2 units.
+template <int D>
+__device__ inline void scale_scores(const ScoreRule& rule, Scores<D> s) {
+  const float cap = rule.softcap * 1.44269504f;
+#pragma unroll
+  for (auto& query : s)
+#pragma unroll
+    for (auto& tile : query)
+#pragma unroll
+      for (float& v : tile) v *= rule.scale;
+  if (cap == 0) return;
+#pragma unroll
+  for (auto& query : s)
+#pragma unroll
+    for (auto& tile : query)
+#pragma unroll
+      for (float& v : tile) v = cap * tanhf(v / cap);
+}
+
+// Hides what lies in a query's future or before its window (0: none). The tile starts at token key0, the warp's queries at
+// position `first`.
+template <int D>
+__device__ inline void mask_scores(int window, int key0, int first, Scores<D> s) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int q = 0; q < WideAttention<D>::query_tiles; ++q)
+#pragma unroll
+    for (int n = 0; n < WideAttention<D>::keys / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = key0 + n * 8 + lane % 4 * 2 + i % 2, position = first + q * 16 + lane / 4 + i / 2 * 8;
+        if (token > position || (window > 0 && token <= position - window)) s[q][n][i] = -INFINITY;
+      }
 }
 
 // The running softmax of 16 queries: lane (g, t) keeps those of g and g + 8.
@@ -147,8 +186,7 @@ __global__ void __launch_bounds__(WideAttention<D>::threads, D > 128 ? 1 : 2) wi
   const int own0 = query0 + warp * Shape::warp_queries, own_first = base + own0, own_last = own_first + Shape::warp_queries - 1;
   auto fetch = [&](int tile, int slot) {
     const uint32_t to = tiles + slot * 2 * Shape::tile_bytes;
-    fetch_tile<D>(cache, cache.keys, tile * Shape::keys, last, to);
-    fetch_tile<D>(cache, cache.values, tile * Shape::keys, last, to + Shape::tile_bytes);
+    fetch_tile<D>(cache, tile * Shape::keys, last, to);
     commit_copies();
   };
 
@@ -165,17 +203,11 @@ __global__ void __launch_bounds__(WideAttention<D>::threads, D > 128 ? 1 : 2) wi
     const uint32_t keys = tiles + slot * 2 * Shape::tile_bytes, values = keys + Shape::tile_bytes;
     float s[Shape::query_tiles][Shape::keys / 8][4];
     score<D>(own, keys, s);
-    const bool plain = key0 + Shape::keys - 1 <= own_first && p.args.softcap == 0 && (p.args.window == 0 || key0 > own_last - p.args.window);
+    scale_scores<D>(p.rule, s);
+    // Masks only where some query does not see all of the tile.
+    if (key0 + Shape::keys - 1 > own_first || (p.args.window > 0 && key0 <= own_last - p.args.window)) mask_scores<D>(p.args.window, key0, own_first, s);
 #pragma unroll
-    for (int q = 0; q < Shape::query_tiles; ++q) {
-#pragma unroll
-      for (int n = 0; n < Shape::keys / 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          s[q][n][i] = plain ? s[q][n][i] * p.rule.scale
-                             : p.rule(s[q][n][i], key0 + n * 8 + 2 * t + i % 2, own_first + q * 16 + g + i / 2 * 8);
-      rows[q].fold(s[q]);
-    }
+    for (int q = 0; q < Shape::query_tiles; ++q) rows[q].fold(s[q]);
 #pragma unroll
     for (int step = 0; step < Shape::keys / 16; ++step) {
       uint32_t a[Shape::query_tiles][4];
@@ -186,7 +218,7 @@ __global__ void __launch_bounds__(WideAttention<D>::threads, D > 128 ? 1 : 2) wi
 #pragma unroll
       for (int d = 0; d < D / 8; d += 2) {
         uint32_t b[4];
-        load_transposed(values + step * 16 * Shape::stride + piece_at<D>(lane % 16, d + lane / 16), b);
+        load_transposed(values + step * 16 * Shape::stride + piece_at<D>(lane % 16, d + lane / 16), b[0], b[1], b[2], b[3]);
 #pragma unroll
         for (int q = 0; q < Shape::query_tiles; ++q) {
           mma_16816(rows[q].o[d], a[q], b[0], b[1]);

@@ -57,43 +57,22 @@ __device__ inline uint64_t row_operand(uint32_t shared) {
   return uint64_t(shared >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(64) << 32 | uint64_t(1) << 62;
 }
 
-// D (64 x 8 kColumns, four rows of 16 per warp) += A (registers) * B. `keep` 0 clears D first.
-template <int kColumns>
-__device__ void warpgroup_product(float (&d)[kColumns][4], const uint32_t (&a)[4], uint64_t b, int keep);
-
-// Operands of d's rows, and the names of the first 48 of them: what both sizes share.
+// Operands of d's rows.
 #define ES_ROW(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define ES_ROWS_16                                                                                                         \
   ES_ROW(0), ES_ROW(1), ES_ROW(2), ES_ROW(3), ES_ROW(4), ES_ROW(5), ES_ROW(6), ES_ROW(7), ES_ROW(8), ES_ROW(9), ES_ROW(10), \
       ES_ROW(11), ES_ROW(12), ES_ROW(13), ES_ROW(14), ES_ROW(15)
-#define ES_NAMES_48                                                                    \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "             \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
 
-template <>
-__device__ inline void warpgroup_product<16>(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, int keep) {
-  asm volatile(
-      "{\n"
-      ".reg .pred keep;\n"
-      "setp.ne.b32 keep, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-      ES_NAMES_48
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, keep, 1, 1, 0;\n"
-      "}\n"
-      : ES_ROWS_16
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(keep));
-}
-
-template <>
-__device__ inline void warpgroup_product<32>(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b, int keep) {
+// D (64 x 256, 16 rows per warp) += A (registers) * B. `keep` 0 clears D first.
+__device__ inline void warpgroup_product(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b, int keep) {
   asm volatile(
       "{\n"
       ".reg .pred keep;\n"
       "setp.ne.b32 keep, %133, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
-      ES_NAMES_48
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
@@ -109,6 +88,5 @@ __device__ inline void warpgroup_product<32>(float (&d)[32][4], const uint32_t (
 
 #undef ES_ROW
 #undef ES_ROWS_16
-#undef ES_NAMES_48
 
 }  // namespace edgeshift::cuda

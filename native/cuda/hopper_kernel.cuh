@@ -1,9 +1,9 @@
 // The matrix product of many tokens for compute capability 9.0 (compiled for sm_90a): wgmma with the weights from registers.
 //
 // A fragment of wgmma's A operand lies in a warp's registers as one of mma.sync does, so the strip layout serves here too:
-// codes go from shared memory to registers, become f16 there and are multiplied while the other warpgroup does the same.
-// The tiled activations are the B operand as they lie. One warp keeps a ring of stages full by bulk copies, two warpgroups
-// take 128 rows each of the block's 256 rows x 128 tokens. Blocks stay and walk the tiles; the ring runs on across them.
+// codes go from shared memory to registers and become f16 there while the products before are under way. The tiled
+// activations are the B operand as they lie. One warp keeps a ring of stages full by bulk copies, two warpgroups take 64 rows
+// each of the block's 128 rows x 256 tokens. Blocks stay and walk the tiles; the ring runs on across them.
 #pragma once
 
 #include <bit>
@@ -13,15 +13,16 @@
 
 namespace edgeshift::cuda {
 
-template <Precision kPrecision, bool kFlushSmall, int kWarpStrips = 2, int kTokens = 128>
+template <Precision kPrecision, bool kFlushSmall>
 struct HopperShape {
   static constexpr Precision precision = kPrecision;
   static constexpr bool quantized = kPrecision != Precision::fp16;
   static constexpr int quads = kPrecision == Precision::int4 ? 1 : kPrecision == Precision::int8 ? 2 : 4;  // per tile of 64
   static constexpr int scale_bytes = quantized ? (kFlushSmall ? 128 : 64) : 0;                             // per strip and tile
   static constexpr int consumers = 8, threads = 32 * consumers + 128;  // warps; one of the last four copies
-  static constexpr int warp_strips = kWarpStrips, strips = consumers * kWarpStrips;
-  static constexpr int tokens = kTokens, warp_columns = kTokens / 8;
+  static constexpr int warp_strips = 1, strips = consumers * warp_strips;
+  static constexpr int group_steps = 2;  // of 16 inputs, whose weights are made at once
+  static constexpr int tokens = 256, warp_columns = tokens / 8;
   static constexpr int x_bytes = tokens * 128, codes_at = x_bytes, scales_at = codes_at + strips * quads * 512;
   static constexpr int stage_bytes = (scales_at + strips * scale_bytes + 1023) / 1024 * 1024;
   static constexpr int copied_bytes = scales_at + strips * scale_bytes;
@@ -32,6 +33,7 @@ struct HopperShape {
   static_assert(stages >= 3);
 };
 
+// A place in the ring of stages: shared addresses of its memory and of its barriers, filled and emptied.
 template <class Shape>
 struct HopperRing {
   uint32_t data, full, empty;
@@ -75,83 +77,73 @@ __device__ inline void fill_ring(const WideParams& p, HopperRing<Shape> ring, in
   }
 }
 
-// Weights of a warp's strips for one step.
+// Weights of a warp's strips for some steps of a stage as fragments.
 template <class Shape>
-struct HopperWeights {
-  uint4 code[Shape::warp_strips];
-  uint2 scale[Shape::warp_strips] = {};
-
-  __device__ void load(const unsigned char* stage, int strip, int step) {
-    const int lane = threadIdx.x % 32;
+__device__ inline void load_weights(const unsigned char* stage, int strip, int first, uint32_t (&a)[Shape::group_steps][Shape::warp_strips][4]) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < Shape::warp_strips; ++s) {
-      if (Shape::quads == 4 || step % (4 / Shape::quads) == 0)
-        code[s] = *reinterpret_cast<const uint4*>(stage + Shape::codes_at + ((strip + s) * Shape::quads + step * Shape::quads / 4) * 512 + lane * 16);
-      if (Shape::quantized && step % (Shape::scale_bytes == 128 ? 2 : 4) == 0)
-        scale[s] = *reinterpret_cast<const uint2*>(stage + Shape::scales_at + (strip + s) * Shape::scale_bytes + (Shape::scale_bytes == 128 ? step / 2 * 64 : 0) + lane / 4 * 8);
+  for (int s = 0; s < Shape::warp_strips; ++s) {
+    const unsigned char* codes = stage + Shape::codes_at + (strip + s) * Shape::quads * 512 + lane * 16;
+    const unsigned char* scales = stage + Shape::scales_at + (strip + s) * Shape::scale_bytes + lane / 4 * 8;
+    uint4 code;
+    uint2 scale = {0, 0};
+#pragma unroll
+    for (int i = 0; i < Shape::group_steps; ++i) {
+      const int step = first + i;
+      if (i == 0 || Shape::quads == 4) code = *reinterpret_cast<const uint4*>(codes + step * Shape::quads / 4 * 512);
+      if (Shape::quantized && i == 0)
+        scale = *reinterpret_cast<const uint2*>(scales + (Shape::scale_bytes == 128 ? step / 2 * 64 : 0));
+      dequantize<Shape::precision>(code, step, RowScales(scale), a[i][s]);
     }
   }
-};
+}
 
+// The sums of a warp's rows over the stages of one tile, through the ring.
 template <class Shape>
-__global__ void __launch_bounds__(Shape::threads, 1) hopper_kernel(const __grid_constant__ WideParams p) {
-  extern __shared__ __align__(1024) unsigned char hopper_shared[];
-  unsigned char* shared = hopper_shared;
-  __shared__ uint64_t barriers[2 * Shape::stages];
-  const int warp = threadIdx.x / 32, parts = p.row_tiles * p.token_tiles * p.splits;
-  HopperRing<Shape> ring{shared_address(shared), shared_address(barriers), shared_address(barriers + Shape::stages)};
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Shape::stages; ++i) {
-      init_barrier(ring.full + i * 8, 1);
-      init_barrier(ring.empty + i * 8, Shape::consumers);
+__device__ inline void multiply_tile(HopperRing<Shape>& ring, const unsigned char* shared, int stages, int strip,
+                                     float (&acc)[Shape::warp_strips][Shape::warp_columns][4]) {
+  // Weights of two groups of steps: while the products of one are under way the next one's are made.
+  constexpr int kGroup = Shape::group_steps;
+  uint32_t a[2][kGroup][Shape::warp_strips][4];
+  uint32_t used = 0;
+  for (int at = 0; at < stages; ++at) {
+    wait_barrier(ring.full_barrier(), ring.phase);
+    const unsigned char* weights = shared + ring.slot * Shape::stage_bytes;
+    const uint64_t x = row_operand(ring.data + ring.slot * Shape::stage_bytes);
+#pragma unroll
+    for (int group = 0; group < 4 / kGroup; ++group) {
+      auto& part = a[group % 2];
+      load_weights<Shape>(weights, strip, group * kGroup, part);
+      warpgroup_fence();
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i)
+#pragma unroll
+        for (int s = 0; s < Shape::warp_strips; ++s)
+          warpgroup_product(acc[s], part[i][s], x + (group * kGroup + i) * 2, at > 0 || group > 0 || i > 0);
+      commit_products();
+      wait_products<1>();
+      if (group == 0 && at > 0 && threadIdx.x % 32 == 0) arrive(used);  // the stage before is no longer read
     }
-    publish_barriers();
+    used = ring.empty_barrier();
+    ring.next();
   }
-  __syncthreads();
-  let_next_kernel_start();
-  if (warp >= Shape::consumers) {
-    give_registers<40>();
-    if (warp == Shape::consumers) {
-      fill_ring<Shape>(p, ring, parts);
-      if (threadIdx.x % 32 == 0) prefetch_share(p.next);
-    }
-  } else {
-  take_registers<232>();
-  wait_for_previous_kernel();  // what the epilogue adds to, or writes, may be in use until then
+  wait_products<0>();
+  if (threadIdx.x % 32 == 0) arrive(used);
+}
+
+// A multiplying warp: its rows of every tile of the block, and where they go.
+template <class Shape>
+__device__ inline void multiply_tiles(const WideParams& p, HopperRing<Shape> ring, unsigned char* shared, int parts) {
+  const int warp = threadIdx.x / 32, strip = warp * Shape::warp_strips;
   unsigned char* staging = shared + Shape::stages * Shape::stage_bytes + warp * Shape::staging;
-  const int strip = warp * Shape::warp_strips;
+  wait_for_previous_kernel();  // what the epilogue adds to, or writes, may be in use until then
   for (int index = blockIdx.x; index < parts; index += gridDim.x) {
     const WideTile tile = WideTile::of(p, index);
-    const int begin = tile.k_begin(p), end = tile.k_end(p);
     float acc[Shape::warp_strips][Shape::warp_columns][4];
-    HopperWeights<Shape> weights;
-    uint32_t a[2][Shape::warp_strips][4];
-    uint32_t used = 0;
-    for (int k_tile = begin; k_tile < end; ++k_tile) {
-      wait_barrier(ring.full_barrier(), ring.phase);
-      const unsigned char* stage = shared + ring.slot * Shape::stage_bytes;
-      const uint64_t x = row_operand(ring.data + ring.slot * Shape::stage_bytes);
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        weights.load(stage, strip, step);
-#pragma unroll
-        for (int s = 0; s < Shape::warp_strips; ++s) dequantize<Shape::precision>(weights.code[s], step, RowScales(weights.scale[s]), a[step % 2][s]);
-        warpgroup_fence();
-#pragma unroll
-        for (int s = 0; s < Shape::warp_strips; ++s) warpgroup_product(acc[s], a[step % 2][s], x + step * 2, k_tile > begin || step > 0);
-        commit_products();
-        wait_products<1>();
-        // The stage before is no longer read.
-        if (step == 0 && k_tile > begin && threadIdx.x % 32 == 0) arrive(used);
-      }
-      used = ring.empty_barrier();
-      ring.next();
-    }
-    wait_products<0>();
-    if (threadIdx.x % 32 == 0) arrive(used);
+    multiply_tile<Shape>(ring, shared, tile.k_end(p) - tile.k_begin(p), strip, acc);
     if (p.splits > 1 && !sum_parts<Shape::consumers * 32>(p, index, acc)) continue;
     const int strip0 = p.first_strip + tile.rows * Shape::strips + strip, token0 = tile.tokens * Shape::tokens;
-if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) {
+    if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) {
       store_floats(p, strip0, token0, acc);
       continue;
     }
@@ -167,6 +159,33 @@ if (p.epilogue == Epilogue::add || p.epilogue == Epilogue::logits) {
       store_halves(p, staging, strip0, token0 + c * 8, part);
     }
   }
+}
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, 1) hopper_kernel(const __grid_constant__ WideParams p) {
+  extern __shared__ __align__(1024) unsigned char hopper_shared[];
+  __shared__ uint64_t barriers[2 * Shape::stages];
+  const int warp = threadIdx.x / 32, parts = p.row_tiles * p.token_tiles * p.splits;
+  const HopperRing<Shape> ring{shared_address(hopper_shared), shared_address(barriers), shared_address(barriers + Shape::stages)};
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Shape::stages; ++i) {
+      init_barrier(ring.full + i * 8, 1);
+      init_barrier(ring.empty + i * 8, Shape::consumers);
+    }
+    publish_barriers();
+  }
+  __syncthreads();
+  if (p.weights_written) wait_for_previous_kernel();
+  let_next_kernel_start();
+  if (warp >= Shape::consumers) {
+    give_registers<40>();
+    if (warp == Shape::consumers) {
+      fill_ring<Shape>(p, ring, parts);
+      if (threadIdx.x % 32 == 0) prefetch_share(p.next);
+    }
+  } else {
+    take_registers<232>();
+    multiply_tiles<Shape>(p, ring, hopper_shared, parts);
   }
 }
 

@@ -78,6 +78,7 @@ Status widened_product(const PackedMatrix& w, WideParams params, const WideScrat
     set_weight(params, layout, static_cast<const unsigned char*>(scratch.widened) - first * layout.strip_bytes());
     params.layout.strips = first + count;
     params.first_strip = first;
+    params.weights_written = true;
     params.next = first + count == layout.strips ? next : NextRead();
     ES_RETURN_IF_ERROR(launch_product(Precision::fp16, params, on));
   }

@@ -12,10 +12,6 @@
 
 namespace edgeshift::cuda {
 
-__device__ inline void load_matrices(uint32_t shared, uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(shared) : "memory");
-}
-
 template <Precision kPrecision, bool kFlushSmall, int kRowWarps, int kTokenWarps, int kStages, int kBlocks = 1>
 struct WideShape {
   static constexpr Precision precision = kPrecision;
@@ -157,7 +153,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) wide_kernel(con
   const int begin = tile.k_begin(p), end = tile.k_end(p);
   const WideLoader<Shape> loader(p, shared, tile);
 
-  // Weights before the wait, inputs after it.
+  // Weights before the wait, inputs after it; but not weights that the kernel before wrote.
+  if (p.weights_written) wait_for_previous_kernel();
   for (int i = 0; i < Shape::stages - 1 && begin + i < end; ++i)
     for (int part = 0; part < loader.kParts; ++part) loader.weights(i, begin + i, part);
   wait_for_previous_kernel();

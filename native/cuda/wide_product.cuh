@@ -12,7 +12,7 @@ namespace edgeshift::cuda {
 inline constexpr int kWideTokens = 192;
 inline constexpr size_t kWideSharedBytes = size_t(97) * 1024;
 // From this many tokens on a quantized weight is turned into f16 once, before the product (docs/cuda.md).
-inline constexpr int kWidenTokens = 768, kWidenTokensHopper = 384;
+inline constexpr int kWidenTokens = 768, kWidenTokensHopper = 896;
 inline constexpr size_t kMostWidenedBytes = size_t(256) << 20;
 inline constexpr int kWidestStrips = 16;  // of a block's tile, whichever kernel
 
@@ -27,6 +27,7 @@ struct WideParams {
   Epilogue epilogue;
   Activation activation;
   NextRead next;
+  bool weights_written;  // by the kernel before
   int first_strip;  // the product is of strips [first_strip, layout.strips); weight is where strip 0 would be
   int chunk_shift;  // log2 of the tiles of 64 in a chunk
   int flush_shift;  // log2 of layout.flush

@@ -171,7 +171,7 @@ int main() {
         run({w.precision, n, k, w.group, t, epilogue, false}, cuda::gemv_fits(shape, t, small.device) ? Kernel::gemv : Kernel::tiled, workspace, small, checks);
       }
   // Many tokens on every kind of card, as this one can stand in for them: rows and tokens past a tile, every epilogue, parts of
-  // k, codes turned within the products and (from 768 or 384 tokens on, where the card does) before them.
+  // k, codes turned within the products and (from 768 or 896 tokens on, where the card does) before them.
   struct Card { bool hopper, fast; int shared; };
   for (Card card : {Card{false, true, on.device.shared_bytes}, {false, false, 99 * 1024}, {true, true, on.device.shared_bytes}}) {
     if (card.hopper && !on.device.hopper) continue;
@@ -182,8 +182,8 @@ int main() {
     int index = 0;
     for (const Weight& w : weights)
       for (auto [n, k] : {std::pair{64, 64}, {576, 576}, {1003, 1000}, {272, 4096}})
-        for (int t : {7, k > 1000 ? 130 : 300, 770}) {
-          if (t == 770 && (n < 500 || !card.fast || index % 2)) continue;
+        for (int t : {7, k > 1000 ? 130 : 300, 900}) {
+          if (t == 900 && (n < 500 || !card.fast || index % 2)) continue;
           Epilogue epilogue = epilogues[index++ % 4];
           if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
           run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::wide, workspace, wide, checks);

@@ -1,5 +1,6 @@
-// Fails every allocation of a load and of a step, one after the other: each gives out_of_memory (or bad_alloc, which the
-// addon's tasks turn into it), every byte comes back, and the next attempt succeeds.
+// Fails every allocation of a load (from the model's files, and from a repacked file), of writing a repacked file and of a
+// step, one after the other: each gives out_of_memory (or bad_alloc, which the addon's tasks turn into it), every byte
+// comes back, and the next attempt succeeds.
 #include <malloc.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -7,10 +8,13 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
 #include <new>
+#include <random>
 #include <system_error>
 
 #include "test/check.h"
+#include "test/tiers.h"
 #include "test/tiny_model.h"
 
 // Both sides are replaced below; inlining hides one of them from the compiler.
@@ -73,6 +77,8 @@ using namespace edgeshift::test;
 
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr long kMostPoints = 20000;
 
 // As Task::run of the addon: an exception becomes a status.
@@ -87,11 +93,20 @@ Status guarded(const Body& body) {
   }
 }
 
+// Descriptors that this process has open; 0 where the system does not list them.
+long open_files() {
+  std::error_code none;
+  long count = 0;
+  for (fs::directory_iterator at("/proc/self/fd", none), end; at != end; ++at) ++count;
+  return count;
+}
+
 // Runs `attempt` with its n-th allocation failing, for n = 0, 1, ... until it succeeds; returns how many failed.
 // `undo` follows an attempt that succeeded.
 template <class Attempt, class Undo>
 long fail_each(const char* what, const Attempt& attempt, const Undo& undo) {
   for (long point = 0; point < kMostPoints; ++point) {
+    const long files = open_files();
     const long before = live_bytes;
     countdown = point;
     // The message takes memory, too: only the code is kept.
@@ -111,10 +126,14 @@ long fail_each(const char* what, const Attempt& attempt, const Undo& undo) {
                                      std::to_string(live_bytes - before) + " bytes");
       return point;
     }
+    if (open_files() != files) report(__FILE__, __LINE__, std::string(what) + ": a file stays open");
   }
   report(__FILE__, __LINE__, std::string(what) + " never succeeded");
   return kMostPoints;
 }
+
+constexpr Precision kRungs[] = {Precision::fp16, Precision::int8, Precision::int4};
+constexpr const char* kNames[] = {"fp16", "int8", "int4"};
 
 void loads() {
   const Net net = make_net({.tied = false, .bias = true});
@@ -123,9 +142,8 @@ void loads() {
   auto opened = open_cpu(4, 1 << 20);
   ES_CHECK(opened.ok());
   auto backend = std::move(opened.value());
-  const std::pair<const char*, Precision> rungs[] = {
-      {"load fp16", Precision::fp16}, {"load int8", Precision::int8}, {"load int4", Precision::int4}};
-  for (const auto& [name, precision] : rungs) {
+  for (size_t rung = 0; rung < std::size(kRungs); ++rung) {
+    const Precision precision = kRungs[rung];
     std::unique_ptr<Model> model;
     const LoadOptions options{precision, 4, 64, kBlock, {}};
     auto attempt = [&]() -> Status {
@@ -138,10 +156,62 @@ void loads() {
     // Tables that are made once.
     ES_CHECK(attempt().ok());
     undo();
-    std::printf("%s: %ld allocations failed one by one\n", name, fail_each(name, attempt, undo));
+    std::printf("load %s: %ld allocations failed one by one\n", kNames[rung], fail_each("load", attempt, undo));
     double spread = 1;
     ES_CHECK(worst_difference(*backend, net, sources, precision, spread) < 1.5 * spread);
   }
+}
+
+// Writing a variant's repacked file, and loading it from there: as LoadTask and SaveTask of the addon do. No failed allocation
+// is taken for damage of the file, leaves one behind that is not finished, or one open.
+void packed_loads() {
+  const Net net = make_net({.tied = false, .bias = true});
+  const fs::path folder = fs::temp_directory_path() / ("es-alloc-" + std::to_string(std::random_device()()));
+  fs::create_directory(folder);
+  const std::string path = folder / "packed";
+  auto opened = open_cpu(4, 1 << 20);
+  ES_CHECK(opened.ok());
+  auto backend = std::move(opened.value());
+  const std::vector<WeightSource> sources = net.sources();
+  for (size_t rung = 0; rung < std::size(kRungs); ++rung) {
+    auto first = load(*backend, net, sources, kRungs[rung]);
+    if (!first) return;
+    const std::vector<int32_t> expected = scores(*first, net.spec.vocab, {3, 4, 5});
+    auto write = [&] {
+      // What an attempt that failed left would be in the way of this one.
+      Status status = save(*first, path, "key");
+      if (!status.ok() && status.code() != Code::out_of_memory) report(__FILE__, __LINE__, status.message());
+      return status;
+    };
+    ES_CHECK(write().ok());
+    fs::remove(path);
+    std::printf("save %s: %ld allocations failed one by one\n", kNames[rung], fail_each("save", write, [&] { fs::remove(path); }));
+    ES_CHECK(fs::is_empty(folder));
+    ES_CHECK(write().ok());
+    std::unique_ptr<Model> model;
+    auto attempt = [&]() -> Status {
+      PackedSource packed;
+      LoadOptions options{kRungs[rung], 4, 64, kBlock, {}};
+      Result<PackedFile> file = PackedFile::open(path, "key");
+      if (!file.ok()) return file.status();
+      packed.file = std::move(file.value());
+      options.packed = &packed;
+      auto loaded = backend->load(net.spec, sources, options);
+      if (!loaded.ok()) return loaded.status();
+      model = std::move(loaded.value());
+      if (model->origin() == Origin::packed_file) return Status();
+      return Status(Code::invalid_file, "the repacked file was not used");
+    };
+    auto undo = [&] { model.reset(); };
+    ES_CHECK(attempt().ok());
+    undo();
+    std::printf("load %s from its repacked file: %ld allocations failed one by one\n", kNames[rung],
+                fail_each("load from a repacked file", attempt, undo));
+    ES_CHECK(attempt().ok());
+    if (model) ES_CHECK(scores(*model, net.spec.vocab, {3, 4, 5}) == expected);
+    fs::remove(path);
+  }
+  fs::remove_all(folder);
 }
 
 void steps() {
@@ -149,27 +219,31 @@ void steps() {
   auto backend = open();
   auto model = load(*backend, net, net.sources(), Precision::int8);
   const StepBatch batch = scoring_batch(*model, net.spec.vocab, {1, 2, 3, 4, 5}, 0);
+  auto step = [&](StepResult& result) -> Status {
+    ES_RETURN_IF_ERROR(model->set_slot(0, SamplingState()));
+    return model->step(batch, result);
+  };
   StepResult expected;
-  ES_CHECK(model->set_slot(0, SamplingState()).ok());
-  ES_CHECK(model->step(batch, expected).ok());
-  StepResult result;
-  // The model keeps what it grew to (slots, scratch): only the outcome counts here, not the bytes.
+  ES_CHECK(step(expected).ok());
+  // The model keeps what its first step took (slots, scratch): from here on every step must give back all that it takes.
+  const long settled = live_bytes;
   for (long point = 0; point < kMostPoints; ++point) {
     countdown = point;
-    const Status status = guarded([&] {
-      ES_RETURN_IF_ERROR(model->set_slot(0, SamplingState()));
-      StepResult fresh;
-      ES_RETURN_IF_ERROR(model->step(batch, fresh));
-      result = std::move(fresh);
-      return Status();
-    });
+    const Code code = guarded([&] {
+      StepResult result;
+      return step(result);
+    }).code();
     const bool reached = countdown < 0;
     countdown = -1;
-    if (!status.ok() && status.code() != Code::out_of_memory) report(__FILE__, __LINE__, status.message());
-    StepResult again;
-    ES_CHECK(model->set_slot(0, SamplingState()).ok());
-    ES_CHECK(model->step(batch, again).ok());
-    for (size_t i = 0; i < expected.rows.size(); ++i) ES_CHECK(again.rows[i].logprob == expected.rows[i].logprob);
+    if (code != Code::ok && code != Code::out_of_memory) report(__FILE__, __LINE__, code_name(code));
+    {
+      StepResult again;
+      ES_CHECK(step(again).ok());
+      for (size_t i = 0; i < expected.rows.size(); ++i) ES_CHECK(again.rows[i].logprob == expected.rows[i].logprob);
+    }
+    if (live_bytes != settled) {
+      report(__FILE__, __LINE__, "step: allocation " + std::to_string(point) + " left " + std::to_string(live_bytes - settled) + " bytes");
+    }
     if (reached) continue;
     std::printf("step: %ld allocations failed one by one\n", point);
     return;
@@ -181,6 +255,7 @@ void steps() {
 
 int main() {
   loads();
+  packed_loads();
   steps();
   return failures ? 1 : 0;
 }

@@ -3,6 +3,7 @@ import { execFile } from 'node:child_process'
 import { copyFileSync, mkdtempSync, rmSync, truncateSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { pino } from 'pino'
 import { afterEach, describe, expect, it } from 'vitest'
@@ -88,32 +89,50 @@ describe.each(KINDS)('a load that fails on a device of kind %s', (kind) => {
     rmSync(folder, { recursive: true })
   })
 
-  it('at any effect of it, one by one: the ledger is exact after each and the next request is served', async () => {
-    const effects = ['loadModel', 'addVariant', 'overBudget'] as const
-    let broken: (typeof effects)[number] | undefined
-    const box = start(config(roomy(kind)), (device) =>
-      withLoads(device, async (request) => {
-        if (broken === 'loadModel') throw Object.assign(new Error('no memory'), { code: 'out_of_memory' })
-        const model = await device.loadModel(request)
-        if (broken === 'overBudget') return withSizes(model, { weightBytes: 2e9 })
-        // A block that no slab holds makes the pool throw after the load.
-        return broken === 'addVariant' ? withSizes(model, { blockBytes: 2 ** 40 }) : model
-      }),
-    )
-    await box.settled()
-    await box.residency.unload('a:int4')
-    const before = box.ledger()
-    for (const effect of effects) {
-      broken = effect
-      expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.REJECTED)
+  it.each([
+    ["the model's files", 'files'],
+    ['its repacked file', 'packed_file'],
+  ])(
+    'from %s at any effect of it, one by one: the ledger is exact after each and the next is served',
+    async (_, from) => {
+      const folder = mkdtempSync(join(tmpdir(), 'es-effects-'))
+      const effects = ['loadModel', 'addVariant', 'overBudget'] as const
+      let broken: (typeof effects)[number] | undefined
+      const cache = from === 'files' ? '' : `server: { cache_dir: ${JSON.stringify(folder)} }\n`
+      const box = start(cache + config(roomy(kind)), (device) =>
+        withLoads(device, async (request, packed) => {
+          if (broken === 'loadModel') throw Object.assign(new Error('no memory'), { code: 'out_of_memory' })
+          const model = await device.loadModel(request, packed)
+          if (broken === 'overBudget') return withSizes(model, { weightBytes: 2e9 })
+          // A block that no slab holds makes the pool throw after the load.
+          return broken === 'addVariant' ? withSizes(model, { blockBytes: 2 ** 40 }) : model
+        }),
+      )
       await box.settled()
-      expect(box.ledger()).toEqual(before)
-      broken = undefined
-      expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+      // Both models have the same file: one repacked file for each rung.
+      while (box.engine.packed && box.engine.packed.events.written < 3) await setImmediate()
+      const variant = box.variant('a:int4')
+      const expected = (await box.ask('a:int4', [1])).tokens
       await box.residency.unload('a:int4')
-      expect(box.ledger()).toEqual(before)
-    }
-  })
+      const before = box.ledger()
+      for (const effect of effects) {
+        broken = effect
+        expect((await box.ask('a:int4', [1])).end.finishReason).toBe(FinishReason.REJECTED)
+        await box.settled()
+        expect(box.ledger()).toEqual(before)
+        broken = undefined
+        const { end, tokens } = await box.ask('a:int4', [1])
+        expect([end.finishReason, tokens]).toEqual([FinishReason.LENGTH, expected])
+        expect(variant.origin).toBe(from)
+        await box.residency.unload('a:int4')
+        expect(box.ledger()).toEqual(before)
+      }
+      // No failure was taken for damage of the file.
+      const { damaged = 0, stale = 0, evicted = 0 } = box.engine.packed?.events ?? {}
+      expect([damaged, stale, evicted]).toEqual([0, 0, 0])
+      rmSync(folder, { recursive: true })
+    },
+  )
 })
 
 it.each(KINDS)(

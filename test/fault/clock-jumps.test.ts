@@ -70,6 +70,29 @@ describe('while the clock jumps', { timeout: 90_000 }, () => {
     expect(await stateOf(box, 'smollm2:int4')).toBe('ready')
   })
 
+  it('a deadline ends an answer in its middle no earlier than it says, or refuses it: by its name in either way', async () => {
+    const box = await start(JUMPING)
+    const whole = textOf(await (await post(box, {}, 24, 'smollm2')).text())
+    expect(whole.length).toBeGreaterThan(20)
+    const deadlineMs = 1500
+    const startedAt = performance.now()
+    // More than any machine computes in that time.
+    const late = await post(box, { 'x-edgeshift-deadline-ms': `${deadlineMs}` }, 8000, 'smollm2')
+    const answer = await late.text()
+    const elapsedMs = performance.now() - startedAt
+    expect(answer).toContain('"code":"deadline_exceeded"')
+    expect(answer).not.toContain('[DONE]')
+    // A slow machine knows before the first token that it would come too late.
+    const begun = late.status === 200
+    expect(late.status).toBe(begun ? 200 : 408)
+    const text = textOf(answer)
+    const common = Math.min(text.length, whole.length)
+    expect(text.slice(0, common)).toBe(whole.slice(0, common))
+    expect(begun ? elapsedMs : deadlineMs).toBeGreaterThanOrEqual(deadlineMs)
+    expect(box.enginePids).toHaveLength(1)
+    expect(textOf(await (await post(box, {}, 24, 'smollm2')).text())).toBe(whole)
+  })
+
   it('streams with a deadline, without a reader for a while, and an engine that must answer go on', async () => {
     const server = '{ http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_timeout: 5s, resume_grace: 60s }'
     const box = await GatewayProcess.start({ ...JUMPING, STEP_MS: '10' }, server).ready()
@@ -99,24 +122,35 @@ const metricsOf = async ({ url }: GatewayProcess): Promise<string> => (await fet
 const textOf = (stream: string): string =>
   [...stream.matchAll(/"content":"([^"]*)"/g)].map(([, piece]) => piece).join('')
 
+function post(
+  box: GatewayProcess,
+  headers: Record<string, string>,
+  maxTokens: number,
+  model: string,
+): Promise<Response> {
+  return fetch(`${box.url}/v1/chat/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', ...headers },
+    body: JSON.stringify({
+      model,
+      ignore_eos: true,
+      stream: true,
+      resumable: true,
+      seed: 1,
+      temperature: 0,
+      max_tokens: maxTokens,
+      messages: [{ role: 'user', content: 'Hello' }],
+    }),
+  })
+}
+
 /** Starts a resumable stream and reads until its first event with a number. */
 async function ask(
   box: GatewayProcess,
   headers: Record<string, string>,
   maxTokens: number,
 ): Promise<{ id: string; reader: ReadableStreamDefaultReader<string> }> {
-  const response = await fetch(`${box.url}/v1/chat/completions`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json', ...headers },
-    body: JSON.stringify({
-      model: 'm',
-      ignore_eos: true,
-      stream: true,
-      resumable: true,
-      max_tokens: maxTokens,
-      messages: [{ role: 'user', content: 'Hello' }],
-    }),
-  })
+  const response = await post(box, headers, maxTokens, 'm')
   if (response.body === null) throw new Error('the answer has no body')
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
   let text = ''

@@ -5,6 +5,7 @@
 import { toRoute, unavailable } from './explain.js'
 import type { ModelFacts, RouteRequest, RouteResult, RungFacts } from './facts.js'
 import { bytesOf, exclusionOf, exclusions, refuseExcluded, worstRank } from './limits.js'
+import { awaitsReturn } from './order.js'
 import { resolveWish } from './precision.js'
 import { bandwidthOf, speedOf } from './speed.js'
 import { kindOf, meetsDeadline } from './standing.js'
@@ -86,7 +87,8 @@ function candidatesOf(models: readonly ModelFacts[]): Candidate[] {
   const bandwidth = bandwidthOf(models.flatMap(({ variants }) => variants))
   const made = models.flatMap((model) => {
     const weights = Math.log2(weightsOf(model))
-    return model.variants.filter(mayServe).map((rung) => ({
+    const serving = model.variants.filter((rung, index) => mayServe(rung) && !awaitsReturn(model, index))
+    return serving.map((rung) => ({
       model,
       rung,
       strength: weights + QUALITY_DOUBLINGS * Math.log2(rung.quality),

@@ -2,7 +2,7 @@ import { chooseAutomatically } from './auto.js'
 import { explain, type Left, refuseWish, type Search, stuck, toRoute, unavailable } from './explain.js'
 import type { ModelFacts, MoveCause, Refusal, RouteRequest, RouteResult, RungFacts } from './facts.js'
 import { exclusions, refuseExcluded } from './limits.js'
-import { byDistance, fromLevel, wishOf } from './order.js'
+import { fromLevel, towards, wishOf } from './order.js'
 import { answerMs, meetsDeadline, type Out, type Standing, standingOf, type Timeliness } from './standing.js'
 import { AUTO, findTarget, type Target } from './target.js'
 
@@ -31,7 +31,7 @@ function routeOn(target: Target, request: RouteRequest): RouteResult {
     if (wish && !allowed.includes(wish.place)) return refuse(refuseWish(search))
     return walk({ ...search, order: [wish?.place ?? best] })
   }
-  if (wish) return walk({ ...search, order: byDistance(allowed, wish.place) })
+  if (wish) return walk({ ...search, order: towards(model, allowed, wish.place) })
   const order = fromLevel(model, allowed, request)
   const probe = findProbe(model, request, order)
   return probe ? serveProbe(model, probe) : walk({ ...search, order })

@@ -1,7 +1,7 @@
 /** Why a rung was chosen, in a code and a sentence; and why none was. Pure. */
 import type { ModelFacts, MoveCause, Refusal, Route, RouteCode, RouteRequest, RungFacts } from './facts.js'
 import { type Exclusion, explainExclusion } from './limits.js'
-import { bestFromLevel, type Wish } from './order.js'
+import { awaitsReturn, bestFromLevel, type Wish } from './order.js'
 import { type Out, type Standing, standingOf } from './standing.js'
 
 /** A request on its way through a ladder; rungs are indices, 0 = best. */
@@ -31,15 +31,25 @@ export function toRoute(model: string, rung: RungFacts, { code, text }: Explanat
 
 /** Why the rung at `index` serves; `left` is where the one tried first stood, when it was passed over. */
 export function explain(search: Search, index: number, left: Left | undefined): Explanation {
-  const { wish, order } = search
+  const { model, wish, order } = search
   const first = order[0] ?? index
   if (wish && !wish.exists && index === first) {
     return { code: 'nearest', text: 'the ladder has no rung of the precision asked for' }
   }
-  if (wish?.exists && index === wish.place) return { code: 'requested', text: 'as asked for' }
-  if (wish?.exists && index === first) return excludedWish(search, wish.place)
+  if (wish?.exists) {
+    const { place } = wish
+    const wanted = model.variants[place]
+    if (index === place) return { code: 'requested', text: 'as asked for' }
+    if (wanted && order.includes(place) && awaitsReturn(model, place)) return recovering(model, wanted)
+    if (index === first) return excludedWish(search, place)
+  }
   if (index !== first && left) return moved(index > first, left)
   return unasked(search, index)
+}
+
+function recovering({ levelCause }: ModelFacts, { precision }: RungFacts): Explanation {
+  const cause = levelCause === undefined ? '' : ` since it was left (${levelCause})`
+  return { code: 'recovering', text: `${precision} is usable again, but not for long enough${cause}` }
 }
 
 function excludedWish({ model, excluded }: Search, place: number): Explanation {
@@ -63,7 +73,7 @@ function causeOf(left: Exclude<Left, { kind: 'coming' }>): MoveCause {
 
 /** Nothing was asked for: what keeps the rungs above from serving. */
 function unasked({ model, request, excluded }: Search, index: number): Explanation {
-  const { variants, level, levelCause } = model
+  const { variants, level } = model
   if (request.speedPriority !== undefined && request.speedPriority > 0) {
     return { code: 'speed', text: `speed_priority is ${request.speedPriority}` }
   }
@@ -77,8 +87,7 @@ function unasked({ model, request, excluded }: Search, index: number): Explanati
   if (standing.kind === 'coming') return { code: 'loading', text: standing.why }
   if (standing.kind !== 'usable') return { code: codeOfMove(true, causeOf(standing)), text: standing.why }
   if (level === better.name) return { code: 'highest', text: 'the best rung' }
-  const cause = levelCause === undefined ? '' : ` since it was left (${levelCause})`
-  return { code: 'recovering', text: `${better.precision} is usable again, but not for long enough${cause}` }
+  return recovering(model, better)
 }
 
 /** The policy's `prefer` put the rung before the best one that can serve. */

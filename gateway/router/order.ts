@@ -2,7 +2,7 @@
 import type { ModelFacts, Refusal, RouteRequest, RungFacts } from './facts.js'
 import { rankOf, resolveWish } from './precision.js'
 import { bandwidthOf, speedOf } from './speed.js'
-import { canServe } from './standing.js'
+import { canServe, kindOf } from './standing.js'
 import type { Target } from './target.js'
 
 /** How much faster a rung must be to be worth its load, as a binary logarithm: a tenth. Measurements waver. */
@@ -39,6 +39,27 @@ export function wishOf({ model, rung }: Target, { precision }: RouteRequest): Wi
 export function byDistance(rungs: readonly number[], place: number): number[] {
   const distance = (index: number): number => Math.abs(index - place) - (index > place ? 0.1 : 0)
   return rungs.toSorted((a, b) => distance(a) - distance(b))
+}
+
+/**
+ * The rung was left because it did not fit, and would have to be loaded again: that is done when the ladder comes back to
+ * it, not for whoever asks first, or memory that comes and goes would be filled and emptied without end.
+ */
+export function awaitsReturn({ variants, level, levelCause }: ModelFacts, index: number): boolean {
+  if (levelCause !== 'oom') return false
+  const at = variants.findIndex(({ name }) => name === level)
+  const stands = variants[at]
+  const rung = variants[index]
+  if (index >= at || !stands || !rung || !canServe(stands)) return false
+  const kind = kindOf(rung)
+  return rung.state !== 'ready' && (kind === 'usable' || kind === 'queue')
+}
+
+/** Rungs for a request that wants one at `place`: the nearest first, behind them those that the ladder comes back to. */
+export function towards(model: ModelFacts, allowed: readonly number[], place: number): number[] {
+  const near = byDistance(allowed, place)
+  const awaited = near.filter((index) => awaitsReturn(model, index))
+  return awaited.length === 0 ? near : [...near.filter((index) => !awaited.includes(index)), ...awaited]
 }
 
 /**

@@ -49,7 +49,17 @@ it('serves fp16 at int4 with the reason, refuses it where nothing else will do, 
     'the edit',
   )
   let served = squeezed
-  while (served.variant !== 'smollm2:fp16') served = await ask('smollm2')
-  expect(served.status).toBe(200)
+  while (served.variant !== 'smollm2:fp16') {
+    expect(served).toMatchObject({ status: 200, variant: 'smollm2:int4' })
+    expect(served.reason).toMatch(/^(degraded_oom|recovering): /)
+    served = await ask('smollm2:fp16')
+  }
+  expect(served).toMatchObject({ status: 200, reason: 'requested: as asked for' })
+  // The gateway hears a moment later that the load has ended.
+  while (served.reason !== 'highest: the best rung') {
+    served = await ask('smollm2')
+    expect(served.reason).toMatch(/^(loading|highest): /)
+  }
+  expect(served.variant).toBe('smollm2:fp16')
   expect(await ask('smollm2:fp16', { degrade: 'forbid' })).toMatchObject({ status: 200, variant: 'smollm2:fp16' })
 }, 60_000)

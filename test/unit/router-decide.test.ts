@@ -150,6 +150,30 @@ describe('a rung or a precision', () => {
   })
 })
 
+describe('a rung that did not fit and fits again', () => {
+  const left = { level: 'm:int4', levelCause: 'oom' as const }
+  const back: Rungs = ['loadable', 'unloaded', 'ready']
+  it.each<[Partial<RouteRequest>, Rungs, More, string]>([
+    [{ model: 'm:fp16' }, back, left, 'int4 recovering'],
+    [{ precision: 'high' }, back, left, 'int4 recovering'],
+    [{ precision: 'int8' }, ['loadable', 'loadable', 'ready'], left, 'int4 recovering'],
+    [{ model: 'auto' }, back, left, 'int4 auto'],
+    [{ model: 'm:fp16' }, ['loadable', 'unloaded', 'loadable'], left, 'int4 recovering'],
+    [{ model: 'm:fp16' }, ['queueable', 'unloaded', 'ready'], left, 'int4 recovering'],
+    // Nothing is loaded for it, or nobody would serve it otherwise, or it allows no other.
+    [{ model: 'm:fp16' }, ['ready', 'unloaded', 'ready'], left, 'fp16 requested'],
+    [{ model: 'm:fp16' }, ['loading', 'unloaded', 'ready'], left, 'wait'],
+    [{ model: 'm:fp16' }, ['loadable', 'unloaded', 'failed'], left, 'fp16 requested'],
+    [{ model: 'm:fp16', minPrecision: 'high' }, back, left, 'fp16 requested'],
+    [{ model: 'm:fp16', degrade: 'forbid' }, back, left, 'fp16 requested'],
+    // Other causes end by themselves: a breaker by its probe, pressure by turns.
+    [{ model: 'm:fp16' }, back, { ...left, levelCause: 'pressure' }, 'fp16 requested'],
+    [{ model: 'm:fp16' }, back, {}, 'fp16 requested'],
+  ])('%j with %j: %j', (request, rungs, more, expected) => {
+    expect(outcome(request, [modelFacts('m', rungs, more)])).toBe(expected)
+  })
+})
+
 describe('limits', () => {
   it.each<[Partial<RouteRequest>, Rungs, More, string]>([
     [{ minPrecision: 'int8' }, ['failed', 'failed', 'ready'], {}, 'error engine_unavailable'],

@@ -154,9 +154,8 @@ describe('every decision', () => {
       if (!route || !asked.model.includes(':')) return []
       return broken({
         'the code says it': (route.variant === asked.model) === (route.code === 'requested'),
-        'the code says why': /^(requested|degraded_|raised_|min_precision|memory_limit|context|loading)/.test(
-          route.code,
-        ),
+        'the code says why':
+          /^(requested|degraded_|raised_|min_precision|memory_limit|context|loading|recovering)/.test(route.code),
       })
     })
     expect.hasAssertions()

@@ -49,7 +49,9 @@ const args = new Command('edgeshift-engine')
   .option('--device <id>', 'serve this device of the configuration only')
   .parse()
   .opts<Arguments>()
-const log = pino({ name: 'engine', level: process.env.EDGESHIFT_LOG_LEVEL ?? 'info' }, pino.destination(2))
+// Written at once: what says why the engine is about to die has to be out before it does.
+const destination = pino.destination({ dest: 2, sync: true })
+const log = pino({ name: 'engine', level: process.env.EDGESHIFT_LOG_LEVEL ?? 'info' }, destination)
 main(args, log).catch((error: unknown) => {
   log.fatal({ err: error }, 'the engine cannot run')
   process.exit(1)

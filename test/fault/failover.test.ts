@@ -2,12 +2,12 @@
  * kill -9 of the engine under 100 concurrent requests over every protocol, with the embedded model: each ends with the
  * text that its seed gives undisturbed, and none is lost. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
  */
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
-import { LOSE_DEVICE, POISON_TOKEN } from '../support/poisonable-engine.js'
+import { HANG, LOSE_DEVICE, POISON_TOKEN } from '../support/poisonable-engine.js'
 import { randoms } from '../support/randoms.js'
 
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
@@ -116,22 +116,43 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
   })
 })
 
-describe('a device that fails in a step', { timeout: 180_000 }, () => {
-  it('ends the engine, and its requests go on with their texts on the next', async () => {
-    const expected = await undisturbed()
-    const engines = box.enginePids.length
-    let news = 0
-    const answers = await Promise.all(
-      JOBS.map((job, index) =>
-        clients.ask(index, job, () => {
-          if (++news === 20) writeFileSync(join(box.tmp, LOSE_DEVICE), '')
-        }),
-      ),
-    )
-    expect(answers.map(({ text }) => text)).toEqual(expected)
-    expect(answers.reduce((sum, { degraded }) => sum + degraded, 0)).toBeGreaterThan(0)
-    expect(box.enginePids.length).toBe(engines + 1)
-    expect(box.log.map(({ msg }) => msg)).toContain('a device is lost')
+/** Asks every job once; when 20 events were told, the next step goes wrong as the file says. */
+async function askThrough(file: string): Promise<void> {
+  const expected = await undisturbed()
+  const engines = box.enginePids.length
+  let news = 0
+  const answers = await Promise.all(
+    JOBS.map((job, index) =>
+      clients.ask(index, job, () => {
+        if (++news === 20) writeFileSync(join(box.tmp, file), '')
+      }),
+    ),
+  )
+  expect(answers.map(({ text }) => text)).toEqual(expected)
+  expect(answers.reduce((sum, { degraded }) => sum + degraded, 0)).toBeGreaterThan(0)
+  expect(box.enginePids.length).toBe(engines + 1)
+}
+
+/** Why engines said that they cannot go on. */
+const reasons = (): unknown[] =>
+  box.log.flatMap(({ msg, err }) => (msg === 'a device is lost' ? [(err as { message: string }).message] : []))
+
+describe('a step that goes wrong', { timeout: 180_000 }, () => {
+  it('because the device fails ends the engine, and its requests go on with their texts on the next', async () => {
+    await askThrough(LOSE_DEVICE)
+    expect(reasons().at(-1)).toBe('an illegal memory access was encountered')
+  })
+
+  it('because it hangs ends the engine after step_timeout, and its requests go on with their texts on the next', async () => {
+    const file = join(box.tmp, 'models.yaml')
+    const text = readFileSync(file, 'utf8')
+    writeFileSync(file, `${text}\nscheduler: { step_timeout: 4s }\n`)
+    const reloaded = (): boolean =>
+      box.log.some(({ name, msg }) => name === 'engine' && msg === 'configuration reloaded')
+    await box.until(reloaded, 'the engine has the edit')
+    await askThrough(HANG)
+    expect(reasons().at(-1)).toMatch(/^a step with \d+ sequences has made no progress for 4000 ms$/)
+    writeFileSync(file, text)
   })
 })
 

@@ -1,3 +1,7 @@
+/**
+ * What a variant takes beside its weights, before anything is loaded and for backends that this build or machine may not
+ * have. So it states the native layouts a second time; test/integration/estimates.property.test.ts holds the two together.
+ */
 import { KV_UNIT_BYTES, type KvCacheDtype, type ModelSpec } from '../native.js'
 import { keptHeadDim } from '../registry/index.js'
 
@@ -11,7 +15,7 @@ const KV_BYTES: Readonly<Record<KvCacheDtype, { element: number; scale: number }
 }
 /** Rows that go through the head at a time. */
 const LOGIT_ROWS = 64
-/** Packed activations, thread stacks, sampling state. */
+/** Packed activations, thread stacks, sampling state, and the rounding of the rest. */
 const FIXED_BYTES = 16 * 2 ** 20
 /** On a GPU: parts of products (two tiles for each of up to 200 multiprocessors), a step's arrays, allocations' ends. */
 const CUDA_FIXED_BYTES = 80 * 2 ** 20
@@ -46,13 +50,16 @@ export function estimateWorkspaceBytes(spec: ModelSpec, limits: StepLimits, kind
   return kind === 'cpu' ? cpuWorkspaceBytes(spec, limits.maxBatchTokens) : cudaWorkspaceBytes(spec, limits)
 }
 
+/** The stretches of native/model/cpu_workspace.cpp. */
 function cpuWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number): number {
-  const heads = spec.numHeads * spec.headDim
-  const attention = 3 * heads + 2 * spec.numKvHeads * spec.headDim
-  const rotary = spec.ropes.reduce((sum, { table }) => sum + table.invFreq.length, 0)
-  const perToken = 3 * spec.hiddenSize + 2 * rotary + Math.max(attention, 3 * spec.intermediateSize)
-  const head = LOGIT_ROWS * (spec.vocabSize + 2 * spec.hiddenSize)
-  return (maxBatchTokens * perToken + head) * FLOAT_BYTES + FIXED_BYTES
+  const headDim = keptHeadDim('cpu', spec.headDim)
+  const attention = (3 * spec.numHeads + 2 * spec.numKvHeads) * headDim
+  const rotary = spec.ropes.reduce((sum, { table }) => sum + 2 * table.invFreq.length, 0)
+  const rows = Math.min(LOGIT_ROWS, maxBatchTokens)
+  const always = maxBatchTokens * (3 * spec.hiddenSize + rotary) + rows * spec.vocabSize
+  const perToken = Math.max(attention, 3 * spec.intermediateSize)
+  const inTurns = Math.max(maxBatchTokens * perToken, 2 * rows * spec.hiddenSize)
+  return (always + inTurns) * FLOAT_BYTES + FIXED_BYTES
 }
 
 /** The buffers of native/cuda/transformer.cu and model.cu. */

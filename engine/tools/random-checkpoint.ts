@@ -95,10 +95,10 @@ const bytesOf = ({ dtype, shape }: Tensor): number =>
   shape.reduce((product, length) => product * length, dtype === 'F16' ? 2 : 4)
 
 /** A piece of a tensor's content, to be written as often as the tensor is long. */
-function pieceOf(content: Content): Buffer {
-  const piece = randomFillSync(Buffer.allocUnsafe(PIECE))
+function pieceOf(content: Content, bytes: number): Buffer {
+  const piece = randomFillSync(Buffer.from(new ArrayBuffer(bytes)))
   if ('bytes' in content) return piece
-  const halves = new Uint16Array(piece.buffer, piece.byteOffset, PIECE / 2)
+  const halves = new Uint16Array(piece.buffer)
   const { least, range, signed } = content
   for (const [i, random] of halves.entries())
     halves[i] = (least + ((random & 0x7fff) % range)) | (signed ? random & 0x8000 : 0)
@@ -123,10 +123,12 @@ function writeTensors(file: string, tensors: readonly Tensor[]): void {
     writeSync(descriptor, length)
     writeSync(descriptor, padded)
     const pieces = new Map<Content, Buffer>()
+    const pieceBytes = Math.min(PIECE, Math.max(...tensors.map(bytesOf)))
     for (const tensor of tensors) {
-      const piece = pieces.get(tensor.content) ?? pieceOf(tensor.content)
+      const piece = pieces.get(tensor.content) ?? pieceOf(tensor.content, pieceBytes)
       pieces.set(tensor.content, piece)
-      for (let left = bytesOf(tensor); left > 0; left -= PIECE) writeSync(descriptor, piece, 0, Math.min(left, PIECE))
+      for (let left = bytesOf(tensor); left > 0; left -= pieceBytes)
+        writeSync(descriptor, piece, 0, Math.min(left, pieceBytes))
     }
   } finally {
     closeSync(descriptor)

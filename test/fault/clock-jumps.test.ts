@@ -5,7 +5,9 @@
 import { afterEach, describe, expect, it } from 'vitest'
 import { AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
+import { LadderAnswers } from '../support/ladder-answers.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { shippedKind } from '../support/test-device.js'
 
 const CLOCK = new URL('../support/jumping-clock.mjs', import.meta.url).href
 const JUMPING = { NODE_OPTIONS: `--import=${CLOCK}` }
@@ -31,13 +33,29 @@ const JOBS: readonly Job[] = [0, 1, 2].map((seed) => ({
   maxTokens: 16,
 }))
 
-/** The answer of every job in every way; `onNews` at every event. */
+/** The answer of every job in every way, by jobs; `onNews` at every event. */
 async function answers(box: GatewayProcess, onNews: () => void): Promise<string[]> {
   const clients = new AnyProtocol(box)
   const all = JOBS.flatMap((job) => Array.from({ length: WAYS }, (_, way) => clients.ask(way, job, onNews)))
   const texts = (await Promise.all(all)).map(({ text }) => text)
   clients.close()
   return texts
+}
+
+/** The texts, with the expected one in place of each that parts from it at near ties only, as it may on a GPU. */
+async function likeUsual(texts: readonly string[], expected: readonly string[]): Promise<string[]> {
+  if (shippedKind() === 'cpu') return [...texts]
+  const ladder = await LadderAnswers.open()
+  const segments = [{ variant: 'smollm2:int4', from: 0 }]
+  const like: string[] = []
+  for (const [i, text] of texts.entries()) {
+    const usual = expected[i] ?? ''
+    const job = JOBS[Math.floor(i / WAYS)] as Job
+    // oxlint-disable-next-line no-await-in-loop -- most texts need no look
+    like.push(text !== usual && (await ladder.gives(job, segments, text)) ? usual : text)
+  }
+  await ladder.close()
+  return like
 }
 
 async function start(env: Record<string, string>): Promise<GatewayProcess> {
@@ -63,7 +81,7 @@ describe('while the clock jumps', { timeout: 90_000 }, () => {
     const texts = await answers(box, () => {
       if (++news === 20) process.kill(box.enginePids.at(-1) ?? 0, 'SIGKILL')
     })
-    expect(texts).toEqual(expected)
+    expect(await likeUsual(texts, expected)).toEqual(expected)
     expect(box.enginePids).toHaveLength(2)
     let brief = await stateOf(box, 'brief:int4')
     while (brief !== 'unloaded') brief = await stateOf(box, 'brief:int4')

@@ -1,7 +1,7 @@
 /**
  * kill -9 of the engine under requests over every protocol that run on all three rungs of the embedded model, some of
  * which then do not load again: what ran there goes on on another rung. Every text is, to the byte, what its rungs give one
- * after the other from the tokens told before, and no request is lost. FAULT_ROUNDS=10 is the
+ * after the other from the tokens told before (on a GPU near ties apart), and no request is lost. FAULT_ROUNDS=10 is the
  * long form, with 100 at a time.
  */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
@@ -105,14 +105,17 @@ function changes(segments: readonly Segment[]): Segment[] {
 
 /** What the answer must be; of a whole one, which does not say when its rung changed, what it may be. */
 async function expected(job: Job, { text, segments }: Answer): Promise<string> {
-  if (segments.length > 0) return answers.textOf(job, changes(segments))
+  if (segments.length > 0) {
+    const whole = changes(segments)
+    return (await answers.gives(job, whole, text)) ? text : answers.textOf(job, whole)
+  }
   const found = await search(job, [{ variant: job.model ?? '', from: 0 }], text)
   return found ? text : 'nothing that rungs could give one after the other'
 }
 
 /** Whether a text is what these segments give, or what they give with up to three changes of the rung behind them. */
 async function search(job: Job, segments: readonly Segment[], text: string): Promise<boolean> {
-  if ((await answers.textOf(job, segments)) === text) return true
+  if (await answers.gives(job, segments, text)) return true
   const last = segments.at(-1)
   if (segments.length > 3 || !last) return false
   // The longest common beginning first: a rung that goes on alike hides where it began.
@@ -156,6 +159,7 @@ describe('kill -9 with rungs that do not come back', { timeout: 240_000 * ROUNDS
       await allReady()
     }
     console.log(`streams that went on on another rung: ${JSON.stringify(Object.fromEntries(moved))}`)
+    if (answers.parted > 0) console.log(`${answers.parted} texts parted at near ties`)
     expect(moved.size).toBeGreaterThan(0)
     expect(box.enginePids.length).toBe(1 + ROUNDS * KILLS_A_ROUND)
     const metrics = await (await fetch(`${box.url}/metrics`)).text()

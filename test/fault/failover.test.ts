@@ -1,14 +1,17 @@
 /**
  * kill -9 of the engine under 100 concurrent requests over every protocol, with the embedded model: each ends with the
- * text that its seed gives undisturbed, and none is lost. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
+ * text that its seed gives undisturbed, and none is lost. On a GPU texts may part from that at near ties, and nowhere
+ * else. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
  */
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
+import { LadderAnswers } from '../support/ladder-answers.js'
 import { HANG, LOSE_DEVICE, POISON_TOKEN } from '../support/poisonable-engine.js'
 import { randoms } from '../support/randoms.js'
+import { shippedKind } from '../support/test-device.js'
 
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
 const KILLS_A_ROUND = 2
@@ -29,8 +32,11 @@ const JOBS: readonly Job[] = [0, 1, 2, 3, 4].flatMap((group) =>
 
 let box: GatewayProcess
 let clients: AnyProtocol
+/** Where texts may part at near ties. */
+let ties: LadderAnswers | undefined
 
 beforeAll(async () => {
+  if (shippedKind() === 'cuda') ties = await LadderAnswers.open()
   box = await GatewayProcess.startShipped(onlyRung('int4'), 'poisonable-engine.ts').ready()
   clients = new AnyProtocol(box)
 })
@@ -38,6 +44,7 @@ beforeAll(async () => {
 afterAll(async () => {
   clients.close()
   await box.close()
+  await ties?.close()
 })
 
 /** Kills the engine as soon as the clients have heard so much since the last kill, and a new engine is there. */
@@ -65,13 +72,20 @@ async function undisturbed(): Promise<string[]> {
   return answers.map(({ text }) => text)
 }
 
+/** What an answer must be where a job's text is usually this one. */
+async function required(job: Job, usual: string, text: string): Promise<string> {
+  const allowed = text !== usual && (await ties?.gives(job, [{ variant: 'smollm2:int4', from: 0 }], text))
+  return allowed ? text : usual
+}
+
 /** Asks every job in every way at the same time; all must succeed. */
-function askAll(onNews: () => void): Promise<{ job: number; answer: Answer }[]> {
+function askAll(onNews: () => void): Promise<{ job: Job; index: number; answer: Answer }[]> {
   return Promise.all(
-    JOBS.flatMap((asked, job) =>
+    JOBS.flatMap((job, index) =>
       Array.from({ length: WAYS }, async (_, way) => ({
         job,
-        answer: await clients.ask(way, asked, onNews),
+        index,
+        answer: await clients.ask(way, job, onNews),
       })),
     ),
   )
@@ -97,12 +111,14 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
       const killer = new Killer(Array.from({ length: KILLS_A_ROUND }, () => 1 + Math.floor(random() * 350)))
       const answers = await askAll(killer.onNews)
       expect(killer.kills).toBe(KILLS_A_ROUND)
-      for (const [index, { job, answer }] of answers.entries()) {
-        expect({ round, index, text: answer.text }).toEqual({ round, index, text: expected[job] })
-        expect(answer.completionTokens).toBe(JOBS[job]?.maxTokens)
+      for (const { job, index, answer } of answers) {
+        const text = await required(job, expected[index] ?? '', answer.text)
+        expect({ round, index, text: answer.text }).toEqual({ round, index, text })
+        expect(answer.completionTokens).toBe(job.maxTokens)
         degraded += answer.degraded
       }
     }
+    if (ties) console.log(`${ties.parted} of ${ROUNDS * JOBS.length * WAYS} texts parted at near ties`)
     expect(degraded).toBeGreaterThan(0)
     expect(box.enginePids).toHaveLength(1 + ROUNDS * KILLS_A_ROUND)
   })
@@ -128,7 +144,9 @@ async function askThrough(file: string): Promise<void> {
       }),
     ),
   )
-  expect(answers.map(({ text }) => text)).toEqual(expected)
+  for (const [index, { text }] of answers.entries()) {
+    expect(text).toBe(await required(JOBS[index] as Job, expected[index] ?? '', text))
+  }
   expect(answers.reduce((sum, { degraded }) => sum + degraded, 0)).toBeGreaterThan(0)
   expect(box.enginePids.length).toBe(engines + 1)
 }
@@ -167,7 +185,9 @@ describe('a poison request (long form)', { timeout: 400_000 }, () => {
     })
     const refusal = await poison
     expect([refusal?.status, await refusal?.json()]).toMatchObject([422, { error: { code: 'poison_request' } }])
-    for (const { job, answer } of answers) expect(answer.text).toBe(expected[job])
+    for (const { job, index, answer } of answers) {
+      expect(answer.text).toBe(await required(job, expected[index] ?? '', answer.text))
+    }
     expect(box.enginePids.length - started).toBeLessThanOrEqual(3)
   })
 })

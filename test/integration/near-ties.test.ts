@@ -15,9 +15,8 @@ import {
   smollm2Request,
   testDevices,
 } from '../support/native-model.js'
+import { NEAR_TIE } from '../support/near-ties.js'
 
-/** Largest difference of two log probabilities that counts as a tie: what the tests of one rung allow (native-smollm2). */
-const NEAR_TIE = 0.05
 /** More than one sequence of native-model.ts takes of the arena. */
 const SEQUENCE_BYTES = 110e6
 const SIZES = { cpu: { streams: 6, tokens: 16 }, cuda: { streams: 64, tokens: 64 } }

@@ -1,5 +1,7 @@
 /** The device that tests with whole engines run on: the CPU, or with EDGESHIFT_TEST_DEVICE=cuda the first GPU. */
 
+import { loadAddon } from '../../engine/addon.js'
+
 /** One device of a configuration. */
 export interface TestMemory {
   kind: 'cpu' | 'cuda'
@@ -15,6 +17,15 @@ export function testDevice(gigabytes: { cpu: number; cuda: number }, kind = chos
   const id = kind === 'cuda' ? 'gpu0' : 'cpu0'
   const memory = gigabytes[kind]
   return { kind, id, gigabytes: memory, yaml: `{ id: ${id}, kind: ${kind}, memory_gb: ${memory} }` }
+}
+
+/** What serves where a configuration names no device, as the shipped one: every GPU, else the CPU. */
+export function shippedKind(): 'cpu' | 'cuda' {
+  return loadAddon()
+    .devices()
+    .some(({ kind }) => kind === 'cuda')
+    ? 'cuda'
+    : 'cpu'
 }
 
 function chosenKind(): 'cpu' | 'cuda' {

@@ -12,7 +12,7 @@ import type { ModelFacts, RouteRequest } from '../../gateway/router/facts.js'
 import { RungWatch } from '../../gateway/router/watch.js'
 import { engineInProcess, type InProcessEngine, tinyModel } from '../support/engine-in-process.js'
 import { routeRequest } from '../support/router-facts.js'
-import { withLoads, withSizes } from '../support/wrapped-native.js'
+import { withChanges, withLoads } from '../support/wrapped-native.js'
 
 const MB = 1e6
 /** What each rung claims to take, so that a budget can hold int4 alone. */
@@ -55,7 +55,7 @@ class Box {
     const engine = engineInProcess(yaml(LARGE_GB), (native) =>
       withLoads(native, async (request, packed) => {
         const model = await native.loadModel(request, packed)
-        return withSizes(model, { weightBytes: WEIGHTS[request.precision] })
+        return withChanges(model, { weightBytes: WEIGHTS[request.precision] })
       }),
     )
     for (const { known } of engine.residency.managed.values()) known.demand.weightBytes = WEIGHTS[known.precision]

@@ -16,7 +16,7 @@ import { fakeEngine } from '../support/fake-engine.js'
 import { runMixed } from '../support/mixed-clients.js'
 import { testDevices } from '../support/native-model.js'
 import { type TestMemory, testDevice } from '../support/test-device.js'
-import { withLoads, withSizes } from '../support/wrapped-native.js'
+import { withChanges, withLoads } from '../support/wrapped-native.js'
 
 const open: InProcessEngine[] = []
 afterEach(async () => {
@@ -50,7 +50,7 @@ function heavy(device: TestMemory): InProcessEngine {
   const box = start(config(device), (native) =>
     withLoads(native, async (request) => {
       const model = await native.loadModel(request)
-      return withSizes(model, { weightBytes: model.weightBytes + ballast })
+      return withChanges(model, { weightBytes: model.weightBytes + ballast })
     }),
   )
   for (const { known } of box.residency.managed.values()) known.demand.weightBytes += ballast
@@ -103,9 +103,9 @@ describe.each(KINDS)('a load that fails on a device of kind %s', (kind) => {
         withLoads(device, async (request, packed) => {
           if (broken === 'loadModel') throw Object.assign(new Error('no memory'), { code: 'out_of_memory' })
           const model = await device.loadModel(request, packed)
-          if (broken === 'overBudget') return withSizes(model, { weightBytes: 2e9 })
+          if (broken === 'overBudget') return withChanges(model, { weightBytes: 2e9 })
           // A block that no slab holds makes the pool throw after the load.
-          return broken === 'addVariant' ? withSizes(model, { blockBytes: 2 ** 40 }) : model
+          return broken === 'addVariant' ? withChanges(model, { blockBytes: 2 ** 40 }) : model
         }),
       )
       await box.settled()

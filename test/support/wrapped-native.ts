@@ -15,18 +15,18 @@ export function withLoads(device: NativeDevice, loadModel: NativeDevice['loadMod
   }
 }
 
-/** A model that claims other sizes. */
-export function withSizes(
+/** A model that differs in what it says of itself or in how it steps. */
+export function withChanges(
   model: NativeModel,
-  sizes: Partial<Pick<NativeModel, 'weightBytes' | 'blockBytes'>>,
+  changes: Partial<Pick<NativeModel, 'weightBytes' | 'blockBytes' | 'step'>>,
 ): NativeModel {
   const { weightBytes, workspaceBytes, blockBytes, roundingError, origin, packedFault, packedBytes } = model
   return {
     ...{ weightBytes, workspaceBytes, blockBytes, roundingError, origin, packedFault, packedBytes },
-    ...sizes,
     setSlot: (slot, state) => model.setSlot(slot, state),
     step: (batch) => model.step(batch),
     savePacked: (to) => model.savePacked(to),
     unload: () => model.unload(),
+    ...changes,
   }
 }

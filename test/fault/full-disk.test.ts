@@ -6,6 +6,7 @@ import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import { EngineProcess } from '../support/engine-process.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { testDevice } from '../support/test-device.js'
 
 const running: EngineProcess[] = []
 afterEach(() => {
@@ -14,7 +15,7 @@ afterEach(() => {
 
 const config = (folder: string): string => `
 server: { cache_dir: ${JSON.stringify(join(folder, 'cache'))} }
-devices: [{ id: cpu0, kind: cpu, memory_gb: 1 }]
+devices: [${testDevice({ cpu: 1, cuda: 1 }).yaml}]
 models: [{ id: m, max_model_len: 256, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }] }]
 `
 

@@ -19,6 +19,7 @@ import { tinyModel, engineInProcess } from '../support/engine-in-process.js'
 import { goldenRequest } from '../support/golden.js'
 import { generate, smollm2Request, testDevices } from '../support/native-model.js'
 import { stories260kRequest } from '../support/stories260k.js'
+import { testDevice } from '../support/test-device.js'
 
 let folder: string
 beforeEach(() => {
@@ -141,21 +142,26 @@ it('an unload ends a save, and nothing is left of it', async () => {
   await device.close()
 })
 
-it('an engine takes a rung that comes back from its repacked file, to the same answer and ledger', async () => {
-  const box = engineInProcess(`
+const KINDS = testDevices().flatMap(({ options: { kind }, missing }) => (missing ? [] : [kind]))
+
+it.each(KINDS)(
+  'an engine takes a rung that comes back from its repacked file (%s), to the same answer and ledger',
+  async (kind) => {
+    const box = engineInProcess(`
 server: { cache_dir: ${JSON.stringify(folder)} }
-devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: 1 }]
+devices: [${testDevice({ cpu: 1, cuda: 1 }, kind).yaml}]
 models: [{ id: a, max_model_len: 128, variants: [{ precision: int8, path: ${JSON.stringify(tinyModel('f16'))} }] }]
 `)
-  await box.settled()
-  const variant = box.variant('a:int8')
-  const before = { ...(await box.ask('a:int8', [1, 2, 3], { maxTokens: 8 })), ledger: box.ledger() }
-  while (box.engine.packed?.events.written === 0) await new Promise((resolve) => setImmediate(resolve))
-  expect(variant.origin).toBe('files')
-  await box.residency.unload('a:int8')
-  expect((await box.ask('a:int8', [1, 2, 3], { maxTokens: 8 })).tokens).toEqual(before.tokens)
-  expect(variant.origin).toBe('packed_file')
-  expect(box.ledger()).toEqual(before.ledger)
-  expect(box.engine.packed?.events).toMatchObject({ hit: 1, miss: 1, written: 1 })
-  await box.close()
-})
+    await box.settled()
+    const variant = box.variant('a:int8')
+    const before = { ...(await box.ask('a:int8', [1, 2, 3], { maxTokens: 8 })), ledger: box.ledger() }
+    while (box.engine.packed?.events.written === 0) await new Promise((resolve) => setImmediate(resolve))
+    expect(variant.origin).toBe('files')
+    await box.residency.unload('a:int8')
+    expect((await box.ask('a:int8', [1, 2, 3], { maxTokens: 8 })).tokens).toEqual(before.tokens)
+    expect(variant.origin).toBe('packed_file')
+    expect(box.ledger()).toEqual(before.ledger)
+    expect(box.engine.packed?.events).toMatchObject({ hit: 1, miss: 1, written: 1 })
+    await box.close()
+  },
+)

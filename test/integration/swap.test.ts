@@ -4,19 +4,33 @@ import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import { type Answer, type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
 import type { SwapSpace } from '../../engine/kv/swap-space.js'
 import { Collector, neutralSampling, submitOf } from '../support/fake-engine.js'
+import { testDevices } from '../support/native-model.js'
+import { tokenAtTie } from '../support/near-ties.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { testDevice } from '../support/test-device.js'
+
+type Kind = 'cpu' | 'cuda'
+const KINDS = testDevices().flatMap(({ options: { kind }, missing }) => (missing ? [] : [kind]))
 
 /** Each sequence takes six. */
 const BLOCKS = 14
+/** A model, and more sequences than fit: on a GPU the memory of 14 blocks is one slab, and holds more. */
+const MANY = {
+  cpu: { file: tinyModel('f16'), sequences: 6, memory: 0.1 },
+  cuda: { file: SMOLLM2_FILE, sequences: 16, memory: 1.5 },
+}
+const LARGE = { file: SMOLLM2_FILE, sequences: 6, memory: 1 }
+
 const open: InProcessEngine[] = []
 afterEach(async () => {
   for (const box of open.splice(0)) await box.close()
 })
 
-/** A tiny model, or another one, with KV memory for about two of the sequences below. */
-async function start(swap: number, file = tinyModel('f16')): Promise<InProcessEngine> {
+/** A model with KV memory for about two of the sequences below, on a GPU for a few. */
+async function start(swap: number, kind: Kind, { file, memory } = MANY[kind]): Promise<InProcessEngine> {
+  const { yaml } = testDevice({ cpu: memory, cuda: memory }, kind)
   const box = engineInProcess(`
-devices: [{ id: cpu0, kind: cpu, threads: 2, memory_gb: ${file === SMOLLM2_FILE ? 1 : 0.1}, swap_gb: ${swap} }]
+devices: [${yaml.replace('}', `, swap_gb: ${swap} }`)}]
 models: [{ id: m, max_model_len: 128, variants: [{ precision: int4, path: ${JSON.stringify(file)} }] }]
 `)
   open.push(box)
@@ -29,17 +43,32 @@ models: [{ id: m, max_model_len: 128, variants: [{ precision: int4, path: ${JSON
 
 const prompt = (index: number): number[] =>
   Array.from({ length: 60 + index }, (_, i) => 1 + ((i * 7 + index * 31) % 90))
+const sampling = (index: number) => neutralSampling({ seed: index, temperature: index % 2 })
 
-/** Six sequences at a time, more than fit; greedy and sampled. */
-function askAll(box: InProcessEngine): Promise<Answer[]> {
+/** Sequences at a time, more than fit; greedy and sampled. */
+function askAll(box: InProcessEngine, sequences: number): Promise<Answer[]> {
   return Promise.all(
-    Array.from({ length: 6 }, (_, index) =>
-      box.ask('m:int4', prompt(index), {
-        maxTokens: 30,
-        sampling: neutralSampling({ seed: index, temperature: index % 2 }),
-      }),
+    Array.from({ length: sequences }, (_, index) =>
+      box.ask('m:int4', prompt(index), { maxTokens: 30, sampling: sampling(index) }),
     ),
   )
+}
+
+/** How many of the texts are others; on a GPU those that part from the expected ones at a near tie are none of them. */
+async function wrong(box: InProcessEngine, texts: number[][], expected: number[][], kind: Kind): Promise<number> {
+  let others = 0
+  let ties = 0
+  for (const [index, tokens] of texts.entries()) {
+    const usual = expected[index] ?? []
+    const at = usual.findIndex((token, place) => token !== tokens[place])
+    if (at < 0) continue
+    const place = { variant: 'm:int4', prompt: prompt(index), before: usual.slice(0, at), sampling: sampling(index) }
+    // oxlint-disable-next-line no-await-in-loop -- alone
+    if (kind === 'cuda' && (await tokenAtTie(box, place, usual[at] ?? -1)) === tokens[at]) ties++
+    else others++
+  }
+  if (ties > 0) console.log(`${ties} of ${texts.length} texts parted at a near tie`)
+  return others
 }
 
 function swapOf(box: InProcessEngine): SwapSpace {
@@ -48,21 +77,22 @@ function swapOf(box: InProcessEngine): SwapSpace {
   return swap
 }
 
-describe('swap memory', { timeout: 60_000 }, () => {
+describe.each(KINDS)('swap memory of a device of kind %s', { timeout: 60_000 }, (kind) => {
   it('gives the same texts with room for all, for some and for none', async () => {
-    const none = await start(0)
-    const expected = (await askAll(none)).map(({ tokens }) => tokens)
+    const { sequences } = MANY[kind]
+    const none = await start(0, kind)
+    const expected = (await askAll(none, sequences)).map(({ tokens }) => tokens)
     expect(none.engine.devices[0]?.counters.preemptions).toBeGreaterThan(0)
     expect(none.engine.devices[0]?.swap).toBeUndefined()
     for (const [gigabytes, full] of [
-      [0.01, false],
+      [kind === 'cuda' ? 0.1 : 0.01, false],
       [0.00002, true],
     ] as const) {
-      const box = await start(gigabytes)
-      const answers = await askAll(box)
-      expect(answers.map(({ tokens }) => tokens)).toEqual(expected)
+      const box = await start(gigabytes, kind)
+      const texts = (await askAll(box, sequences)).map(({ tokens }) => tokens)
+      expect(await wrong(box, texts, expected, kind)).toBe(0)
       const { counters, usedBytes } = swapOf(box)
-      console.log(`swap_gb ${gigabytes}`, JSON.stringify(counters))
+      console.log(`swap_gb ${gigabytes} on ${kind}`, JSON.stringify(counters))
       expect(counters.full > 0).toBe(full)
       expect(counters.out + counters.recomputed + counters.full).toBeGreaterThan(0)
       expect(counters.in).toBeLessThanOrEqual(counters.out)
@@ -73,8 +103,8 @@ describe('swap memory', { timeout: 60_000 }, () => {
   })
 
   it('gives back what a cancelled sequence and a lost session held', async () => {
-    const box = await start(0.05, SMOLLM2_FILE)
-    const sequences = Array.from({ length: 6 }, (_, index) => {
+    const box = await start(0.05, kind, kind === 'cpu' ? LARGE : MANY.cuda)
+    const sequences = Array.from({ length: MANY[kind].sequences }, (_, index) => {
       const collector = new Collector()
       const submit = submitOf(900 + index, prompt(index), { variant: 'm:int4', maxTokens: 60 })
       return { sequence: box.engine.submit(submit, collector), collector }
@@ -92,7 +122,7 @@ describe('swap memory', { timeout: 60_000 }, () => {
 
   it('keeps what a rung had when it is unloaded in mid-answer, until it is back', async () => {
     // Of a size where a copy is quicker than computing for sure.
-    const box = await start(0.05, SMOLLM2_FILE)
+    const box = await start(0.05, kind, kind === 'cpu' ? LARGE : MANY.cuda)
     const resident = box.variant('m:int4')
     const scheduler = resident.resident?.scheduler
     if (!scheduler) throw new Error('not loaded')

@@ -132,15 +132,15 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
   })
 })
 
-/** Asks every job once; when 20 events were told, the next step goes wrong as the file says. */
-async function askThrough(file: string): Promise<void> {
+/** Asks every job once; when 20 events were told, something happens to the engine that ends it. */
+async function askThrough(harm: () => void): Promise<void> {
   const expected = await undisturbed()
   const engines = box.enginePids.length
   let news = 0
   const answers = await Promise.all(
     JOBS.map((job, index) =>
       clients.ask(index, job, () => {
-        if (++news === 20) writeFileSync(join(box.tmp, file), '')
+        if (++news === 20) harm()
       }),
     ),
   )
@@ -151,26 +151,42 @@ async function askThrough(file: string): Promise<void> {
   expect(box.enginePids.length).toBe(engines + 1)
 }
 
+/** Tells the engine that runs now what is to go wrong in its next step. */
+const inNextStep = (file: string) => (): void => writeFileSync(join(box.tmp, file), '')
+
+/** Runs with the configuration edited, once gateway and engine have the edit. */
+async function edited(edit: (text: string) => string, run: () => Promise<void>): Promise<void> {
+  const file = join(box.tmp, 'models.yaml')
+  const text = readFileSync(file, 'utf8')
+  const reloads = (): number => box.log.filter(({ msg }) => msg === 'configuration reloaded').length
+  const before = reloads()
+  writeFileSync(file, edit(text))
+  await box.until(() => reloads() === before + 2, 'both have the edit')
+  await run()
+  writeFileSync(file, text)
+  await box.until(() => reloads() === before + 4, 'both have the old text')
+}
+
 /** Why engines said that they cannot go on. */
 const reasons = (): unknown[] =>
   box.log.flatMap(({ msg, err }) => (msg === 'a device is lost' ? [(err as { message: string }).message] : []))
 
-describe('a step that goes wrong', { timeout: 180_000 }, () => {
-  it('because the device fails ends the engine, and its requests go on with their texts on the next', async () => {
-    await askThrough(LOSE_DEVICE)
+describe('an engine that goes wrong', { timeout: 180_000 }, () => {
+  it('because its device fails ends, and its requests go on with their texts on the next', async () => {
+    await askThrough(inNextStep(LOSE_DEVICE))
     expect(reasons().at(-1)).toBe('an illegal memory access was encountered')
   })
 
-  it('because it hangs ends the engine after step_timeout, and its requests go on with their texts on the next', async () => {
-    const file = join(box.tmp, 'models.yaml')
-    const text = readFileSync(file, 'utf8')
-    writeFileSync(file, `${text}\nscheduler: { step_timeout: 4s }\n`)
-    const reloaded = (): boolean =>
-      box.log.some(({ name, msg }) => name === 'engine' && msg === 'configuration reloaded')
-    await box.until(reloaded, 'the engine has the edit')
-    await askThrough(HANG)
+  it('because a step hangs ends after step_timeout, and its requests go on with their texts on the next', async () => {
+    const brief = (text: string): string => `${text}\nscheduler: { step_timeout: 4s }\n`
+    await edited(brief, () => askThrough(inNextStep(HANG)))
     expect(reasons().at(-1)).toMatch(/^a step with \d+ sequences has made no progress for 4000 ms$/)
-    writeFileSync(file, text)
+  })
+
+  it('because it is stopped (SIGSTOP) is killed after engine_timeout, and its requests go on with their texts on the next', async () => {
+    const brief = (text: string): string => text.replace(/^server:\n/m, 'server:\n  engine_timeout: 4s\n')
+    await edited(brief, () => askThrough(() => process.kill(box.enginePids.at(-1) ?? 0, 'SIGSTOP')))
+    expect(box.log.some(({ msg }) => msg === 'the engine does not answer')).toBe(true)
   })
 })
 

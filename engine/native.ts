@@ -199,6 +199,11 @@ export interface NativeAddon {
   devices(): NativeDeviceInfo[]
   /** Maps and parses a GGUF header; throws invalid_file with the place and the reason. */
   readGguf(path: string): GgufFile
+  /**
+   * Bytes of a GPU that are in use, whoever has them, as its driver says, with this process's context there, which is made
+   * where there is none yet. Throws unsupported where there is no such GPU.
+   */
+  usedBytes(index: number): number
   /** Throws out_of_memory when the arena cannot be reserved. */
   openDevice(options: DeviceOptions): NativeDevice
 }

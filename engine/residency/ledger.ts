@@ -1,5 +1,5 @@
 /** What an entry's bytes are for. */
-export type LedgerKind = 'weights' | 'kv' | 'workspace' | 'overhead' | HostKind
+export type LedgerKind = 'weights' | 'kv' | 'workspace' | 'overhead' | 'context' | HostKind
 
 /** Memory of the host beside the device's budget: taken once, for copies of what was on the device. */
 type HostKind = 'host_cache' | 'swap'

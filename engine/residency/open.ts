@@ -8,8 +8,14 @@ import { type LedgerEntry, MemoryLedger } from './ledger.js'
 import type { PackedStore } from './packed-store.js'
 import { type DeviceBudget, planArena, type VariantDemand } from './plan.js'
 
-/** Threads' stacks, the runtime, the addon. */
+/** Threads' stacks, the runtime, the addon; on a GPU graphs, code that is loaded on first use, the ends of allocations. */
 const OVERHEAD_BYTES = 64 * 2 ** 20
+
+/**
+ * The most that counts as taken on a GPU before anything is opened there. More than that is not a context but other programs,
+ * or an engine that has just died and whose memory the driver still holds: that must not be missing until the next start.
+ */
+const MAX_CONTEXT_BYTES = 2 ** 30
 
 /** Share of the machine's memory that an arena which takes nothing until it is used may span. */
 const RESERVED_SHARE = 0.5
@@ -18,7 +24,6 @@ const RESERVED_SHARE = 0.5
 export interface FoundDevice {
   config: DeviceConfig
   info: NativeDeviceInfo
-  budget: DeviceBudget
 }
 
 /** A device in use. */
@@ -26,6 +31,8 @@ export interface OpenDevice {
   native: NativeDevice
   device: EngineDevice
   budget: DeviceBudget
+  /** contextBytesOf it when it was opened. */
+  contextBytes: number
   /** What the KV arena takes of the budget. */
   kvEntry: LedgerEntry
   /** The KV arena's bytes where they are taken once and for all. */
@@ -42,17 +49,26 @@ export function findDevices(configs: readonly DeviceConfig[], addon: NativeAddon
   return configs.flatMap((config) => {
     const index = config.kind === 'cuda' ? config.index : 0
     const info = infos.find((candidate) => candidate.kind === config.kind && candidate.index === index)
-    if (info) return { config, info, budget: budgetOf(config, info) }
+    if (info) return { config, info }
     log.error({ device: config.id, kind: config.kind }, 'no such device on this machine or in this build')
     return []
   })
 }
 
-function budgetOf(config: DeviceConfig, info: NativeDeviceInfo): DeviceBudget {
+/**
+ * What a device may use, and what of it is taken from the start: `memory_utilization` is a share of all its memory,
+ * `memory_gb` a cap on what is put there beside the context.
+ */
+export function budgetOf({ config, info }: FoundDevice, contextBytes = 0): DeviceBudget {
   const share = config.kind === 'cuda' ? config.memory_utilization : 1
-  const cap = config.memory_gb === undefined ? Infinity : gigabytesToBytes(config.memory_gb)
+  const cap = config.memory_gb === undefined ? Infinity : gigabytesToBytes(config.memory_gb) + contextBytes
   const budgetBytes = Math.min(cap, Math.floor(info.memoryBytes * share))
-  return { id: config.id, budgetBytes, overheadBytes: OVERHEAD_BYTES }
+  return { id: config.id, budgetBytes, overheadBytes: OVERHEAD_BYTES + contextBytes }
+}
+
+/** What is in use on a GPU before anything is opened there: the driver's context of this process, and other programs. */
+function contextBytesOf({ kind, index }: NativeDeviceInfo, addon: Pick<NativeAddon, 'usedBytes'>): number {
+  return kind === 'cuda' ? Math.min(addon.usedBytes(index), MAX_CONTEXT_BYTES) : 0
 }
 
 /**
@@ -60,11 +76,14 @@ function budgetOf(config: DeviceConfig, info: NativeDeviceInfo): DeviceBudget {
  * arena cannot be had.
  */
 export function openDevice(
-  { config, info, budget }: FoundDevice,
+  found: FoundDevice,
   demands: readonly VariantDemand[],
-  addon: NativeAddon,
+  addon: Pick<NativeAddon, 'openDevice' | 'usedBytes'>,
   options: DeviceOptions,
 ): OpenDevice {
+  const { config, info } = found
+  const contextBytes = contextBytesOf(info, addon)
+  const budget = budgetOf(found, contextBytes)
   const largest = Math.max(...demands.map(({ blockBytes }) => blockBytes))
   const slabBytes = chooseSlabBytes(planArena(budget, demands, largest), largest)
   const kvBytes = planArena(budget, demands, slabBytes)
@@ -77,7 +96,8 @@ export function openDevice(
   const arena = new KvArena(reservedBytes, slabBytes, native.elasticKv ? discard : undefined)
   arena.setLimit(kvBytes / slabBytes)
   const ledger = new MemoryLedger(budget.budgetBytes)
-  ledger.add('overhead', '', budget.overheadBytes)
+  ledger.add('overhead', '', OVERHEAD_BYTES)
+  if (contextBytes > 0) ledger.add('context', '', contextBytes)
   const kvEntry = ledger.add('kv', '', arena.bytes)
   const description = { id: config.id, kind: config.kind, name: info.name }
   const { hostCacheBytes, swapBytes } = hostMemoryOf(config)
@@ -87,7 +107,7 @@ export function openDevice(
   const device = new EngineDevice(description, ledger, arena, options, swap)
   const fixedKvBytes = native.elasticKv ? undefined : arena.bytes
   const lost = (error: unknown): void => options.events.deviceFailed(error)
-  return { native, device, budget, kvEntry, fixedKvBytes, lost }
+  return { native, device, budget, contextBytes, kvEntry, fixedKvBytes, lost }
 }
 
 function hostMemoryOf(config: DeviceConfig): { hostCacheBytes: number; swapBytes: number } {
@@ -113,7 +133,7 @@ function openNative(
   info: NativeDeviceInfo,
   kvBytes: number,
   slabBytes: number,
-  addon: NativeAddon,
+  addon: Pick<NativeAddon, 'openDevice'>,
 ): { native: NativeDevice; reservedBytes: number } {
   const { kind } = config
   const threads = kind === 'cpu' ? config.threads : 1

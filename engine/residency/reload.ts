@@ -4,7 +4,7 @@ import type { Engine } from '../engine.js'
 import type { NativeAddon } from '../native.js'
 import { type Catalog, readCatalog } from './catalog.js'
 import { type ConfigDiff, diffConfig, type Opened } from './diff.js'
-import { findDevices } from './open.js'
+import { budgetOf, findDevices } from './open.js'
 import type { Residency } from './residency.js'
 import { declare, openDevices, preloadOrder } from './setup.js'
 
@@ -66,8 +66,9 @@ export class Reloader {
   }
 
   private setBudgets({ budgets }: ConfigDiff): void {
-    for (const { budget } of findDevices(budgets, this.addon, this.engine.options.log)) {
-      this.residency.slots.get(budget.id)?.setBudget(budget.budgetBytes)
+    for (const found of findDevices(budgets, this.addon, this.engine.options.log)) {
+      const slot = this.residency.slots.get(found.config.id)
+      slot?.setBudget(budgetOf(found, slot.open.contextBytes).budgetBytes)
     }
   }
 

@@ -9,7 +9,7 @@ import { loadAddon } from '../addon.js'
 import { type Config, ConfigError, defaultDevices, loadConfig, parseConfig } from '../config/index.js'
 import { type GgufFile, KV_UNIT_BYTES, type NativeAddon, type NativeError, type Precision } from '../native.js'
 import { type ModelCard, ModelFileError, readModelCard } from '../registry/index.js'
-import { findDevices } from '../residency/open.js'
+import { budgetOf, findDevices } from '../residency/open.js'
 import { BenchError, benchCommand } from './bench-command.js'
 import { hubAt, PullError } from './hub.js'
 import { inspectCard, measureRounding } from './inspect.js'
@@ -44,7 +44,7 @@ async function inspect(path: string, { config: file, json, derive }: InspectFlag
   const devices = config.devices.length > 0 ? config.devices : defaultDevices(addon.devices())
   const found = findDevices(devices, addon, pino({ level: 'silent' }))
   const card = readModelCard(path, (gguf) => addon.readGguf(gguf))
-  const report = inspectCard(card, { devices: found.map(({ budget }) => budget), scheduler: config.scheduler })
+  const report = inspectCard(card, { devices: found.map((device) => budgetOf(device)), scheduler: config.scheduler })
   if (derive) await measureRounding(report, (precision) => roundingError(addon, card, precision))
   console.log(json ? JSON.stringify(report, null, 2) : formatInspection(report))
 }

@@ -51,6 +51,14 @@ Napi::Value read_gguf(const Napi::CallbackInfo& info) {
   return to_object(env, parsed.value());
 }
 
+Napi::Value used_bytes(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (info.Length() < 1 || !info[0].IsNumber()) throw_argument(env, "index is not a number");
+  Result<size_t> used = cuda_used_bytes(info[0].As<Napi::Number>().Int32Value());
+  if (!used.ok()) throw_status(env, used.status());
+  return Napi::Number::New(env, static_cast<double>(used.value()));
+}
+
 Napi::Value open_device(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "options is not an object");
@@ -65,6 +73,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("version", Napi::Function::New(env, version, "version"));
   exports.Set("devices", Napi::Function::New(env, devices, "devices"));
   exports.Set("readGguf", Napi::Function::New(env, read_gguf, "readGguf"));
+  exports.Set("usedBytes", Napi::Function::New(env, used_bytes, "usedBytes"));
   exports.Set("openDevice", Napi::Function::New(env, open_device, "openDevice"));
   return exports;
 }

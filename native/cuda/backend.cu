@@ -37,6 +37,13 @@ Status with_place(const char* place, const Status& status) {
   return status.ok() ? status : error(status.code(), place, ": ", status.message());
 }
 
+Result<size_t> in_use(int index) {
+  size_t free = 0, total = 0;
+  ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(index));
+  ES_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
+  return total - free;
+}
+
 class PendingCopy final : public PendingStep {
  public:
   ~PendingCopy() override {
@@ -126,10 +133,9 @@ class CudaBackend final : public Backend {
   }
 
   Result<std::optional<size_t>> used_bytes() override {
-    size_t free = 0, total = 0;
-    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_.on.device.index));
-    ES_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free, &total));
-    return std::optional<size_t>(total - free);
+    Result<size_t> used = in_use(state_.on.device.index);
+    if (!used.ok()) return used.status();
+    return std::optional<size_t>(used.value());
   }
 
   // By the steps' stream: what was issued before has written the blocks, and what is issued later finds them copied. Neighbours
@@ -180,6 +186,14 @@ Status no_device(cudaError_t found) {
   return error(Code::unsupported, "no CUDA device: ", cudaGetErrorName(found), ": ", cudaGetErrorString(found));
 }
 
+Status check_index(int index) {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess) return no_device(found);
+  if (index < 0 || index >= count) return error(Code::unsupported, "there is no CUDA device ", index, ", only ", count);
+  return {};
+}
+
 }  // namespace
 
 std::vector<CudaDevice> cuda_devices() {
@@ -197,11 +211,13 @@ std::vector<CudaDevice> cuda_devices() {
   return out;
 }
 
+Result<size_t> cuda_used_bytes(int index) {
+  if (Status status = check_index(index); !status.ok()) return status;
+  return in_use(index);
+}
+
 Result<std::unique_ptr<Backend>> open_cuda(int index, size_t kv_bytes, size_t host_cache_bytes, size_t swap_bytes) {
-  int count = 0;
-  const cudaError_t found = cudaGetDeviceCount(&count);
-  if (found != cudaSuccess) return no_device(found);
-  if (index < 0 || index >= count) return error(Code::unsupported, "there is no CUDA device ", index, ", only ", count);
+  if (Status status = check_index(index); !status.ok()) return status;
   auto backend = std::make_unique<CudaBackend>(index);
   if (Status status = backend->open(kv_bytes, host_cache_bytes, swap_bytes); !status.ok()) return status;
   return std::unique_ptr<Backend>(std::move(backend));

@@ -146,6 +146,10 @@ struct CudaDevice {
 // The CUDA devices of this machine; none without a driver or in a build without CUDA.
 std::vector<CudaDevice> cuda_devices();
 
+// Bytes of CUDA device `index` in use, whoever has them, as its driver says, with this process's context there, which is made
+// where there is none yet. unsupported, device_failed as open_cuda.
+Result<size_t> cuda_used_bytes(int index);
+
 // Opens CUDA device `index` with an arena of `kv_bytes` and room for `host_cache_bytes` of packed weights in page-locked host
 // memory, from which a load that names its content (LoadOptions::cache_key) comes back fast, and `swap_bytes` of such memory
 // for KV blocks. out_of_memory when it cannot be reserved; unsupported when there is no such device, the driver is too old,

@@ -75,6 +75,9 @@ it.skipIf(!KINDS.includes('cuda'))(
     const box = start([roomy('cuda')])
     const driver = box.residency.watches.find((watch) => watch instanceof DriverWatch)
     await unloadAll(box)
+    const context = box.engine.devices[0]?.ledger.entries.find(({ kind }) => kind === 'context')?.bytes ?? 0
+    console.log('context and other programs, bytes:', context)
+    expect(context).toBeGreaterThan(32 * 2 ** 20)
     const drifts: number[] = []
     const check = async (): Promise<void> => {
       await driver?.check()

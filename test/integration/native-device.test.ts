@@ -22,6 +22,7 @@ describe('a device', () => {
     expect(open({ threads: 0 })).toThrow('threads')
     expect(open({ kvArenaBytes: 2 ** 49 })).toThrow(expect.objectContaining({ code: 'out_of_memory' }))
     expect(open({ kvArenaBytes: -1 })).toThrow(expect.objectContaining({ code: 'invalid_argument' }))
+    expect(() => addon.usedBytes(1023)).toThrow(expect.objectContaining({ code: 'unsupported' }))
   })
 
   test('closes only without models, and then refuses calls', async () => {

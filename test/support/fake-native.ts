@@ -168,7 +168,10 @@ export function fakeResidency(options: FakeResidencyOptions): FakeResidency {
     natives.set(id, native)
     residency.slots.set(
       id,
-      new DeviceSlot({ native, device, budget, kvEntry, fixedKvBytes: undefined, lost: events.deviceFailed }),
+      new DeviceSlot({
+        ...{ native, device, budget, kvEntry, contextBytes: 0, fixedKvBytes: undefined },
+        lost: events.deviceFailed,
+      }),
     )
   }
   for (const [name, variant] of Object.entries(variants)) {

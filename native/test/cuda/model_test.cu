@@ -210,6 +210,24 @@ void refuses(Backend& backend) {
   b.row_targets = {5};
   ES_CHECK(model->step(b, result).ok());
   ES_CHECK(open_cuda(99, 1 << 20).status().code() == Code::unsupported);
+  ES_CHECK(cuda_used_bytes(99).status().code() == Code::unsupported);
+}
+
+// What is in use before anything is opened is the context, and an arena comes on top of it.
+void counts_the_context() {
+  constexpr size_t kArena = size_t(256) << 20;
+  Result<size_t> before = cuda_used_bytes(0);
+  ES_CHECK(before.ok() && before.value() > 0);
+  auto backend = open_cuda(0, kArena);
+  ES_CHECK(backend.ok());
+  if (!before.ok() || !backend.ok()) return;
+  auto after = backend.value()->used_bytes();
+  ES_CHECK(after.ok() && after.value());
+  if (!after.ok() || !after.value()) return;
+  const double mib = 1 << 20;
+  std::printf("in use: %.1f MiB before anything is opened, %.1f MiB more with an arena of 256 MiB\n", double(before.value()) / mib,
+              (double(*after.value()) - double(before.value())) / mib);
+  ES_CHECK(*after.value() >= before.value() + kArena && *after.value() < before.value() + kArena + (size_t(64) << 20));
 }
 
 }  // namespace
@@ -221,6 +239,7 @@ int main() {
     return 77;
   }
   std::printf("%s, compute capability %d.%d\n", devices[0].name.c_str(), devices[0].major, devices[0].minor);
+  counts_the_context();
   auto backend = open_cuda(0, size_t(64) << 20);
   if (!backend.ok()) report(__FILE__, __LINE__, backend.status().message());
   if (!backend.ok()) return 1;

@@ -212,10 +212,14 @@ Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
   return launch(on, decode_kernel<D, T, kWarps>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32, shared, params);
 }
 
-// With blocks to spare, few warps per block: each then has more tiles to pay for its start.
+// With blocks to spare, few warps per block: each then has more tiles to pay for its start. With fewer blocks than
+// multiprocessors as many as fill one: more tiles are under way, and no two blocks share a multiprocessor while another idles.
+// (Splits are shares of a context that is short, or of one that many multiprocessors read already.)
 template <int D, KvDtype T>
 Status launch_decode_head(const DecodeParams& params, const Launch& on) {
   int blocks = params.kv.kv_heads * params.batch.s * params.splits, multiprocessors = on.device.multiprocessors;
+  if constexpr (D <= 128)
+    if (blocks <= multiprocessors && params.splits == 1) return launch_decode_warps<D, T, 12>(params, on);
   if (blocks >= 12 * multiprocessors) return launch_decode_warps<D, T, 2>(params, on);
   return blocks >= 3 * multiprocessors ? launch_decode_warps<D, T, 4>(params, on) : launch_decode_warps<D, T, 8>(params, on);
 }

@@ -127,6 +127,56 @@ __device__ inline void stage_vector(uint4 bits, int row, int v, half* xs, int st
   *reinterpret_cast<uint4*>(xs + size_t(row) * stride + v * 8) = bits;
 }
 
+// Four rows at once, from `first` on: the lanes of a group halve the rows between them as they add, so that each sum travels once.
+// The order of additions is that of stage_vector.
+template <class Format>
+__device__ inline void stage_four(uint4 (&bits)[4], int first_row, int tokens, int v, half* xs, int stride, float* sums) {
+  if constexpr (Format::quantized) {
+    constexpr int kLanes = Format::flush / 8;
+    constexpr bool kFour = Format::precision == Precision::int4;
+    const int lane = threadIdx.x % 32;
+    const unsigned mask = ((1ull << kLanes) - 1) << (lane / kLanes * kLanes);
+    float first[4], second[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (kFour) {
+        const half2 sixteenth = __float2half2_rn(1.0f / 16);
+        bits[i].y = as_bits(__hmul2(as_half2(bits[i].y), sixteenth));
+        bits[i].w = as_bits(__hmul2(as_half2(bits[i].w), sixteenth));
+      }
+      float2 a = __half22float2(as_half2(bits[i].x)), b = __half22float2(as_half2(bits[i].y));
+      float2 c = __half22float2(as_half2(bits[i].z)), d = __half22float2(as_half2(bits[i].w));
+      first[i] = (a.x + a.y) + (c.x + c.y), second[i] = (b.x + b.y) + (d.x + d.y);
+    }
+    const bool upper = lane & kLanes / 2, odd = lane & kLanes / 4;
+    auto halve = [&](float& kept, float other, bool swaps, int step) {
+      const float sent = swaps ? kept : other;
+      kept = (swaps ? other : kept) + __shfl_xor_sync(mask, sent, step);
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      halve(first[i], first[i + 2], upper, kLanes / 2);
+      halve(second[i], second[i + 2], upper, kLanes / 2);
+    }
+    halve(first[0], first[1], odd, kLanes / 4);
+    halve(second[0], second[1], odd, kLanes / 4);
+#pragma unroll
+    for (int step = kLanes / 8; step > 0; step /= 2) {
+      first[0] += __shfl_xor_sync(mask, first[0], step);
+      second[0] += __shfl_xor_sync(mask, second[0], step);
+    }
+    const int row = first_row + 2 * upper + odd;
+    if (lane % (kLanes / 4) == 0 && row < tokens) {
+      float* group = sums + v / kLanes * 16 + row;
+      group[0] = -(kFour ? kInt4Offset : kInt8Offset) * (first[0] + second[0]);
+      group[8] = first[0] + (kFour ? 16 : 1) * second[0];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (first_row + i < tokens) *reinterpret_cast<uint4*>(xs + size_t(first_row + i) * stride + v * 8) = bits[i];
+}
+
 __device__ inline uint4 normalised(const Eight& e, const Eight& weight, float inverse) {
   uint4 bits;
   bits.x = pack_half2(e.v[0] * inverse * weight.v[0], e.v[1] * inverse * weight.v[1]);
@@ -153,9 +203,8 @@ __device__ void stage_activations(const GemvParams& p, int tokens, half* xs, flo
         uint4 bits[kRows];
 #pragma unroll
         for (int i = 0; i < kRows; ++i) bits[i] = v < vectors && first + i < tokens ? __ldcg(x + size_t(i) * vectors) : zero;
-#pragma unroll
-        for (int i = 0; i < kRows; ++i)
-          if (first + i < tokens) stage_vector<Format>(bits[i], first + i, v, xs, stride, sums);
+        if constexpr (kRows == 4) stage_four<Format>(bits, first, tokens, v, xs, stride, sums);
+        else stage_vector<Format>(bits[0], first, v, xs, stride, sums);
       }
     __syncthreads();
     return;
@@ -367,7 +416,9 @@ Status launch_gemv_tokens(const GemvParams& params, const Launch& on) {
   size_t shared = GemvShared<Format>::bytes(params.chunks, params.t);
   if (shared > size_t(on.device.shared_bytes)) return {Code::unsupported, "cuda gemv: activations exceed shared memory"};
   ES_RETURN_IF_ERROR(allow_shared(gemv_kernel<Format, kOne>, shared));
-  int blocks = std::min(params.strips, ES_GEMV_BLOCKS * on.device.multiprocessors);
+  // As many as stay on the device at a time: a block of a second wave would begin with an empty ring and stage all inputs again.
+  const int room = (on.device.shared_bytes + 1024) / int(shared + 1024);
+  int blocks = std::min(params.strips, std::clamp(room, 1, ES_GEMV_BLOCKS) * on.device.multiprocessors);
   return launch(on, gemv_kernel<Format, kOne>, dim3(blocks), kGemvThreads, shared, params);
 }
 

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int kLogitRows = 64;
 constexpr int kMaxSplits = 16;
-// What a decode kernel asks L2 for of the matrix after it (docs/cuda.md, versions).
-constexpr size_t kLookahead = size_t(4) << 20;
 
 SampleRow row_of(const SampleResult& from) {
   SampleRow row;
@@ -210,7 +208,6 @@ Forward CudaModel::forward_of(const StepBatch& batch) {
   pass.tokens = arrays_.tokens();
   pass.batch = arrays_.sequences(batch);
   pass.head = is_decode(batch);
-  pass.lookahead = kLookahead;
   pass.last_tokens = last_tokens_.as<int32_t>();
   if (own_ropes_) pass.ropes = {ropes_.as<float>(), arrays_.rope_slots(), rope_width_, 0};
   return pass;

@@ -5,46 +5,66 @@
 namespace edgeshift::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
-// One block per token, four elements per access; the row stays in L1 / L2 between the two passes.
-__global__ void rms_norm_kernel(RmsNormArgs<f16> args) {
+// One block per token; the row stays in registers, kVectors of four elements per thread at most. Weights are cold: they are
+// fetched before the wait.
+template <int kThreads, int kVectors>
+__global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs<f16> args) {
   __shared__ float squares[kThreads / 32];
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  size_t row = size_t(blockIdx.x) * args.hidden;
-  float4* residual = reinterpret_cast<float4*>(args.residual + row);
-  const uint2* delta = args.delta ? reinterpret_cast<const uint2*>(args.delta + row) : nullptr;
-  float sum = 0;
-  for (int i = threadIdx.x; i < args.hidden / 4; i += kThreads) {
-    float4 v = __ldcg(residual + i);
-    if (delta) {
-      uint2 d = __ldcg(delta + i);
-      float2 a = __half22float2(as_half2(d.x)), b = __half22float2(as_half2(d.y));
-      v = {v.x + a.x, v.y + a.y, v.z + b.x, v.w + b.y};
-      __stcg(residual + i, v);
+  const int vectors = args.hidden / 4, lane = threadIdx.x % 32;
+  const size_t row = size_t(blockIdx.x) * args.hidden;
+  auto each = [&](auto f) {
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      const int i = threadIdx.x + j * kThreads;
+      if (i < vectors) f(j, i);
     }
+  };
+  float4 weight[kVectors], value[kVectors];
+  each([&](int j, int i) { weight[j] = __ldg(reinterpret_cast<const float4*>(args.weight) + i); });
+  // Before the wait: the next kernel's weights are on their way while the kernel before still sums its last outputs.
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  float4* residual = reinterpret_cast<float4*>(args.residual + row);
+  each([&](int j, int i) { value[j] = __ldcg(residual + i); });
+  if (args.delta)
+    each([&](int j, int i) {
+      const uint2 d = __ldcg(reinterpret_cast<const uint2*>(args.delta + row) + i);
+      const float2 a = __half22float2(as_half2(d.x)), b = __half22float2(as_half2(d.y));
+      value[j] = {value[j].x + a.x, value[j].y + a.y, value[j].z + b.x, value[j].w + b.y};
+      __stcg(residual + i, value[j]);
+    });
+  float sum = 0;
+  each([&](int j, int) {
+    const float4 v = value[j];
     sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-  }
+  });
   sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+  if (lane == 0) squares[threadIdx.x / 32] = sum;
   __syncthreads();
-  sum = 0;
-  for (int w = 0; w < kThreads / 32; ++w) sum += squares[w];
-  float inverse = rsqrtf(sum / args.hidden + args.eps);
-  for (int i = threadIdx.x; i < args.hidden / 4; i += kThreads) {
-    float4 v = __ldcg(residual + i);
-    float4 w = reinterpret_cast<const float4*>(args.weight)[i];
-    uint2 out = {pack_half2(v.x * inverse * w.x, v.y * inverse * w.y), pack_half2(v.z * inverse * w.z, v.w * inverse * w.w)};
+  sum = warp_sum(lane < kThreads / 32 ? squares[lane] : 0.0f);
+  const float inverse = rsqrtf(sum / args.hidden + args.eps);
+  each([&](int j, int i) {
+    const float4 v = value[j], w = weight[j];
+    const uint2 out = {pack_half2(v.x * inverse * w.x, v.y * inverse * w.y), pack_half2(v.z * inverse * w.z, v.w * inverse * w.w)};
     reinterpret_cast<uint2*>(args.out + row)[i] = out;
-  }
+  });
+}
+
+template <int kThreads, int kVectors>
+Status launch_rms_norm(const RmsNormArgs<f16>& args, const Launch& on) {
+  return launch(on, rms_norm_kernel<kThreads, kVectors>, dim3(args.t), kThreads, 0, args);
 }
 
 }  // namespace
 
 Status rms_norm(const RmsNormArgs<f16>& args, const Launch& on) {
-  if (args.t < 1 || args.hidden % 4 != 0) return {Code::unsupported, "cuda rms_norm: hidden must be a multiple of 4"};
-  return launch(on, rms_norm_kernel, dim3(args.t), kThreads, 0, args);
+  if (args.t < 1 || args.hidden % 4 != 0 || args.hidden > 32768)
+    return {Code::unsupported, "cuda rms_norm: hidden must be a multiple of 4, 32,768 at most"};
+  if (args.hidden <= 1024) return launch_rms_norm<256, 1>(args, on);
+  if (args.hidden <= 4096) return launch_rms_norm<1024, 1>(args, on);
+  if (args.hidden <= 8192) return launch_rms_norm<1024, 2>(args, on);
+  if (args.hidden <= 16384) return launch_rms_norm<1024, 4>(args, on);
+  return launch_rms_norm<1024, 8>(args, on);
 }
 
 }  // namespace edgeshift::cuda

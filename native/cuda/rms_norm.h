@@ -7,7 +7,7 @@
 
 namespace edgeshift::cuda {
 
-// unsupported: hidden not a multiple of 4.
+// unsupported: hidden not a multiple of 4, or over 32,768.
 Status rms_norm(const RmsNormArgs<f16>& args, const Launch& on);
 
 }  // namespace edgeshift::cuda

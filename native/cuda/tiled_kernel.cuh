@@ -74,6 +74,8 @@ struct TiledShape {
   static constexpr int room = kRoom / blocks_per_multiprocessor;
   static constexpr int stages = std::clamp(room / stage_bytes, 3, kMostStages);
   static constexpr size_t shared = size_t(stage_bytes) * stages;
+  // Fewest stages of a block's share: a shorter one spends its time filling the ring and summing parts.
+  static constexpr int least_share = !quantized ? 6 : tokens <= 16 ? 3 : 4;
   static_assert(shared <= room);
   static_assert(warp_columns >= 1);
 };
@@ -418,9 +420,8 @@ Status launch_tiled(TiledParams params, const Launch& on) {
   if (tiles > kMatmulCounters) return {Code::unsupported, "cuda tiled_matmul: too many tokens in one call"};
   params.stages = tiles * params.k_stages;
   ES_RETURN_IF_ERROR(allow_shared(tiled_kernel<Shape>, Shape::shared));
-  // A share shorter than 6 stages spends its time filling the ring and summing parts.
   long long full = Shape::blocks_per_multiprocessor * on.device.multiprocessors;
-  long long blocks = std::min(params.stages, std::clamp(params.stages / 6, full / Shape::blocks_per_multiprocessor, full));
+  long long blocks = std::min(params.stages, std::clamp(params.stages / Shape::least_share, full / Shape::blocks_per_multiprocessor, full));
   return launch(on, tiled_kernel<Shape>, dim3(unsigned(blocks)), Shape::threads, Shape::shared, params);
 }
 

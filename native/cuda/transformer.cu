@@ -12,8 +12,14 @@
 namespace edgeshift::cuda {
 namespace {
 
-NextRead first_bytes(const PackedMatrix& weight, size_t limit) {
-  return {weight.data, std::min(weight.bytes, limit) / 16 * 16};
+// Bytes of a matrix that the kernel before asks L2 for, by measurement (docs/cuda.md): the wider the weights, the less of the time
+// is spent between kernels.
+size_t best_lookahead(Precision precision) {
+  return precision == Precision::int4 ? 3 << 20 : precision == Precision::int8 ? 1 << 20 : 0;
+}
+
+NextRead first_bytes(const PackedMatrix& weight, std::optional<size_t> most) {
+  return {weight.data, std::min(weight.bytes, most.value_or(best_lookahead(weight.precision))) / 16 * 16};
 }
 
 // Whether the norm is worth computing in every block of a gemv: with more tokens a kernel of its own is cheaper.

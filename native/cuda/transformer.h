@@ -1,6 +1,7 @@
 // The forward pass of a decoder-only transformer on the device: which kernels run, in which order, on which buffers.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "core/dtype.h"
@@ -71,7 +72,7 @@ struct Forward {
   const int32_t* tokens = nullptr;  // [t] device; below 0: of last_tokens (cuda/embed.h)
   SequenceBatch batch;
   bool head = true;      // false: no logits yet, logits_of() follows
-  size_t lookahead = 0;  // bytes of the next weights that a kernel asks L2 for
+  std::optional<size_t> lookahead = {};  // bytes of the next weights that a kernel asks L2 for; none given: what is best
   const int32_t* last_tokens = nullptr;  // [slots] device
   SequenceRopes ropes;                   // offset 0
 };

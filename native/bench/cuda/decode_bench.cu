@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <sstream>
 
 #include "cuda/model.h"
@@ -34,7 +35,7 @@ struct Options {
   int group = 128, context = 128, fresh = 64, repeat = 5, splits = 0;
   std::vector<int> batches = {1};
   std::vector<Prompts> prefill;
-  size_t lookahead = 3 << 20;
+  std::optional<size_t> lookahead;
   bool plain = false, model = false, portable = false;
 };
 
@@ -316,8 +317,8 @@ class Bench {
 };
 
 void print(const Options& o, double bandwidth, const std::vector<Row>& rows) {
-  std::printf("%s %s group %d, %s cache, context %d + %d, read bandwidth %.2f TB/s, lookahead %zu, %s\n", o.shape.c_str(), o.precision.c_str(),
-              o.group, o.kv.c_str(), o.context, o.fresh, bandwidth * 1e-12, o.lookahead, o.plain ? "plain graph" : "dependent launch");
+  std::printf("%s %s group %d, %s cache, context %d + %d, read bandwidth %.2f TB/s, lookahead %s, %s\n", o.shape.c_str(), o.precision.c_str(),
+              o.group, o.kv.c_str(), o.context, o.fresh, bandwidth * 1e-12, o.lookahead ? std::to_string(*o.lookahead).c_str() : "as in the engine", o.plain ? "plain graph" : "dependent launch");
   for (const Row& r : rows)
     std::printf("| %s | batch %d, %d tokens | %.0f tok/s (%.0f .. %.0f) | %.1f us | %.3f GB | %.1f%% of limit |\n", r.what.c_str(),
                 r.batch, r.tokens, r.rate, r.low, r.high, r.micros, r.bytes * 1e-9, r.share * 100);

@@ -1,7 +1,9 @@
 // gemv, slice_matmul, tiled_matmul and wide_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
+//   cuda_matmul_test [gemv|slices|tiled|wide ...]   these kernels alone
+#include <algorithm>
 #include <cstring>
-
 #include <numeric>
+#include <thread>
 
 #include "cuda/input_tiles.h"
 #include "cuda/matmul.h"
@@ -26,6 +28,18 @@ struct Case {
   Epilogue epilogue;
   bool norm;
 };
+
+// Calls f(0) .. f(count - 1) on all cores: the reference takes longer than the kernels.
+template <class F>
+void in_parallel(size_t count, F f) {
+  const size_t threads = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::thread> running;
+  for (size_t i = 0; i < threads; ++i)
+    running.emplace_back([=] {
+      for (size_t j = count * i / threads; j < count * (i + 1) / threads; ++j) f(j);
+    });
+  for (std::thread& thread : running) thread.join();
+}
 
 double activated(double gate, double up) { return gate / (1 + std::exp(-gate)) * up; }
 
@@ -77,7 +91,10 @@ void run_wide(cuda::FusedMatmulArgs args, const std::vector<f16>& halves, Device
   require(cuda::to_status(cudaStreamSynchronize(on.stream), "wide_matmul"), "wide_matmul");
 }
 
+std::vector<std::string> chosen;
+
 void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
+  if (!chosen.empty() && std::find(chosen.begin(), chosen.end(), kNames[int(kernel)]) == chosen.end()) return;
   DeviceRandom random(c.n * 31 + c.k * 7 + c.t);
   auto order = c.epilogue == Epilogue::gate ? cuda::RowOrder::gate_up : cuda::RowOrder::plain;
   TestMatrix m = random_matrix(random, c.precision, c.n, c.k, c.group, order);
@@ -110,13 +127,14 @@ void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda
   }
 
   std::vector<double> in = inputs(c, x, weight), expected(count), got(count);
-  for (int row = 0; row < c.t; ++row)
-    for (size_t j = 0; j < columns; ++j) {
+  in_parallel(columns, [&](size_t j) {
+    for (int row = 0; row < c.t; ++row) {
       const double* xr = in.data() + size_t(row) * c.k;
       size_t at = row * columns + j;
       if (gate) expected[at] = activated(m.row_dot(int(j), xr), m.row_dot(int(j + columns), xr));
       else expected[at] = m.row_dot(int(j), xr) + bias[j] + (c.epilogue == Epilogue::add ? before[at] : 0);
     }
+  });
   if (wide) {
     std::vector<float> host = download<float>(out, count);
     for (size_t i = 0; i < count; ++i) got[i] = host[i];
@@ -129,7 +147,8 @@ void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  chosen.assign(argv + 1, argv + argc);
   cuda::Launch on = open_device();
   Checks checks;
   cuda::Buffer workspace;

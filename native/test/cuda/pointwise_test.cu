@@ -74,7 +74,7 @@ void check_embed(Precision precision, int vocab, int hidden, int group, const cu
 int main() {
   cuda::Launch on = open_device();
   Checks checks;
-  for (auto [t, hidden] : {std::pair{1, 576}, {3, 4096}, {33, 896}, {256, 8192}})
+  for (auto [t, hidden] : {std::pair{1, 576}, {3, 4096}, {33, 896}, {256, 8192}, {2, 16384}, {2, 20000}})
     for (bool delta : {false, true}) check_rms_norm(t, hidden, delta, on, checks);
   for (auto activation : {Activation::silu, Activation::gelu_tanh})
     for (auto [t, ffn] : {std::pair{1, 1536}, {7, 11008}, {64, 100}}) check_gate(t, ffn, activation, on, checks);

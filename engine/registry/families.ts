@@ -2,7 +2,7 @@
  * How each family of Hugging Face checkpoints differs from Llama: one row for each `model_type`. Defaults are those of
  * the family's configuration class in transformers, which leaves some of them out of config.json.
  */
-import type { RawConfig } from './hf-config.js'
+import type { RawConfig } from './raw-config.js'
 
 /** One family. Functions get the checked config.json. */
 export interface Family {

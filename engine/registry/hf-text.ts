@@ -4,7 +4,7 @@ import { z } from 'zod'
 import { checkShape, parseJsonObject, readJsonObject, readSmallFile } from './json-file.js'
 import { invalidFile, quote, unsupported } from './model-file-error.js'
 import type { ModelAsset } from './model-card.js'
-import type { RawConfig } from './hf-config.js'
+import type { RawConfig } from './raw-config.js'
 
 const MAX_TOKENIZER_BYTES = 128 * 2 ** 20
 const MAX_CONFIG_BYTES = 8 * 2 ** 20

@@ -1,6 +1,6 @@
 /** Rotary settings of config.json, in the spelling of transformers 4 and 5. */
 import { z } from 'zod'
-import type { RawConfig } from './hf-config.js'
+import type { RawConfig } from './raw-config.js'
 import { checkShape } from './json-file.js'
 import { invalidFile, quote, unsupported } from './model-file-error.js'
 import { ropeKinds, ropeScalingSchema, type RopeSettings } from './rope.js'

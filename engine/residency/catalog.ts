@@ -1,6 +1,6 @@
 import type { Config, ModelConfig } from '../config/index.js'
 import type { GgufFile, KvCacheDtype, LoadRequest, Precision, SlotState } from '../native.js'
-import type { SchedulerLimits } from '../scheduler/scheduler.js'
+import type { SchedulerLimits } from '../scheduler/limits.js'
 import {
   estimateWeightBytes,
   type MeasuredQuality,
@@ -10,7 +10,7 @@ import {
   ropeLimit,
 } from '../registry/index.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from './estimate.js'
-import type { VariantDemand } from './plan.js'
+import type { VariantDemand } from './state.js'
 import { readRungs, type Rung } from './rungs.js'
 
 /** A rung whose file is understood: what it needs and how to load it. */

@@ -3,7 +3,8 @@ import type { KnownVariant } from './catalog.js'
 import type { LoadedVariant } from './load.js'
 import type { OpenDevice } from './open.js'
 import { ResidencyOrder } from './order.js'
-import { type DeviceState, kvTarget, minKvBytes, type ResidentState } from './plan.js'
+import { kvTarget, minKvBytes } from './plan.js'
+import type { DeviceState, ResidentState } from './state.js'
 
 /** A variant of the configuration whose files are understood, and what became of it. */
 export interface ManagedVariant {

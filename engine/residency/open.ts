@@ -6,7 +6,8 @@ import { SwapSpace } from '../kv/swap-space.js'
 import type { NativeAddon, NativeDevice, NativeDeviceInfo } from '../native.js'
 import { type LedgerEntry, MemoryLedger } from './ledger.js'
 import type { PackedStore } from './packed-store.js'
-import { type DeviceBudget, planArena, type VariantDemand } from './plan.js'
+import { planArena } from './plan.js'
+import type { DeviceBudget, VariantDemand } from './state.js'
 
 /** Threads' stacks, the runtime, the addon; on a GPU graphs, code that is loaded on first use, the ends of allocations. */
 const OVERHEAD_BYTES = 64 * 2 ** 20

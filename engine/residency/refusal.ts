@@ -1,4 +1,4 @@
-import type { DeviceState, VariantDemand } from './plan.js'
+import type { DeviceState, VariantDemand } from './state.js'
 
 /** Why a variant fits none of these devices, with figures. */
 export function refusal(demand: VariantDemand, candidates: readonly DeviceState[]): string {

@@ -1,6 +1,6 @@
 import { chainHash } from '../kv/block-hash.js'
 import type { BlockPool } from '../kv/block-pool.js'
-import type { SchedulerLimits } from './scheduler.js'
+import type { SchedulerLimits } from './limits.js'
 import type { Sequence } from './sequence.js'
 
 /** The prefix cache as sequences use it: full blocks by the chained hash of their tokens. */

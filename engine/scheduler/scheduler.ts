@@ -4,6 +4,7 @@ import type { BlockPool } from '../kv/block-pool.js'
 import type { StepResult } from '../native.js'
 import type { FairShare } from './fair-share.js'
 import { BatchGovernor, isBatch } from './governor.js'
+import type { SchedulerLimits } from './limits.js'
 import { canStep, commit, isDecode, planEntry, type StepPlan } from './plan.js'
 import { absorbRows } from './postprocess.js'
 import { PrefixCache } from './prefix.js'
@@ -11,20 +12,6 @@ import { countAhead, QueuePace } from './queue-pace.js'
 import { compareSequences, endOf, type Sequence } from './sequence.js'
 import type { Swapper } from './swapper.js'
 import { WaitingQueue } from './waiting-queue.js'
-
-/** Bounds of one variant's batches. */
-export interface SchedulerLimits {
-  /** Largest number of running sequences; slots of the executor. */
-  maxNumSeqs: number
-  /** Token budget of one step, at least maxNumSeqs. */
-  maxBatchTokens: number
-  /** Tokens per KV block. */
-  blockSize: number
-  maxModelLen: number
-  prefixCaching: boolean
-  /** Longer prompts have rotary tables that depend on their length, so what they cache does too; absent = none has. */
-  ropeLimit?: number
-}
 
 /** Counters since the start. */
 export interface SchedulerCounters {

@@ -15,7 +15,8 @@ import {
 } from '../registry/index.js'
 import { kvDtypeOf } from '../residency/catalog.js'
 import { estimateWorkspaceBytes, kvBlockBytes } from '../residency/estimate.js'
-import { type DeviceBudget, doesNotFit, emptyDevice } from '../residency/plan.js'
+import { doesNotFit } from '../residency/plan.js'
+import { type DeviceBudget, emptyDevice } from '../residency/state.js'
 
 const LADDER: readonly Precision[] = ['fp16', 'int8', 'int4']
 

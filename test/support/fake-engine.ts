@@ -12,7 +12,7 @@ import { KvArena } from '../../engine/kv/arena.js'
 import { KV_UNIT_BYTES } from '../../engine/native.js'
 import { MemoryLedger } from '../../engine/residency/ledger.js'
 import type { SequenceOwner } from '../../engine/scheduler/sequence.js'
-import type { SchedulerLimits } from '../../engine/scheduler/scheduler.js'
+import type { SchedulerLimits } from '../../engine/scheduler/limits.js'
 import type { StepExecutor } from '../../engine/step/executor.js'
 import { FakeExecutor } from './fake-executor.js'
 

@@ -4,7 +4,7 @@ import { describe, expect, it } from 'vitest'
 import { type DeviceConfig, parseConfig } from '../../engine/config/index.js'
 import type { DeviceOptions, NativeAddon, NativeDeviceInfo } from '../../engine/native.js'
 import { budgetOf, openDevice } from '../../engine/residency/open.js'
-import type { VariantDemand } from '../../engine/residency/plan.js'
+import type { VariantDemand } from '../../engine/residency/state.js'
 import { FakeNativeDevice } from '../support/fake-native.js'
 
 const MIB = 2 ** 20

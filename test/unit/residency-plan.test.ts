@@ -2,18 +2,15 @@
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import {
-  type DeviceState,
   doesNotFit,
-  emptyDevice,
   kvTarget,
   type LoadPlan,
   minKvBytes,
   planArena,
   planLoad,
   planShrink,
-  type ResidentState,
-  type VariantDemand,
 } from '../../engine/residency/plan.js'
+import { type DeviceState, emptyDevice, type ResidentState, type VariantDemand } from '../../engine/residency/state.js'
 
 const MIB = 2 ** 20
 const SLAB = 10 * MIB

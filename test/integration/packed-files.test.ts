@@ -14,11 +14,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
-import type { LoadRequest, NativeDevice, NativeModel, PackedSource } from '../../engine/native.js'
+import type { LoadRequest, NativeDevice, NativeModel, PackedSource, Precision } from '../../engine/native.js'
 import { tinyModel, engineInProcess } from '../support/engine-in-process.js'
 import { goldenRequest } from '../support/golden.js'
 import { generate, smollm2Request, testDevices } from '../support/native-model.js'
-import { stories260kRequest } from '../support/stories260k.js'
 import { testDevice } from '../support/test-device.js'
 
 let folder: string
@@ -29,6 +28,8 @@ afterEach(() => rmSync(folder, { recursive: true }))
 
 const ACT_ORDER = 'gptq/w4_g32_asym_actorder_v2'
 const KEY = 'what it was made of'
+/** The weights of a small checkpoint at a rung. */
+const rung = (precision: Precision): LoadRequest => ({ ...goldenRequest('plain/llama_fp16'), precision })
 const target = (key = KEY): PackedSource => ({ path: join(folder, 'file'), key })
 
 function flip(path: string, at: number): void {
@@ -49,9 +50,9 @@ for (const { name, options, missing } of testDevices()) {
     }
 
     it.each<[string, LoadRequest]>([
-      ['fp16', stories260kRequest('fp16')],
-      ['int8', stories260kRequest('int8')],
-      ['int4', stories260kRequest('int4')],
+      ['fp16', rung('fp16')],
+      ['int8', rung('int8')],
+      ['int4', rung('int4')],
       ['act-order', { ...goldenRequest(ACT_ORDER), precision: 'int4' }],
     ])('give %s as it was', async (_, request) => {
       const first = await load(request)
@@ -68,7 +69,7 @@ for (const { name, options, missing } of testDevices()) {
     })
 
     it('are not used where they are damaged, torn, missing or of something else', async () => {
-      const request = stories260kRequest('int8')
+      const request = rung('int8')
       const first = await load(request)
       const expected = await text(first)
       const { packedBytes } = first
@@ -92,16 +93,16 @@ for (const { name, options, missing } of testDevices()) {
     })
 
     it('are not used for another rung of the same key', async () => {
-      const first = await load(stories260kRequest('fp16'))
+      const first = await load(rung('fp16'))
       await first.savePacked(target())
-      const other = await load(stories260kRequest('int4'), target())
+      const other = await load(rung('int4'), target())
       expect(other.packedFault).toMatch(/the repacked file has \d+ bytes, not \d+/)
       expect(other.origin).toBe('files')
       await Promise.all([first.unload(), other.unload()])
     })
 
     it('that are there already are not written over', async () => {
-      const model = await load(stories260kRequest('int8'))
+      const model = await load(rung('int8'))
       await model.savePacked(target())
       await expect(model.savePacked(target())).rejects.toMatchObject({ code: 'io_error', message: /File exists/ })
       expect(existsSync(target().path)).toBe(true)

@@ -2,12 +2,14 @@
 import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import { type Answer, type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
+import type { NativeDevice } from '../../engine/native.js'
 import type { SwapSpace } from '../../engine/kv/swap-space.js'
 import { Collector, neutralSampling, submitOf } from '../support/fake-engine.js'
 import { testDevices } from '../support/native-model.js'
 import { tokenAtTie } from '../support/near-ties.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
 import { testDevice } from '../support/test-device.js'
+import { withChanges, withLoads } from '../support/wrapped-native.js'
 
 type Kind = 'cpu' | 'cuda'
 const KINDS = testDevices().flatMap(({ options: { kind }, missing }) => (missing ? [] : [kind]))
@@ -27,12 +29,18 @@ afterEach(async () => {
 })
 
 /** A model with KV memory for about two of the sequences below, on a GPU for a few. */
-async function start(swap: number, kind: Kind, { file, memory } = MANY[kind]): Promise<InProcessEngine> {
+async function start(
+  swap: number,
+  kind: Kind,
+  { file, memory } = MANY[kind],
+  wrap?: (device: NativeDevice) => NativeDevice,
+): Promise<InProcessEngine> {
   const { yaml } = testDevice({ cpu: memory, cuda: memory }, kind)
-  const box = engineInProcess(`
+  const config = `
 devices: [${yaml.replace('}', `, swap_gb: ${swap} }`)}]
 models: [{ id: m, max_model_len: 128, variants: [{ precision: int4, path: ${JSON.stringify(file)} }] }]
-`)
+`
+  const box = engineInProcess(config, wrap)
   open.push(box)
   await box.settled()
   const [device] = box.engine.devices
@@ -40,6 +48,18 @@ models: [{ id: m, max_model_len: 128, variants: [{ precision: int4, path: ${JSON
   device?.arena.setLimit(Math.ceil((BLOCKS * blockBytes) / device.arena.slabBytes))
   return box
 }
+
+/** Claims that steps take a thousand times as long as they do: then copies pay on every machine. */
+const slow = (device: NativeDevice): NativeDevice =>
+  withLoads(device, async (request, packed) => {
+    const model = await device.loadModel(request, packed)
+    return withChanges(model, {
+      step: async (batch) => {
+        const result = await model.step(batch)
+        return { ...result, deviceMicros: result.deviceMicros * 1000 }
+      },
+    })
+  })
 
 const prompt = (index: number): number[] =>
   Array.from({ length: 60 + index }, (_, i) => 1 + ((i * 7 + index * 31) % 90))
@@ -103,7 +123,7 @@ describe.each(KINDS)('swap memory of a device of kind %s', { timeout: 60_000 }, 
   })
 
   it('gives back what a cancelled sequence and a lost session held', async () => {
-    const box = await start(0.05, kind, kind === 'cpu' ? LARGE : MANY.cuda)
+    const box = await start(0.05, kind, kind === 'cpu' ? LARGE : MANY.cuda, slow)
     const sequences = Array.from({ length: MANY[kind].sequences }, (_, index) => {
       const collector = new Collector()
       const submit = submitOf(900 + index, prompt(index), { variant: 'm:int4', maxTokens: 60 })
@@ -121,8 +141,7 @@ describe.each(KINDS)('swap memory of a device of kind %s', { timeout: 60_000 }, 
   })
 
   it('keeps what a rung had when it is unloaded in mid-answer, until it is back', async () => {
-    // Of a size where a copy is quicker than computing for sure.
-    const box = await start(0.05, kind, kind === 'cpu' ? LARGE : MANY.cuda)
+    const box = await start(0.05, kind, kind === 'cpu' ? LARGE : MANY.cuda, slow)
     const resident = box.variant('m:int4')
     const scheduler = resident.resident?.scheduler
     if (!scheduler) throw new Error('not loaded')

@@ -71,6 +71,8 @@ export class Core {
   /** Edits of `server` that wait for the next start, and why the last edit was refused; one line each. */
   #waiting: readonly string[] = []
   #refusal: readonly string[] = []
+  /** The same of the key file. */
+  #keysRefusal: readonly string[] = []
   #unfollowKeys = (): void => undefined
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
@@ -114,7 +116,7 @@ export class Core {
         )
       },
       refused: ({ message }) => {
-        this.#refusal = message.split('\n').map((line) => `edit refused: ${line}`)
+        this.#refusal = refusals(message)
         log.error({ reason: message }, 'edit of the configuration refused')
       },
     })
@@ -202,7 +204,10 @@ export class Core {
     const loaded = loadKeyFile(file, modelIds())
     warnOfModels(loaded, log)
     const access = new KeyedAccess(granted, loaded.entries)
-    this.#unfollowKeys = followKeyFile(file, modelIds, access, log)
+    const refused = (problem: string | undefined): void => {
+      this.#keysRefusal = problem === undefined ? [] : refusals(problem)
+    }
+    this.#unfollowKeys = followKeyFile(file, { modelIds, access, refused, log })
     return access
   }
 
@@ -235,7 +240,12 @@ export class Core {
       models: this.#models.list(),
       engineUp: this.engine.session !== undefined,
       draining: this.#pipeline.draining,
-      config: [...this.#refusal, ...this.#waiting, ...(this.engine.status?.configWaiting ?? [])],
+      config: [...this.#refusal, ...this.#keysRefusal, ...this.#waiting, ...(this.engine.status?.configWaiting ?? [])],
     })
   }
+}
+
+/** One line for each fault of an edit. */
+function refusals(message: string): string[] {
+  return message.split('\n').map((line) => `edit refused: ${line}`)
 }

@@ -27,25 +27,33 @@ export function warnOfModels({ remarks }: LoadedKeys, log: Logger): void {
   for (const remark of remarks) log.warn({ remark }, 'a key names a model that is not served')
 }
 
-/**
- * Gives `access` the keys of the file whenever it changes; a bad edit is logged and the old keys stay. `modelIds` are
- * those of the moment. Returns what ends it.
- */
+/** Where the keys of a file go. */
+export interface KeyFollower {
+  /** Those of the moment. */
+  modelIds: () => readonly string[]
+  access: KeyedAccess
+  /** Told after every edit: why it was refused, one fault a line; undefined = it is in use. */
+  refused: (problem: string | undefined) => void
+  log: Logger
+}
+
+/** Gives `access` the keys of the file whenever it changes; after a bad edit the old keys stay. Returns what ends it. */
 export function followKeyFile(
   file: string,
-  modelIds: () => readonly string[],
-  access: KeyedAccess,
-  log: Logger,
+  { modelIds, access, refused, log }: KeyFollower,
   pollMs = POLL_MS,
 ): () => void {
   const reload = (): void => {
     try {
       const loaded = loadKeyFile(file, modelIds())
       access.use(loaded.entries)
+      refused(undefined)
       log.info({ keys: loaded.entries.length }, 'API keys read again')
       warnOfModels(loaded, log)
     } catch (error) {
-      log.error({ problem: error instanceof Error ? error.message : String(error) }, 'API keys not changed')
+      const problem = error instanceof Error ? error.message : String(error)
+      refused(problem)
+      log.error({ problem }, 'API keys not changed')
     }
   }
   watchFile(file, { interval: pollMs, persistent: false }, reload)

@@ -1,6 +1,6 @@
 /** Keys with a real gateway process: refused exposure, the commands, and a file that changes while it serves. */
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -68,9 +68,26 @@ it('takes keys that are made and revoked while it serves', async () => {
   await running.until(() => reads() === 2, 'the revocation')
   expect([await asks(first), await asks(second)]).toEqual([401, 200])
 
+  const good = readFileSync(file, 'utf8')
   writeFileSync(file, 'keys: [{ id: a }]\n')
   const refused = () => running.log.find(({ msg }) => msg === 'API keys not changed')
   await running.until(() => refused() !== undefined, 'the bad edit')
   expect(refused()?.['problem']).toMatch(/keys\.yaml:1:8: keys\[0\]\.name: missing/)
   expect([await asks(first), await asks(second)]).toEqual([401, 200])
+
+  // An admin sees it where the box's state is; a good edit takes it away.
+  const remarks = async (key: string): Promise<unknown> => {
+    const response = await fetch(`${running.url}/health`, { headers: { authorization: `Bearer ${key}` } })
+    return ((await response.json()) as { config_remarks?: string[] }).config_remarks
+  }
+  writeFileSync(file, good)
+  const third = edgeshift('keys', 'create', '--config', config, '--name', 'third', '--admin').stdout.trim()
+  while ((await asks(third)) !== 200);
+  expect([await remarks(second), await remarks(third)]).toEqual([undefined, undefined])
+  writeFileSync(file, 'keys: [{ id: a }]\n')
+  await running.until(() => running.log.filter(({ msg }) => msg === 'API keys not changed').length === 2, 'a bad edit')
+  expect(await remarks(second)).toBeUndefined()
+  expect(await remarks(third)).toEqual(
+    expect.arrayContaining([expect.stringMatching(/^edit refused: .*keys\.yaml:1:8: keys\[0\]\.name: missing/)]),
+  )
 }, 120_000)

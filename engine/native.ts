@@ -229,6 +229,11 @@ export interface NativeDevice {
   readBandwidth(): Promise<number>
   /** Bytes of a GPU that are in use, whoever has them, as its driver says, behind the loads issued before; undefined on a CPU. */
   usedBytes(): Promise<number | undefined>
+  /**
+   * Bytes of page-locked memory for copies of loaded weights, as soon as it is known whether they can be had: all that
+   * were asked for, or 0. Taking a gigabyte takes about a second; nothing else waits for it.
+   */
+  hostCacheBytes(): Promise<number>
   /** Copies KV blocks to or from the swap memory, in the order of the steps; steps that follow see them copied. */
   copyKv(copy: KvCopy): Promise<{ deviceMicros: number }>
   /** Frees the arena and stops the threads. All models must be unloaded first. */

@@ -102,13 +102,33 @@ export function openDevice(
   const kvEntry = ledger.add('kv', '', arena.bytes)
   const description = { id: config.id, kind: config.kind, name: info.name }
   const { hostCacheBytes, swapBytes } = hostMemoryOf(config)
-  if (hostCacheBytes > 0) ledger.add('host_cache', '', hostCacheBytes)
+  if (hostCacheBytes > 0) {
+    const entry = ledger.add('host_cache', '', hostCacheBytes)
+    void settleHostCache(native, entry, ledger, options.log.child({ device: config.id }))
+  }
   const swap = openSwap(native, swapBytes, largest, options)
   if (swap) ledger.add('swap', '', swapBytes)
   const device = new EngineDevice(description, ledger, arena, options, swap)
   const fixedKvBytes = native.elasticKv ? undefined : arena.bytes
   const lost = (error: unknown): void => options.events.deviceFailed(error)
   return { native, device, budget, contextBytes, kvEntry, fixedKvBytes, lost }
+}
+
+/** Loads do without the host cache where the system refuses its memory; the ledger then says so, and the log. */
+async function settleHostCache(
+  native: NativeDevice,
+  entry: LedgerEntry,
+  ledger: MemoryLedger,
+  log: Logger,
+): Promise<void> {
+  const { bytes: asked } = entry
+  try {
+    const bytes = await native.hostCacheBytes()
+    ledger.settle(entry, bytes)
+    if (bytes === 0) log.error({ asked }, 'no host cache: the system refused page-locked memory; loads read files')
+  } catch {
+    // The device was closed first.
+  }
 }
 
 function hostMemoryOf(config: DeviceConfig): { hostCacheBytes: number; swapBytes: number } {

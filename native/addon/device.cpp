@@ -111,6 +111,22 @@ class UsedBytesTask : public Task {
   std::optional<size_t> used_;
 };
 
+class HostCacheTask : public Task {
+ public:
+  HostCacheTask(Napi::Env env, std::shared_ptr<Device> device) : Task(env), device_(std::move(device)) {}
+
+ protected:
+  Status work() override {
+    bytes_ = device_->backend().host_cache_bytes();
+    return {};
+  }
+  Napi::Value result(Napi::Env env) override { return Napi::Number::New(env, double(bytes_)); }
+
+ private:
+  std::shared_ptr<Device> device_;
+  size_t bytes_ = 0;
+};
+
 // Starts a copy of KV blocks in the order of the steps; resolves when it has ended.
 class CopyTask : public Task {
  public:
@@ -225,6 +241,7 @@ Napi::Function DeviceObject::define(Napi::Env env) {
                       InstanceMethod("discardKv", &DeviceObject::discard_kv),
                       InstanceMethod("readBandwidth", &DeviceObject::read_bandwidth),
                       InstanceMethod("usedBytes", &DeviceObject::used_bytes),
+                      InstanceMethod("hostCacheBytes", &DeviceObject::host_cache_bytes),
                       InstanceMethod("copyKv", &DeviceObject::copy_kv),
                       InstanceMethod("close", &DeviceObject::close)});
 }
@@ -299,6 +316,15 @@ Napi::Value DeviceObject::used_bytes(const Napi::CallbackInfo& info) {
     const Napi::Env env = info.Env();
     if (device_->closed()) throw_argument(env, "the device is closed");
     return device_->run_load(env, std::make_unique<UsedBytesTask>(env, device_));
+  });
+}
+
+// On the thread that writes files: neither loads nor steps wait for the memory.
+Napi::Value DeviceObject::host_cache_bytes(const Napi::CallbackInfo& info) {
+  return as_promise(info.Env(), [&]() -> Napi::Value {
+    const Napi::Env env = info.Env();
+    if (device_->closed()) throw_argument(env, "the device is closed");
+    return device_->run_save(env, std::make_unique<HostCacheTask>(env, device_));
   });
 }
 

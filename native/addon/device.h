@@ -75,6 +75,7 @@ class DeviceObject : public Napi::ObjectWrap<DeviceObject> {
   Napi::Value discard_kv(const Napi::CallbackInfo& info);
   Napi::Value read_bandwidth(const Napi::CallbackInfo& info);
   Napi::Value used_bytes(const Napi::CallbackInfo& info);
+  Napi::Value host_cache_bytes(const Napi::CallbackInfo& info);
   Napi::Value copy_kv(const Napi::CallbackInfo& info);
   Napi::Value elastic_kv(const Napi::CallbackInfo& info);
   Napi::Value packed_layout(const Napi::CallbackInfo& info);

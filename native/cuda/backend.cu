@@ -138,6 +138,8 @@ class CudaBackend final : public Backend {
     return std::optional<size_t>(used.value());
   }
 
+  size_t host_cache_bytes() override { return cache_.taken(); }
+
   // By the steps' stream: what was issued before has written the blocks, and what is issued later finds them copied. Neighbours
   // on both sides go as one copy.
   Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) override {

@@ -73,19 +73,20 @@ HostCache::~HostCache() {
 void HostCache::open(size_t bytes, int device) {
   if (bytes == 0) return;
   bytes_ = bytes / kAlignment * kAlignment;
-  opening_ = std::async(std::launch::async, [this, device] {
+  opening_ = std::async(std::launch::async, [this, device]() -> Status {
     ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(device));
     void* memory = nullptr;
     ES_CUDA_RETURN_IF_ERROR(cudaMallocHost(&memory, bytes_));
     memory_ = static_cast<char*>(memory);
-    return Status();
+    return {};
   });
 }
 
 // Without the memory there is no cache, and everything works as without one.
-bool HostCache::ready() {
-  if (opening_.valid() && !opening_.get().ok()) bytes_ = 0;
-  return memory_ != nullptr;
+size_t HostCache::taken() const {
+  // Each thread waits through a copy of its own.
+  const std::shared_future<Status> opening = opening_;
+  return opening.valid() && opening.get().ok() ? bytes_ : 0;
 }
 
 std::optional<size_t> HostCache::find_room(size_t bytes) const {

@@ -30,7 +30,8 @@ class HostCache {
   // Keeps a copy under `key`; others that were longest unused make room. Does nothing when it never fits.
   Status keep(const std::string& key, const DeviceWeights& weights, cudaStream_t stream);
 
-  size_t bytes() const { return bytes_; }
+  // What was taken of what open() was asked for: all or nothing. Waits until that is known; from any thread.
+  size_t taken() const;
 
  private:
   struct Entry {
@@ -48,11 +49,11 @@ class HostCache {
   };
   using Entries = std::list<Entry>;
 
-  bool ready();
+  bool ready() const { return taken() > 0; }
   std::optional<size_t> find_room(size_t bytes) const;
   std::optional<size_t> make_room(size_t bytes);
 
-  std::future<Status> opening_;
+  std::shared_future<Status> opening_;
   char* memory_ = nullptr;
   size_t bytes_ = 0;
   Entries entries_;  // last used first

@@ -122,6 +122,9 @@ class Backend {
   // Bytes of the device's own memory in use, whoever has them, as its driver says; nothing where the device has none. On
   // the load thread.
   virtual Result<std::optional<size_t>> used_bytes() { return std::optional<size_t>(); }
+  // Bytes of page-locked memory that loaded weights are kept in; 0 where there are none, or where the system refused them.
+  // Waits until that is known; from any thread.
+  virtual size_t host_cache_bytes() { return 0; }
   // Copies blocks in the order of the steps, without waiting where the device can work ahead. On the step thread.
   // invalid_argument when a block lies outside of the arena or of the swap memory.
   virtual Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) = 0;

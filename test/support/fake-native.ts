@@ -32,6 +32,8 @@ export class FakeNativeDevice implements NativeDevice {
   /** Set: the next loads wait for `open`. */
   gate: { open: () => void; opened: Promise<void> } | undefined
   loading = 0
+  /** Page-locked memory that the system gave. */
+  hostCache = 0
   private readonly memory: FakeMemory = new Map()
 
   constructor(private readonly sizes: ReadonlyMap<LoadRequest, Sizes>) {}
@@ -51,6 +53,10 @@ export class FakeNativeDevice implements NativeDevice {
 
   usedBytes(): Promise<undefined> {
     return this.dead ? Promise.reject(this.dead) : Promise.resolve(undefined)
+  }
+
+  hostCacheBytes(): Promise<number> {
+    return Promise.resolve(this.hostCache)
   }
 
   copyKv(): Promise<{ deviceMicros: number }> {

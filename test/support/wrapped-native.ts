@@ -8,6 +8,7 @@ export function withLoads(device: NativeDevice, loadModel: NativeDevice['loadMod
     packedLayout: device.packedLayout,
     discardKv: (range) => device.discardKv(range),
     usedBytes: () => device.usedBytes(),
+    hostCacheBytes: () => device.hostCacheBytes(),
     readBandwidth: () => device.readBandwidth(),
     copyKv: (copy) => device.copyKv(copy),
     close: () => device.close(),

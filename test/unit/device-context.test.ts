@@ -39,22 +39,24 @@ describe('opening a GPU', () => {
     ...{ blockBytes: MIB, sequenceKvBytes: 100 * MIB },
   }
 
-  function open(usedBytes: number, fields = '') {
+  function open(usedBytes: number, fields = '', hostCache = 0) {
+    const lines: string[] = []
+    const log = pino({}, { write: (line: string) => void lines.push(String(JSON.parse(line).msg)) })
     const opened: DeviceOptions[] = []
     const asked: number[] = []
     const addon: Pick<NativeAddon, 'openDevice' | 'usedBytes'> = {
       usedBytes: (index) => (asked.push(index), usedBytes),
       openDevice: (options) => {
         opened.push(options)
-        return Object.assign(new FakeNativeDevice(new Map()), { elasticKv: false })
+        return Object.assign(new FakeNativeDevice(new Map()), { elasticKv: false, hostCache })
       },
     }
     const options = {
-      ...{ clock: () => 0, log: pino({ level: 'silent' }), depth: 1, stepTimeoutMs: 1000, interactiveGoalMs: 0 },
+      ...{ clock: () => 0, log, depth: 1, stepTimeoutMs: 1000, interactiveGoalMs: 0 },
       events: { deviceFailed: () => {}, sequenceFinished: () => {} },
     }
     const device = openDevice({ config: configured(fields), info: gpu(8e9) }, [demand], addon, options)
-    return { device, asked, arenaBytes: opened[0]?.kvArenaBytes ?? 0 }
+    return { device, asked, lines, arenaBytes: opened[0]?.kvArenaBytes ?? 0 }
   }
 
   it('asks its driver before the arena is planned, and keeps what is in use in the ledger', () => {
@@ -70,6 +72,17 @@ describe('opening a GPU', () => {
     // The weights still fit beside the arena, however tight it is.
     const tight = open(CONTEXT, ', memory_utilization: 0.24')
     expect(tight.device.device.ledger.freeBytes).toBeGreaterThanOrEqual(demand.weightBytes + demand.workspaceBytes)
+  })
+
+  it.each([
+    // As much as whole pages hold.
+    [999_997_440, []],
+    [0, ['no host cache: the system refused page-locked memory; loads read files']],
+  ])('says in ledger and log what page-locked memory it got: %i', async (bytes, said) => {
+    const { device, lines } = open(CONTEXT, ', host_cache_gb: 1', bytes)
+    await new Promise((resolve) => setImmediate(resolve))
+    const entry = device.device.ledger.entries.find(({ kind }) => kind === 'host_cache')
+    expect([entry?.bytes, lines]).toEqual([bytes, said])
   })
 
   it('does not hold it against the device for good that an engine before it is not gone yet', () => {

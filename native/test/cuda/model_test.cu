@@ -164,12 +164,15 @@ void samples_as_the_cpu_does(Backend& backend, float temperature) {
   ES_CHECK(worst < 0.05);
 }
 
-// A variant that comes back from the host cache computes the same, and a cache too small for two keeps the last.
+// A variant that comes back from the host cache computes the same, and a cache too small for two keeps the last; where the
+// system refuses the memory there is none, and that is told.
 void comes_back_from_the_host_cache() {
+  constexpr size_t kRefused = size_t(1) << 46;
   const Net nets[] = {make_net({.bias = true}), make_net({.qk_norm = true, .head_dim = 64, .rotary = 64})};
-  for (size_t cache : {size_t(0), size_t(1) << 16, size_t(1) << 18, size_t(16) << 20}) {
+  for (size_t cache : {size_t(0), size_t(1) << 16, size_t(1) << 18, size_t(16) << 20, kRefused}) {
     auto backend = open_cuda(0, 4 << 20, cache);
     ES_CHECK(backend.ok());
+    ES_CHECK(backend.value()->host_cache_bytes() == (cache == kRefused ? 0 : cache));
     std::vector<std::vector<int32_t>> first;
     for (int round = 0; round < 3; ++round) {
       for (size_t i = 0; i < 2; ++i) {

@@ -18,10 +18,13 @@ export interface StepReport {
   /** What the step took, and the time since the last step's report. */
   stepMs: number
   elapsedMs: number
+  /** Interactive requests came a short while ago, so the next one is to be expected. */
+  expected: boolean
 }
 
 /** Bounds of the batch tokens in a step. A goal of 0 means that there is none. */
 export interface BudgetBounds {
+  /** For one step. */
   goalMs: number
   least: number
   most: number
@@ -43,15 +46,19 @@ const DOUBLING_MS = 1000
 const MOST_GROWTH = 2
 /** as long as a step takes less than so many goals: the next interactive request may come at its beginning. */
 const ALONE = 3
+/** A first token takes what is left of a step under way, and a step of its own. */
+const STEPS_TO_FIRST_TOKEN = 2
+/** For so long after an interactive request the next one is expected, milliseconds. */
+const EXPECTED_MS = 10_000
 
 /** The budget after a step, in tokens. Pure; stays within the bounds. */
 export function nextBudget(tokens: number, report: StepReport, { goalMs, least, most }: BudgetBounds): number {
   if (goalMs === 0) return most
   const now = Math.min(most, Math.max(least, tokens))
-  const { waitMs, batchTokens, stepMs, elapsedMs } = report
+  const { waitMs, batchTokens, stepMs, elapsedMs, expected } = report
   const alone = waitMs === undefined
   const ms = alone ? stepMs : waitMs
-  const goal = alone ? ALONE * goalMs : goalMs
+  const goal = alone && !expected ? ALONE * goalMs : goalMs
   if (ms > NEAR * goal) {
     if (batchTokens === 0) return now
     const cut = Math.max(SMALLEST_CUT, (AIM * goal) / ms)
@@ -79,6 +86,7 @@ export class BatchGovernor {
   private budget = FIRST_TOKENS
   private batchBefore = 0
   private reportedAt: number | undefined
+  private interactiveAt = -Infinity
 
   /** `goalMs` may be changed; 0 = no goal. */
   constructor(public goalMs = 0) {}
@@ -100,7 +108,9 @@ export class BatchGovernor {
     // A step that was planned behind another one began when that had ended.
     const stepMs = now - Math.max(step.plannedAt, this.reportedAt ?? 0)
     const { waitMs } = step
-    this.budget = nextBudget(this.budget, { waitMs, batchTokens, stepMs, elapsedMs }, this.bounds(sizes))
+    if (waitMs !== undefined) this.interactiveAt = now
+    const expected = now - this.interactiveAt < EXPECTED_MS
+    this.budget = nextBudget(this.budget, { waitMs, batchTokens, stepMs, elapsedMs, expected }, this.bounds(sizes))
     this.peakMs = Math.max(waitMs ?? 0, this.peakMs * Math.exp(-elapsedMs / FADE_MS))
     this.batchBefore = step.batchTokens
     this.reportedAt = now
@@ -109,6 +119,10 @@ export class BatchGovernor {
   /** An eighth of the slots decodes at the least, so that batch work never stands still. */
   private bounds(sizes: { maxNumSeqs: number; maxBatchTokens: number }): BudgetBounds {
     const most = sizes.maxBatchTokens
-    return { goalMs: this.goalMs, least: Math.min(most, Math.max(4, Math.ceil(sizes.maxNumSeqs / 8))), most }
+    return {
+      goalMs: this.goalMs / STEPS_TO_FIRST_TOKEN,
+      least: Math.min(most, Math.max(4, Math.ceil(sizes.maxNumSeqs / 8))),
+      most,
+    }
   }
 }

@@ -191,7 +191,7 @@ const scheduler = z.strictObject({
   interactive_goal: duration()
     .prefault('300ms')
     .describe(
-      'How long an interactive request may wait for its first token or the next one before batch work beside it gets smaller parts of the steps; 0ms: no goal.',
+      'An interactive request is to have its first token, and each next one, within this time: batch work beside it gets as much of the steps as that leaves; 0ms: no goal.',
     ),
   max_waiting: z.int().min(0).max(100_000).default(256).describe('Requests that may wait; more get 429.'),
   max_waiting_per_key: z

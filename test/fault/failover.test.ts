@@ -184,7 +184,7 @@ describe('an engine that goes wrong', { timeout: 180_000 }, () => {
   })
 
   it('because it is stopped (SIGSTOP) is killed after engine_timeout, and its requests go on with their texts on the next', async () => {
-    const brief = (text: string): string => text.replace(/^server:\n/m, 'server:\n  engine_timeout: 4s\n')
+    const brief = (text: string): string => text.replace(/^server:\n/m, 'server:\n  engine_timeout: 6s\n')
     await edited(brief, () => askThrough(() => process.kill(box.enginePids.at(-1) ?? 0, 'SIGSTOP')))
     expect(box.log.some(({ msg }) => msg === 'the engine does not answer')).toBe(true)
   })

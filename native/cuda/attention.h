@@ -14,10 +14,11 @@ namespace edgeshift::cuda {
 size_t attention_workspace_bytes(int sequences, int heads, int head_dim, int splits);
 
 // One new token per sequence (batch->t == batch->s). Rotates q and k as rope_kv does (rope.q is not used), writes this step's
-// keys and values to the cache, and attends. `splits` blocks share each (sequence, kv head); 1 needs no workspace.
+// keys and values to the cache, and attends. `splits` blocks share each (sequence, kv head); 1 needs no workspace. The output is
+// rows, or with out_tile_bytes above 0 tiles of that many bytes (input_tiles.h).
 // unsupported: head_dim not 64, 96, 128 or 256; more than 8 query heads per kv head; block_size not a multiple of 16.
-Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, int splits, void* workspace, NextRead next,
-                        const Launch& on);
+Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, int splits, void* workspace, size_t out_tile_bytes,
+                        NextRead next, const Launch& on);
 
 // Any number of new tokens per sequence, whose keys and values are in the cache.
 Status prefill_attention(const AttentionArgs<f16>& args, const Launch& on);

@@ -16,7 +16,7 @@ size_t attention_workspace_bytes(int sequences, int heads, int head_dim, int spl
 }
 
 Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, int splits, void* workspace,
-                        NextRead next, const Launch& on) {
+                        size_t out_tile_bytes, NextRead next, const Launch& on) {
   const SequenceBatch& batch = *args.batch;
   const KvLayout& kv = *args.kv;
   if (batch.t != batch.s || args.heads % kv.kv_heads != 0)
@@ -26,6 +26,7 @@ Status decode_attention(const RopeArgs& rope, const AttentionArgs<f16>& args, in
   DecodeParams params{rope, args, batch, kv};
   params.splits = splits;
   params.next = next;
+  params.out_tile_bytes = out_tile_bytes;
   if (splits > 1) {
     if (batch.s * kv.kv_heads > kTickets) return {Code::unsupported, "cuda decode_attention: too many sequences"};
     size_t rows = size_t(batch.s) * args.heads * splits;

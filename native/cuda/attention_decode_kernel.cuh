@@ -6,6 +6,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/attention_tile.cuh"
+#include "cuda/input_tiles.h"
 #include "cuda/rope.cuh"
 
 namespace edgeshift::cuda {
@@ -23,6 +24,14 @@ struct DecodeParams {
   float2* partial_ml = nullptr;  // [splits][s][heads]
   int* tickets = nullptr;        // [s][kv_heads]
   NextRead next = {};
+  size_t out_tile_bytes = 0;     // 0: rows
+
+  // Output d of `head`.
+  __device__ void store(int sequence, int head, int head_dim, int d, float value) const {
+    const int k = head * head_dim + d;
+    if (out_tile_bytes == 0) args.out[size_t(sequence) * args.heads * head_dim + k] = to_f16(value);
+    else *reinterpret_cast<f16*>(reinterpret_cast<unsigned char*>(args.out) + tiled_input(sequence, k, out_tile_bytes)) = to_f16(value);
+  }
 };
 
 // Partial results of the block's warps, then of the splits: sum over parts of 2^(m - top) * part.
@@ -170,7 +179,7 @@ __global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) dec
     }
     size_t row = size_t(sequence) * p.args.heads + head * group + h;
     if (active == 1) {
-      p.args.out[row * D + d] = to_f16(value / merge.sum);
+      p.store(sequence, head * group + h, D, d, value / merge.sum);
       continue;
     }
     size_t at = size_t(split) * p.batch.s * p.args.heads + row;
@@ -200,7 +209,7 @@ __global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) dec
       merge.sum += weight * part.y;
       value += weight * __ldcg(p.partial_out + (w * stride + row) * D + d);
     }
-    p.args.out[row * D + d] = to_f16(value / merge.sum);
+    p.store(sequence, head * group + h, D, d, value / merge.sum);
   }
 }
 

@@ -1,5 +1,7 @@
 #include "cuda/matmul.h"
 
+#include "cuda/input_tiles.h"
+#include "cuda/stream.h"
 #include "cuda/tiled_kernel.cuh"
 #include "cuda/wide_product.cuh"
 #include "cuda/widen.h"
@@ -12,11 +14,10 @@ size_t matmul_workspace_bytes(const DeviceTraits& device) {
   return size_t(kMatmulCounters) * 4 + partial * 2 * device.multiprocessors;
 }
 
-Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
+namespace {
+
+TiledParams tiled_params(const FusedMatmulArgs& args, void* workspace) {
   const PackedMatrix& w = *args.weight;
-  if (args.t < 1 || args.norm) return {Code::invalid_argument, "cuda tiled_matmul: t >= 1 and no norm"};
-  if (w.permutation) return {Code::invalid_argument, "cuda tiled_matmul: inputs in act-order are gathered by the caller"};
-  if (w.k % 8 != 0) return {Code::unsupported, "cuda tiled_matmul: k must be a multiple of 8"};
   TiledParams params{};
   params.weight = static_cast<const unsigned char*>(w.data);
   params.layout = strip_layout(w.precision, w.n, w.k, w.group);
@@ -31,6 +32,40 @@ Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& 
   params.next = args.next;
   params.counters = static_cast<int*>(workspace);
   params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + size_t(kMatmulCounters) * 4);
+  return params;
+}
+
+}  // namespace
+
+bool stream_fits(const PackedMatrix& weight, int t, const DeviceTraits& device) {
+  // By measurement (docs/cuda.md): codes of fewer tokens go through the tiled kernel faster.
+  const bool faster = t > 32 || (weight.precision == Precision::fp16 && t > 8 && t <= 16);
+  return device.hopper && faster && t <= kMostStreamTokens && weight.k % kTileInputs == 0;
+}
+
+Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
+#ifdef EDGESHIFT_HOPPER
+  const PackedMatrix& w = *args.weight;
+  if (args.t < 1 || args.norm || args.x_tile_bytes == 0) return {Code::invalid_argument, "cuda stream_matmul: inputs in tiles, no norm"};
+  if (w.permutation) return {Code::invalid_argument, "cuda stream_matmul: inputs in act-order are gathered by the caller"};
+  if (!on.device.hopper || args.t > kMostStreamTokens || w.k % kTileInputs != 0)
+    return {Code::unsupported, "cuda stream_matmul: this device, so many tokens or this number of inputs"};
+  StreamParams params{tiled_params(args, workspace), args.x_tile_bytes, args.out_tile_bytes};
+  params.product.k_stages = w.k / kTileInputs;
+  if (w.precision == Precision::int4) return stream_int4(params, on);
+  if (w.precision == Precision::int8) return stream_int8(params, on);
+  return stream_fp16(params, on);
+#else
+  return {Code::unsupported, "cuda stream_matmul: not in this build"};
+#endif
+}
+
+Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
+  const PackedMatrix& w = *args.weight;
+  if (args.t < 1 || args.norm || args.x_tile_bytes > 0) return {Code::invalid_argument, "cuda tiled_matmul: t >= 1, rows, no norm"};
+  if (w.permutation) return {Code::invalid_argument, "cuda tiled_matmul: inputs in act-order are gathered by the caller"};
+  if (w.k % 8 != 0) return {Code::unsupported, "cuda tiled_matmul: k must be a multiple of 8"};
+  const TiledParams params = tiled_params(args, workspace);
   if (w.precision == Precision::int4) return tiled_int4(params, on);
   if (w.precision == Precision::int8) return tiled_int8(params, on);
   return tiled_fp16(params, on);

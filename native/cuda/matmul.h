@@ -34,6 +34,8 @@ struct FusedMatmulArgs {
   Activation activation = Activation::silu;
   int t = 0;
   NextRead next;  // what the kernels after this one will read first
+  // stream_matmul only: bytes from tile to tile of x, and of the outputs of Epilogue::gate (input_tiles.h); 0: rows.
+  size_t x_tile_bytes = 0, out_tile_bytes = 0;
 };
 
 // Whether gemv takes a product of t tokens and k inputs on this device: past it, the tiled kernel is faster or the
@@ -54,6 +56,16 @@ size_t matmul_workspace_bytes(const DeviceTraits& device);
 
 // Any number of tokens, tensor-core tiles with an asynchronous pipeline. `norm` must be null.
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
+
+// Tokens that stream_matmul takes.
+inline constexpr int kMostStreamTokens = 64;
+
+// Whether stream_matmul takes a product of t tokens on this device, and is the faster one there: compute capability 9.0, a decode
+// batch, whole tiles of inputs.
+bool stream_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);
+
+// Up to 64 tokens with `x` in tiles; `norm` must be null.
+Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
 
 // Whether wide_matmul takes a product of t tokens on this device: from there on it is the faster one.
 bool wide_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);

@@ -1,6 +1,7 @@
 #include "cuda/rms_norm.h"
 
 #include "cuda/device.cuh"
+#include "cuda/input_tiles.h"
 
 namespace edgeshift::cuda {
 namespace {
@@ -8,7 +9,7 @@ namespace {
 // One block per token; the row stays in registers, kVectors of four elements per thread at most. Weights are cold: they are
 // fetched before the wait.
 template <int kThreads, int kVectors>
-__global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs<f16> args) {
+__global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs<f16> args, size_t tile_bytes) {
   __shared__ float squares[kThreads / 32];
   const int vectors = args.hidden / 4, lane = threadIdx.x % 32;
   const size_t row = size_t(blockIdx.x) * args.hidden;
@@ -46,25 +47,31 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs<f16> arg
   each([&](int j, int i) {
     const float4 v = value[j], w = weight[j];
     const uint2 out = {pack_half2(v.x * inverse * w.x, v.y * inverse * w.y), pack_half2(v.z * inverse * w.z, v.w * inverse * w.w)};
-    reinterpret_cast<uint2*>(args.out + row)[i] = out;
+    if (tile_bytes == 0) {
+      reinterpret_cast<uint2*>(args.out + row)[i] = out;
+      return;
+    }
+    unsigned char* to = reinterpret_cast<unsigned char*>(args.out);
+    *reinterpret_cast<uint32_t*>(to + tiled_input(blockIdx.x, i * 4, tile_bytes)) = out.x;
+    *reinterpret_cast<uint32_t*>(to + tiled_input(blockIdx.x, i * 4 + 2, tile_bytes)) = out.y;
   });
 }
 
 template <int kThreads, int kVectors>
-Status launch_rms_norm(const RmsNormArgs<f16>& args, const Launch& on) {
-  return launch(on, rms_norm_kernel<kThreads, kVectors>, dim3(args.t), kThreads, 0, args);
+Status launch_rms_norm(const RmsNormArgs<f16>& args, size_t tile_bytes, const Launch& on) {
+  return launch(on, rms_norm_kernel<kThreads, kVectors>, dim3(args.t), kThreads, 0, args, tile_bytes);
 }
 
 }  // namespace
 
-Status rms_norm(const RmsNormArgs<f16>& args, const Launch& on) {
+Status rms_norm(const RmsNormArgs<f16>& args, size_t tile_bytes, const Launch& on) {
   if (args.t < 1 || args.hidden % 4 != 0 || args.hidden > 32768)
     return {Code::unsupported, "cuda rms_norm: hidden must be a multiple of 4, 32,768 at most"};
-  if (args.hidden <= 1024) return launch_rms_norm<256, 1>(args, on);
-  if (args.hidden <= 4096) return launch_rms_norm<1024, 1>(args, on);
-  if (args.hidden <= 8192) return launch_rms_norm<1024, 2>(args, on);
-  if (args.hidden <= 16384) return launch_rms_norm<1024, 4>(args, on);
-  return launch_rms_norm<1024, 8>(args, on);
+  if (args.hidden <= 1024) return launch_rms_norm<256, 1>(args, tile_bytes, on);
+  if (args.hidden <= 4096) return launch_rms_norm<1024, 1>(args, tile_bytes, on);
+  if (args.hidden <= 8192) return launch_rms_norm<1024, 2>(args, tile_bytes, on);
+  if (args.hidden <= 16384) return launch_rms_norm<1024, 4>(args, tile_bytes, on);
+  return launch_rms_norm<1024, 8>(args, tile_bytes, on);
 }
 
 }  // namespace edgeshift::cuda

@@ -108,7 +108,13 @@ class Pass {
     return wide_matmul(args, {w.matmul.as<void>(), w.widened.as<void>(), w.widened.bytes()}, on);
   }
 
+  // Bytes of a tile where the inputs of `weight` are written in tiles, for stream_matmul, or 0: rows.
+  size_t tiles_for(const PackedMatrix& weight, int tokens) const {
+    return !weight.permutation && stream_fits(weight, tokens, on.device) ? input_tile_bytes(tokens) : 0;
+  }
+
   Status product(const FusedMatmulArgs& given) {
+    if (given.x_tile_bytes > 0) return stream_matmul(given, w.matmul.as<void>(), on);
     if (wide_fits(*given.weight, given.t, on.device)) return wide_product(given);
     FusedMatmulArgs args = given;
     PackedMatrix sorted = *given.weight;
@@ -143,7 +149,8 @@ class Pass {
       return gemv(args, on);
     }
     RmsNormArgs<f16> rms{residual, nullptr, norm, w.normed.as<f16>(), args.t, spec.hidden, spec.norm_eps};
-    ES_RETURN_IF_ERROR(rms_norm(rms, on));
+    args.x_tile_bytes = tiles_for(*args.weight, args.t);
+    ES_RETURN_IF_ERROR(rms_norm(rms, args.x_tile_bytes, on));
     args.x = w.normed.as<f16>();
     return product(args);
   }
@@ -203,10 +210,12 @@ class Pass {
     return normed_product(w.residual.as<float>(), layer(i).attention_norm, args);
   }
 
-  Status output(int i) {
+  // Of attended rows, or of tiles of x_tile_bytes.
+  Status output(int i, size_t x_tile_bytes) {
     FusedMatmulArgs args;
     args.weight = &layer(i).o;
     args.x = w.attended.as<void>();
+    args.x_tile_bytes = x_tile_bytes;
     args.bias = layer(i).o_bias;
     args.next = first_bytes(layer(i).gate_up, f.lookahead);
     args.t = t();
@@ -222,10 +231,12 @@ class Pass {
     up.activation = spec.activation;
     up.next = first_bytes(layer(i).down, f.lookahead);
     up.t = t();
+    if (tiles_for(*up.weight, up.t) > 0) up.out_tile_bytes = tiles_for(layer(i).down, up.t);
     ES_RETURN_IF_ERROR(normed_product(w.residual.as<float>(), layer(i).ffn_norm, up));
     FusedMatmulArgs down;
     down.weight = &layer(i).down;
     down.x = w.activated.as<void>();
+    down.x_tile_bytes = up.out_tile_bytes;
     down.bias = layer(i).down_bias;
     down.next = first_bytes(i + 1 < spec.layers ? layer(i + 1).qkv : f.weights->head, f.lookahead);
     down.t = t();
@@ -252,15 +263,15 @@ class Pass {
 }  // namespace
 
 Status Workspace::allocate(const ModelSpec& spec, const DeviceTraits& device, int tokens, int rows, int splits) {
-  size_t t = size_t(tokens), heads = size_t(spec.heads) * spec.head_dim;
+  size_t t = size_t(tokens), heads = size_t(spec.heads) * spec.head_dim, padded = padded_tokens(tokens);
   max_splits = splits;
   ES_RETURN_IF_ERROR(residual.allocate(t * spec.hidden * 4));
   ES_RETURN_IF_ERROR(last.allocate(size_t(rows) * spec.hidden * 4));
-  ES_RETURN_IF_ERROR(normed.allocate(t * spec.hidden * 2));
+  ES_RETURN_IF_ERROR(normed.allocate(padded * spec.hidden * 2));
   ES_RETURN_IF_ERROR(qkv.allocate(t * (heads + size_t(2) * spec.kv_heads * spec.head_dim) * 2));
   ES_RETURN_IF_ERROR(q.allocate(t * heads * 2));
-  ES_RETURN_IF_ERROR(attended.allocate(t * heads * 2));
-  ES_RETURN_IF_ERROR(activated.allocate(t * spec.ffn * 2));
+  ES_RETURN_IF_ERROR(attended.allocate(padded * heads * 2));
+  ES_RETURN_IF_ERROR(activated.allocate(padded * spec.ffn * 2));
   ES_RETURN_IF_ERROR(logits.allocate(size_t(rows) * spec.vocab * 4));
   if (spec.post_norms) ES_RETURN_IF_ERROR(delta.allocate(t * spec.hidden * 4));
   ES_RETURN_IF_ERROR(permuted.allocate(tiled_input_bytes(tokens, std::max({spec.hidden, int(heads), spec.ffn}))));
@@ -295,8 +306,9 @@ Status decode_forward(const Forward& forward, int splits, const Launch& on) {
   for (int i = 0; i < pass.spec.layers; ++i) {
     ES_RETURN_IF_ERROR(pass.qkv(i));
     NextRead next = first_bytes(pass.layer(i).gate_up, forward.lookahead);
-    ES_RETURN_IF_ERROR(decode_attention(pass.rope(i), pass.attention(i), splits, pass.w.attention.as<void>(), next, on));
-    ES_RETURN_IF_ERROR(pass.output(i));
+    const size_t tile_bytes = pass.tiles_for(pass.layer(i).o, pass.t());
+    ES_RETURN_IF_ERROR(decode_attention(pass.rope(i), pass.attention(i), splits, pass.w.attention.as<void>(), tile_bytes, next, on));
+    ES_RETURN_IF_ERROR(pass.output(i, tile_bytes));
     ES_RETURN_IF_ERROR(pass.feed_forward(i));
   }
   return forward.head ? pass.head(pass.w.residual.as<float>(), forward.batch.s) : Status();
@@ -309,7 +321,7 @@ Status prefill_forward(const Forward& forward, const Launch& on) {
     ES_RETURN_IF_ERROR(pass.qkv(i));
     ES_RETURN_IF_ERROR(rope_kv(pass.rope(i), on));
     ES_RETURN_IF_ERROR(pass.attend(i));
-    ES_RETURN_IF_ERROR(pass.output(i));
+    ES_RETURN_IF_ERROR(pass.output(i, 0));
     ES_RETURN_IF_ERROR(pass.feed_forward(i));
   }
   if (!forward.head) return {};

@@ -121,7 +121,7 @@ void run(const Sizes& z, KvDtype dtype, const cuda::Launch& on) {
   const Batch fill(kv, z.sequences, 0, z.context, room), step(kv, z.sequences, z.context, 1, room);
   const double write = milliseconds(on.stream, [&] { layers(fill, [&] { require(cuda::rope_kv(rope, on), "rope_kv"); }); });
   const double decode = milliseconds(on.stream, [&] {
-    layers(step, [&] { require(cuda::decode_attention(rope, args, 1, workspace.as<void>(), {}, on), "decode"); });
+    layers(step, [&] { require(cuda::decode_attention(rope, args, 1, workspace.as<void>(), 0, {}, on), "decode"); });
   });
   // One sequence that owns all blocks.
   const Batch prompt(kv, 1, 0, z.prompt, per * kBlock * z.sequences);

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "cuda/attention.h"
+#include "cuda/input_tiles.h"
 #include "cuda/rope_kv.h"
 #include "device_test.h"
 #include "ops/kv_codes.h"
@@ -227,11 +228,22 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
   DeviceBatch b = make_batch(ones, c.prompts, block_starts, blocks);
   rope.qkv = qkv.as<f16>();
   rope.batch = args.batch = &b.batch;
-  for (int i = 0; i < 2; ++i) {
-    require(cuda::to_status(cudaMemset(out.as<void>(), 0xff, out.bytes()), "memset"), "out");
-    require(cuda::decode_attention(rope, args, c.splits, workspace.as<void>(), {}, on), "decode_attention");
-    compare(history, c, out, ones, c.prompts, "decode", checks);
-  }
+  require(cuda::to_status(cudaMemset(out.as<void>(), 0xff, out.bytes()), "memset"), "out");
+  require(cuda::decode_attention(rope, args, c.splits, workspace.as<void>(), 0, {}, on), "decode_attention");
+  compare(history, c, out, ones, c.prompts, "decode", checks);
+  // Once more, into tiles of inputs.
+  const int sequences = int(c.prompts.size()), columns = c.heads * c.head_dim;
+  const size_t tile_bytes = cuda::input_tile_bytes(sequences);
+  cuda::Buffer tiles;
+  require(tiles.allocate(cuda::tiled_input_bytes(sequences, columns)), "tiles");
+  args.out = tiles.as<f16>();
+  require(cuda::decode_attention(rope, args, c.splits, workspace.as<void>(), tile_bytes, {}, on), "decode_attention");
+  const std::vector<f16> tiled = download<f16>(tiles, tiles.bytes() / 2);
+  std::vector<f16> untiled;
+  for (int s = 0; s < sequences; ++s)
+    for (int k = 0; k < columns; ++k) untiled.push_back(tiled[cuda::tiled_input(s, k, tile_bytes) / 2]);
+  out = upload(untiled);
+  compare(history, c, out, ones, c.prompts, "decode in tiles", checks);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // gemv, slice_matmul, tiled_matmul and wide_matmul against a double reference. Tolerance: 1e-3 of the norm (f16 in and out, fp32 sums).
-//   cuda_matmul_test [gemv|slices|tiled|wide ...]   these kernels alone
+//   cuda_matmul_test [gemv|slices|tiled|stream|wide ...]   these kernels alone
 #include <algorithm>
 #include <cstring>
 #include <numeric>
@@ -19,8 +19,8 @@ namespace {
 constexpr double kTolerance = 1e-3;
 
 // wide also tests the inputs' way into tiles, in a random order as an act-order matrix wants them.
-enum class Kernel { gemv, slices, tiled, wide };
-constexpr const char* kNames[] = {"gemv", "slices", "tiled", "wide"};
+enum class Kernel { gemv, slices, tiled, stream, wide };
+constexpr const char* kNames[] = {"gemv", "slices", "tiled", "stream", "wide"};
 
 struct Case {
   Precision precision;
@@ -117,7 +117,25 @@ void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda
   args.out = out.as<void>();
   args.epilogue = c.epilogue;
   args.t = c.t;
-  if (kernel == Kernel::wide) {
+  // Outputs of a gate go into tiles too where they fill them.
+  cuda::Buffer tiled_out;
+  const size_t tile_bytes = cuda::input_tile_bytes(c.t);
+  const bool out_tiles = kernel == Kernel::stream && gate && columns % 64 == 0;
+  if (kernel == Kernel::stream) {
+    cuda::Buffer tiles;
+    require(tiles.allocate(cuda::tiled_input_bytes(c.t, c.k)), "tiles");
+    require(cuda::to_status(cudaMemset(tiles.as<void>(), 0xff, tiles.bytes()), "memset"), "tiles");
+    require(cuda::tile_inputs(dh.as<f16>(), nullptr, c.t, c.k, c.k / cuda::kTileInputs, tiles.as<void>(), on), "tile_inputs");
+    args.x = tiles.as<void>();
+    args.x_tile_bytes = tile_bytes;
+    if (out_tiles) {
+      require(tiled_out.allocate(cuda::tiled_input_bytes(c.t, int(columns))), "tiles");
+      args.out = tiled_out.as<void>();
+      args.out_tile_bytes = tile_bytes;
+    }
+    require(cuda::stream_matmul(args, workspace.as<void>(), on), name_of(c, kernel).c_str());
+    require(cuda::to_status(cudaStreamSynchronize(on.stream), "stream_matmul"), "stream_matmul");
+  } else if (kernel == Kernel::wide) {
     run_wide(args, halves, random, workspace, on);
   } else {
     Status status = kernel == Kernel::tiled    ? cuda::tiled_matmul(args, workspace.as<void>(), on)
@@ -138,6 +156,13 @@ void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda
   if (wide) {
     std::vector<float> host = download<float>(out, count);
     for (size_t i = 0; i < count; ++i) got[i] = host[i];
+  } else if (out_tiles) {
+    std::vector<uint8_t> host = download<uint8_t>(tiled_out, tiled_out.bytes());
+    for (size_t i = 0; i < count; ++i) {
+      f16 value;
+      std::memcpy(&value, host.data() + cuda::tiled_input(int(i / columns), int(i % columns), tile_bytes), 2);
+      got[i] = half_value(value);
+    }
   } else {
     std::vector<f16> host = download<f16>(out, count);
     for (size_t i = 0; i < count; ++i) got[i] = half_value(host[i]);
@@ -178,6 +203,14 @@ int main(int argc, char** argv) {
       for (Epilogue epilogue : epilogues)
         if (epilogue != Epilogue::gate || n % 16 == 0)
           run({Precision::fp16, n, k, 0, t, epilogue, false}, Kernel::slices, workspace, on, checks);
+  if (on.device.hopper)
+    for (const Weight& w : weights)
+      for (auto [n, k] : {std::pair{64, 64}, {96, 1536}, {576, 576}, {1003, 1024}, {512, 4096}})
+        for (int t : {1, 16, 30, 64}) {
+          Epilogue epilogue = epilogues[(t / 7 + n / 16 + w.group / 32) % 4];
+          if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
+          run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::stream, workspace, on, checks);
+        }
   // What cards with 99 KB of shared memory per block run.
   cuda::Launch small = on;
   small.device.shared_bytes = 99 * 1024;

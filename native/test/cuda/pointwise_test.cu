@@ -2,6 +2,7 @@
 // 1e-6 for embeddings, tokens exact.
 #include "cuda/embed.h"
 #include "cuda/gated_activation.h"
+#include "cuda/input_tiles.h"
 #include "cuda/rms_norm.h"
 #include "device_test.h"
 
@@ -32,9 +33,22 @@ void check_rms_norm(int t, int hidden, bool with_delta, const cuda::Launch& on, 
   }
   cuda::Buffer dr = upload(residual), dd = upload(delta), dw = upload(weight), out = upload(std::vector<f16>(residual.size(), f16{0xffff}));
   RmsNormArgs<f16> args{dr.as<float>(), with_delta ? dd.as<f16>() : nullptr, dw.as<float>(), out.as<f16>(), t, hidden, 1e-5f};
-  require(cuda::rms_norm(args, on), "rms_norm");
+  require(cuda::rms_norm(args, 0, on), "rms_norm");
+  const std::vector<f16> rows = download<f16>(out, residual.size());
+  // The same row by row into tiles of inputs; the sum with delta is already in the residual stream.
+  const size_t tile_bytes = cuda::input_tile_bytes(t);
+  cuda::Buffer tiles;
+  require(tiles.allocate(cuda::tiled_input_bytes(t, hidden)), "tiles");
+  args.delta = nullptr;
+  args.out = tiles.as<f16>();
+  require(cuda::rms_norm(args, tile_bytes, on), "rms_norm");
+  const std::vector<f16> tiled = download<f16>(tiles, tiles.bytes() / 2);
+  int different = 0;
+  for (int row = 0; row < t; ++row)
+    for (int i = 0; i < hidden; ++i) different += tiled[cuda::tiled_input(row, i, tile_bytes) / 2].bits != rows[size_t(row) * hidden + i].bits;
   std::string name = "rms_norm t " + std::to_string(t) + " hidden " + std::to_string(hidden);
-  checks.below(relative_error(widen(download<f16>(out, residual.size())), expected), 1e-3, name);
+  checks.below(relative_error(widen(rows), expected), 1e-3, name);
+  checks.below(different, 1, name + " in tiles");
   std::vector<float> after = download<float>(dr, residual.size());
   checks.below(relative_error({after.begin(), after.end()}, sums), 1e-6, name + " residual");
 }

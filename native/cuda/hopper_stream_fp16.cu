@@ -1,0 +1,9 @@
+#include "cuda/hopper_stream.cuh"
+
+namespace edgeshift::cuda {
+
+Status stream_fp16(const StreamParams& params, const Launch& on) {
+  return launch_stream_tokens<Precision::fp16, false>(params, on);
+}
+
+}  // namespace edgeshift::cuda

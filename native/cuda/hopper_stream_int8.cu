@@ -1,0 +1,10 @@
+#include "cuda/hopper_stream.cuh"
+
+namespace edgeshift::cuda {
+
+Status stream_int8(const StreamParams& params, const Launch& on) {
+  return params.product.layout.flush == 32 ? launch_stream_tokens<Precision::int8, true>(params, on)
+                                           : launch_stream_tokens<Precision::int8, false>(params, on);
+}
+
+}  // namespace edgeshift::cuda

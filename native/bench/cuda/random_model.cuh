@@ -1,4 +1,4 @@
-// Implementation of random_model.h, included by the one benchmark that needs it.
+// Implementation of random_model.h, included by the programs that need it, one source file each.
 #pragma once
 
 #include <cmath>

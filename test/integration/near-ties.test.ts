@@ -20,7 +20,15 @@ import { NEAR_TIE } from '../support/near-ties.js'
 /** More than one sequence of native-model.ts takes of the arena. */
 const SEQUENCE_BYTES = 110e6
 const SIZES = { cpu: { streams: 6, tokens: 16 }, cuda: { streams: 64, tokens: 64 } }
-const DEVICES = testDevices().filter(({ missing }) => !missing)
+/** On a CPU results do not depend on the batch: one rung stands for all. */
+const CASES = testDevices()
+  .filter(({ missing }) => !missing)
+  .flatMap((on) =>
+    (on.options.kind === 'cuda' ? (['fp16', 'int8', 'int4'] as const) : (['int4'] as const)).map((precision) => ({
+      on,
+      precision,
+    })),
+  )
 
 const texts = readFileSync(new URL('../fixtures/smollm2/greedy.jsonl', import.meta.url), 'utf8')
   .trim()
@@ -39,12 +47,12 @@ async function margin(model: NativeModel, tokens: readonly number[]): Promise<nu
   return (topLogprobs[0] ?? Number.NaN) - (topLogprobs[1] ?? Number.NaN)
 }
 
-test.each(DEVICES)(
-  'texts alone and among others on $name differ at near ties only',
-  async ({ options }) => {
+test.each(CASES)(
+  'texts of the $precision rung alone and among others on $on.name differ at near ties only',
+  async ({ on: { options }, precision }) => {
     const { streams, tokens } = SIZES[options.kind]
     const device = loadAddon().openDevice({ ...options, kvArenaBytes: streams * SEQUENCE_BYTES })
-    const model = await device.loadModel({ ...smollm2Request('int4', 2048), maxSlots: streams })
+    const model = await device.loadModel({ ...smollm2Request(precision, 2048), maxSlots: streams })
     const prompts = promptsOf(streams)
     const together = await generateTogether(model, prompts, tokens)
     const ties: string[] = []
@@ -60,7 +68,7 @@ test.each(DEVICES)(
       expect(apart).toBeLessThan(NEAR_TIE)
     }
     console.log(
-      `${options.kind}: ${ties.length} of ${streams} texts of ${tokens} tokens differ at a near tie; ${ties.join('; ')}`,
+      `${options.kind}, ${precision}: ${ties.length} of ${streams} texts of ${tokens} tokens differ at a near tie; ${ties.join('; ')}`,
     )
     await model.unload()
     await device.close()

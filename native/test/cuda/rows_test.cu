@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
     bench::RandomModel random_model;
     require(bench::random_model(*shape, precision, 64, random_model), "random_model");
     const LoadOptions load{precision, kSlots, kBatchTokens, kBlock, {}};
-    models.push_back(std::make_unique<cuda::CudaModel>(state, random_model.spec, load, cuda::DeviceWeights{random_model.weights, std::move(random_model.memory)}));
+    models.push_back(std::make_unique<cuda::CudaModel>(state, random_model.spec, load, cuda::DeviceWeights{random_model.weights, std::move(random_model.memory), {}}));
     require(models.back()->prepare(), "prepare");
     runners.push_back({name, models.back().get(), uint32_t(runners.size()) * kSlots * kBlocksEach, {}});
   }

@@ -115,7 +115,7 @@ function checkCuda() {
   }
   const build = join(root, 'build', 'cuda-check')
   configure(build, { ...cudaOptions(nvcc, [CHECKED_ARCHITECTURE]), EDGESHIFT_ADDON: 'OFF', EDGESHIFT_TESTS: 'ON' })
-  make(build, '--target', 'edgeshift_cuda_check')
+  make(build, '--target', 'edgeshift_cuda_check', 'edgeshift_hopper', 'edgeshift_hopper_ptx')
 }
 
 requireTools()

@@ -22,6 +22,7 @@ const STEPS = [
     args: ['--test-dir', 'build/native', '--output-on-failure', '--parallel', '2'],
   },
   { name: 'CUDA sources', command: process.execPath, args: ['scripts/build-native.mjs', '--check-cuda'] },
+  npx('PTX', 'tsx', 'scripts/check-ptx.ts'),
 ]
 
 /** Runs one step with its output shown; true when it succeeded. */

@@ -7,6 +7,7 @@
 
 #include "core/dtype.h"
 #include "cuda/next_read.h"
+#include "ops/gated_activation.h"
 
 namespace edgeshift::cuda {
 
@@ -135,5 +136,6 @@ __device__ inline float warp_sum(float v) {
 
 __device__ inline float silu(float v) { return __fdividef(v, 1 + __expf(-v)); }
 __device__ inline float gelu_tanh(float v) { return 0.5f * v * (1 + tanhf(0.7978845608f * (v + 0.044715f * v * v * v))); }
+__device__ inline float activate(Activation activation, float v) { return activation == Activation::silu ? silu(v) : gelu_tanh(v); }
 
 }  // namespace edgeshift::cuda

@@ -11,8 +11,7 @@ __global__ void gated_activation_kernel(GatedActivationArgs<f16> args) {
   int j = blockIdx.y * blockDim.x + threadIdx.x;
   if (j >= args.ffn) return;
   const f16* row = args.gate_up + size_t(blockIdx.x) * 2 * args.ffn;
-  float gate = to_float(row[j]);
-  gate = args.activation == Activation::silu ? silu(gate) : gelu_tanh(gate);
+  const float gate = activate(args.activation, to_float(row[j]));
   args.out[size_t(blockIdx.x) * args.ffn + j] = to_f16(gate * to_float(row[args.ffn + j]));
 }
 

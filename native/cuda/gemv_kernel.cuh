@@ -96,33 +96,42 @@ __device__ inline float sum_of_squares(const Eight& e) {
   return s;
 }
 
+// Sums of eight inputs, of those for codes of the lower and of the upper fragments; int4's upper ones become sixteenths.
+template <class Format>
+__device__ inline float2 add_eight(uint4& bits) {
+  if (Format::precision == Precision::int4) {
+    const half2 sixteenth = __float2half2_rn(1.0f / 16);
+    bits.y = as_bits(__hmul2(as_half2(bits.y), sixteenth));
+    bits.w = as_bits(__hmul2(as_half2(bits.w), sixteenth));
+  }
+  float2 a = __half22float2(as_half2(bits.x)), b = __half22float2(as_half2(bits.y));
+  float2 c = __half22float2(as_half2(bits.z)), d = __half22float2(as_half2(bits.w));
+  return {(a.x + a.y) + (c.x + c.y), (b.x + b.y) + (d.x + d.y)};
+}
+
+// Keeps a group's sums: the start value of the sums of codes, and the sum of inputs.
+template <class Format>
+__device__ inline void keep_sums(float first, float second, float* group) {
+  constexpr bool kFour = Format::precision == Precision::int4;
+  group[0] = -(kFour ? kInt4Offset : kInt8Offset) * (first + second);
+  group[8] = first + (kFour ? 16 : 1) * second;
+}
+
 // Writes vector `v` of row `row` to shared memory as f16, and for its group the start value of the sums of codes and
 // the sum of inputs.
 template <class Format>
 __device__ inline void stage_vector(uint4 bits, int row, int v, half* xs, int stride, float* sums) {
   if constexpr (Format::quantized) {
     constexpr int kLanes = Format::flush / 8;
-    constexpr bool kFour = Format::precision == Precision::int4;
     int lane = threadIdx.x % 32;
     unsigned mask = ((1ull << kLanes) - 1) << (lane / kLanes * kLanes);
-    if (kFour) {
-      const half2 sixteenth = __float2half2_rn(1.0f / 16);
-      bits.y = as_bits(__hmul2(as_half2(bits.y), sixteenth));
-      bits.w = as_bits(__hmul2(as_half2(bits.w), sixteenth));
-    }
-    float2 a = __half22float2(as_half2(bits.x)), b = __half22float2(as_half2(bits.y));
-    float2 c = __half22float2(as_half2(bits.z)), d = __half22float2(as_half2(bits.w));
-    float first = (a.x + a.y) + (c.x + c.y), second = (b.x + b.y) + (d.x + d.y);
+    auto [first, second] = add_eight<Format>(bits);
 #pragma unroll
     for (int step = kLanes / 2; step > 0; step /= 2) {
       first += __shfl_xor_sync(mask, first, step);
       second += __shfl_xor_sync(mask, second, step);
     }
-    if (lane % kLanes == 0) {
-      float* group = sums + v / kLanes * 16 + row;
-      group[0] = -(kFour ? kInt4Offset : kInt8Offset) * (first + second);
-      group[8] = first + (kFour ? 16 : 1) * second;
-    }
+    if (lane % kLanes == 0) keep_sums<Format>(first, second, sums + v / kLanes * 16 + row);
   }
   *reinterpret_cast<uint4*>(xs + size_t(row) * stride + v * 8) = bits;
 }
@@ -133,20 +142,13 @@ template <class Format>
 __device__ inline void stage_four(uint4 (&bits)[4], int first_row, int tokens, int v, half* xs, int stride, float* sums) {
   if constexpr (Format::quantized) {
     constexpr int kLanes = Format::flush / 8;
-    constexpr bool kFour = Format::precision == Precision::int4;
     const int lane = threadIdx.x % 32;
     const unsigned mask = ((1ull << kLanes) - 1) << (lane / kLanes * kLanes);
     float first[4], second[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (kFour) {
-        const half2 sixteenth = __float2half2_rn(1.0f / 16);
-        bits[i].y = as_bits(__hmul2(as_half2(bits[i].y), sixteenth));
-        bits[i].w = as_bits(__hmul2(as_half2(bits[i].w), sixteenth));
-      }
-      float2 a = __half22float2(as_half2(bits[i].x)), b = __half22float2(as_half2(bits[i].y));
-      float2 c = __half22float2(as_half2(bits[i].z)), d = __half22float2(as_half2(bits[i].w));
-      first[i] = (a.x + a.y) + (c.x + c.y), second[i] = (b.x + b.y) + (d.x + d.y);
+      const float2 sum = add_eight<Format>(bits[i]);
+      first[i] = sum.x, second[i] = sum.y;
     }
     const bool upper = lane & kLanes / 2, odd = lane & kLanes / 4;
     auto halve = [&](float& kept, float other, bool swaps, int step) {
@@ -166,11 +168,7 @@ __device__ inline void stage_four(uint4 (&bits)[4], int first_row, int tokens, i
       second[0] += __shfl_xor_sync(mask, second[0], step);
     }
     const int row = first_row + 2 * upper + odd;
-    if (lane % (kLanes / 4) == 0 && row < tokens) {
-      float* group = sums + v / kLanes * 16 + row;
-      group[0] = -(kFour ? kInt4Offset : kInt8Offset) * (first[0] + second[0]);
-      group[8] = first[0] + (kFour ? 16 : 1) * second[0];
-    }
+    if (lane % (kLanes / 4) == 0 && row < tokens) keep_sums<Format>(first[0], second[0], sums + v / kLanes * 16 + row);
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -306,7 +304,7 @@ __device__ inline void finish_value(const GemvParams& p, bool valid, int strip, 
   if (p.epilogue == Epilogue::gate) {
     int at = strip * 8 + row;
     if (row >= 8) return;
-    float gate = p.activation == Activation::silu ? silu(y) : gelu_tanh(y);
+    float gate = activate(p.activation, y);
     static_cast<half*>(p.out)[size_t(token) * (p.n / 2) + at] = to_half(gate * other);
     return;
   }

@@ -171,7 +171,7 @@ __device__ inline void store_gated_tiles(const StreamParams& s, int strip0, int 
     const float gate_bias = p.bias && n < p.n ? p.bias[n] : 0, up_bias = p.bias && n + 8 < p.n ? p.bias[n + 8] : 0;
     auto gated = [&](float gate, float up) {
       gate += gate_bias, up += up_bias;
-      return (p.activation == Activation::silu ? silu(gate) : gelu_tanh(gate)) * up;
+      return activate(p.activation, gate) * up;
     };
 #pragma unroll
     for (int c = 0; c < Shape::warp_columns; ++c) {

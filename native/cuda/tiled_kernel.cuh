@@ -266,7 +266,7 @@ __device__ inline void store_tile(const TiledParams& p, int strip0, int token0,
       float gate_bias = p.bias && n + g < p.n ? p.bias[n + g] : 0, up_bias = p.bias && n + g + 8 < p.n ? p.bias[n + g + 8] : 0;
       auto gated = [&](float gate, float up) {
         gate += gate_bias, up += up_bias;
-        return (p.activation == Activation::silu ? silu(gate) : gelu_tanh(gate)) * up;
+        return activate(p.activation, gate) * up;
       };
 #pragma unroll
       for (int c = 0; c < Shape::warp_columns; ++c) {

@@ -104,8 +104,6 @@ Result<int> cut_product(WideParams& params, int blocks) {
   return tiles;
 }
 
-__device__ inline float activate(Activation activation, float v) { return activation == Activation::silu ? silu(v) : gelu_tanh(v); }
-
 // Bytes of shared memory that a warp needs for store_part.
 template <int kStrips, int kColumns>
 constexpr int kStagingBytes = kColumns * 8 * (kStrips * 32 + 16);

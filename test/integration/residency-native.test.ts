@@ -5,14 +5,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import { pino } from 'pino'
 import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
-import { Engine } from '../../engine/engine.js'
 import type { NativeDevice } from '../../engine/native.js'
 import { MemoryWatch } from '../../engine/residency/memory-watch.js'
 import { type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
-import { fakeEngine } from '../support/fake-engine.js'
+import { watchedDevice } from '../support/watched-device.js'
 import { runMixed } from '../support/mixed-clients.js'
 import { testDevices } from '../support/native-model.js'
 import { type TestMemory, testDevice } from '../support/test-device.js'
@@ -166,12 +164,7 @@ describe('MemoryWatch', () => {
   })
 
   it('raises an alarm above the overhead, and takes it back', () => {
-    const lines: string[] = []
-    const log = pino({}, { write: (line: string) => void lines.push(String(JSON.parse(line).msg)) })
-    const { device } = fakeEngine()
-    const engine = new Engine({ version: 'test', maxWaiting: 1, clock: () => 0, log })
-    engine.devices.push(device)
-    device.ledger.add('overhead', '', 1000)
+    const { engine, device, lines } = watchedDevice()
     let anonymousBytes = 5000
     const watch = new MemoryWatch(engine, () => ({ anonymousBytes, scriptBytes: 2000 }))
     const entry = device.ledger.add('weights', 'm', 300)

@@ -1,9 +1,7 @@
 /** A GPU's ledger against what its driver says, with a driver that the test plays. */
-import { pino } from 'pino'
 import { afterEach, describe, expect, it } from 'vitest'
-import { Engine } from '../../engine/engine.js'
 import { DriverWatch } from '../../engine/residency/driver-watch.js'
-import { fakeEngine } from '../support/fake-engine.js'
+import { watchedDevice } from '../support/watched-device.js'
 
 const watches: DriverWatch[] = []
 afterEach(() => {
@@ -12,12 +10,7 @@ afterEach(() => {
 
 /** A watched device whose driver says `used.bytes`: 10,000 with arena and context when it was opened. */
 function watched() {
-  const lines: string[] = []
-  const log = pino({}, { write: (line: string) => void lines.push(String(JSON.parse(line).msg)) })
-  const { device } = fakeEngine()
-  const engine = new Engine({ version: 'test', maxWaiting: 1, clock: () => 0, log })
-  engine.devices.push(device)
-  device.ledger.add('overhead', '', 1000)
+  const { engine, device, lines } = watchedDevice()
   device.ledger.add('context', '', 4000)
   const used: { bytes: number | Error; wait: Promise<void> } = { bytes: 10_000, wait: Promise.resolve() }
   const usedBytes = async (): Promise<number> => {

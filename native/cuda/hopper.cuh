@@ -33,6 +33,31 @@ __device__ inline void copy_bulk(uint32_t shared, const void* global, uint32_t b
                "r"(bytes), "r"(barrier) : "memory");
 }
 
+// The same into every block of the cluster whose bit is set in `blocks`, at the same place and for the barrier of that place there.
+__device__ inline void copy_bulk_to(uint16_t blocks, uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared),
+               "l"(global), "r"(bytes), "r"(barrier), "h"(blocks) : "memory");
+}
+
+// The block's number in its cluster.
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Arrives at the barrier of the same place in block `rank` of the cluster.
+__device__ inline void arrive_at(uint32_t rank, uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(barrier), "r"(rank) : "memory");
+}
+// All threads of a cluster's blocks: none gets past the wait before all have arrived.
+__device__ inline void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+__device__ inline void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
 // A warpgroup's registers per thread, less or more than at its start.
 template <int kRegisters>
 __device__ inline void give_registers() {
@@ -53,9 +78,9 @@ __device__ inline void wait_products() {
 
 // Descriptor of an operand of 64 inputs per row (128 bytes, swizzled), groups of 8 rows one after another; `shared` is a
 // multiple of 1024 plus 32 per step of 16 inputs.
-__device__ inline uint64_t row_operand(uint32_t shared) {
-  return uint64_t(shared >> 4 & 0x3fff) | uint64_t(1) << 16 | uint64_t(64) << 32 | uint64_t(1) << 62;
-}
+__device__ inline uint32_t row_operand_low(uint32_t shared) { return (shared >> 4 & 0x3fff) | 1u << 16; }
+inline constexpr uint32_t kRowOperandHigh = 64 | 1u << 30;
+__device__ inline uint64_t row_operand(uint32_t shared) { return uint64_t(kRowOperandHigh) << 32 | row_operand_low(shared); }
 
 // Operands of d's rows.
 #define ES_ROW(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])

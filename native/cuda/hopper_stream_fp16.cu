@@ -3,7 +3,7 @@
 namespace edgeshift::cuda {
 
 Status stream_fp16(const StreamParams& params, const Launch& on) {
-  return launch_stream_tokens<Precision::fp16, false>(params, on);
+  return launch_stream_tokens<Precision::fp16, false, 1>(params, on);
 }
 
 }  // namespace edgeshift::cuda

@@ -3,6 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
+
 #include "cuda/check.h"
 
 namespace edgeshift::cuda {
@@ -28,22 +31,62 @@ struct Launch {
   bool chain = false;
 };
 
-// Launches `kernel`; allow_shared must have been called with `shared` before.
+// Launches `kernel` in clusters of `cluster` blocks, of which `grid` has whole ones; allow_shared must have been called with
+// `shared` before. Clusters need compute capability 9.0.
 template <class... Params, class... Args>
-Status launch(const Launch& on, void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Args... args) {
+Status launch_in_clusters(const Launch& on, int cluster, void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Args... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = on.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = on.chain && on.device.dependent ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (on.chain && on.device.dependent) {
+    cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& dimension = attributes[config.numAttrs++];
+    dimension.id = cudaLaunchAttributeClusterDimension;
+    dimension.val.clusterDim = {unsigned(cluster), 1, 1};
+  }
   ES_CUDA_RETURN_IF_ERROR(cudaLaunchKernelEx(&config, kernel, Params(args)...));
   return {};
 }
+
+// Launches `kernel`; allow_shared must have been called with `shared` before.
+template <class... Params, class... Args>
+Status launch(const Launch& on, void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Args... args) {
+  return launch_in_clusters(on, 1, kernel, grid, threads, shared, args...);
+}
+
+// How many clusters of a kernel each device runs at a time, asked of the driver once; one of these for each kernel and cluster size.
+class ClustersAtOnce {
+ public:
+  template <class... Params>
+  Status find(const DeviceTraits& device, void (*kernel)(Params...), int cluster, int threads, size_t shared, int& clusters) {
+    const bool known = size_t(device.index) < known_.size();
+    clusters = known ? known_[size_t(device.index)].load(std::memory_order_relaxed) : 0;
+    if (clusters > 0) return {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(unsigned(cluster * device.multiprocessors));
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    cudaLaunchAttribute dimension = {};
+    dimension.id = cudaLaunchAttributeClusterDimension;
+    dimension.val.clusterDim = {unsigned(cluster), 1, 1};
+    config.attrs = &dimension;
+    config.numAttrs = 1;
+    ES_CUDA_RETURN_IF_ERROR(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    if (known) known_[size_t(device.index)].store(clusters, std::memory_order_relaxed);
+    return {};
+  }
+
+ private:
+  std::array<std::atomic<int>, 64> known_ = {};
+};
 
 // Raises the kernel's limit of dynamic shared memory when needed. Without that a block gets 48 KB in all, and what the kernel
 // declares itself counts, up to some KB: so well before 48 KB of dynamic memory.

@@ -38,9 +38,7 @@ TiledParams tiled_params(const FusedMatmulArgs& args, void* workspace) {
 }  // namespace
 
 bool stream_fits(const PackedMatrix& weight, int t, const DeviceTraits& device) {
-  // By measurement (docs/cuda.md): codes of fewer tokens go through the tiled kernel faster.
-  const bool faster = t > 32 || (weight.precision == Precision::fp16 && t > 8 && t <= 16);
-  return device.hopper && faster && t <= kMostStreamTokens && weight.k % kTileInputs == 0;
+  return device.hopper && t >= kLeastStreamTokens && t <= kMostStreamTokens && weight.k % kTileInputs == 0;
 }
 
 Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
@@ -51,7 +49,6 @@ Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch&
   if (!on.device.hopper || args.t > kMostStreamTokens || w.k % kTileInputs != 0)
     return {Code::unsupported, "cuda stream_matmul: this device, so many tokens or this number of inputs"};
   StreamParams params{tiled_params(args, workspace), args.x_tile_bytes, args.out_tile_bytes};
-  params.product.k_stages = w.k / kTileInputs;
   if (w.precision == Precision::int4) return stream_int4(params, on);
   if (w.precision == Precision::int8) return stream_int8(params, on);
   return stream_fp16(params, on);

@@ -57,8 +57,8 @@ size_t matmul_workspace_bytes(const DeviceTraits& device);
 // Any number of tokens, tensor-core tiles with an asynchronous pipeline. `norm` must be null.
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
 
-// Tokens that stream_matmul takes.
-inline constexpr int kMostStreamTokens = 64;
+// Tokens of stream_matmul: fewer go through gemv faster (docs/cuda.md), more than these it does not take.
+inline constexpr int kLeastStreamTokens = 9, kMostStreamTokens = 64;
 
 // Whether stream_matmul takes a product of t tokens on this device, and is the faster one there: compute capability 9.0, a decode
 // batch, whole tiles of inputs.

@@ -211,6 +211,11 @@ int main(int argc, char** argv) {
           if (epilogue == Epilogue::gate && n % 16) epilogue = Epilogue::store;
           run({w.precision, n, k, w.group, t, epilogue, false}, Kernel::stream, workspace, on, checks);
         }
+  // More tiles than clusters at a time: shares that end within tiles, whole ones between.
+  if (on.device.hopper)
+    for (const Weight& w : {Weight{Precision::int4, 32}, Weight{Precision::int4, 128}, Weight{Precision::int8, 128}, Weight{Precision::fp16, 0}})
+      for (auto [n, t, epilogue] : {std::tuple{26000, 33, Epilogue::logits}, {38400, 16, Epilogue::gate}, {25700, 24, Epilogue::store}, {29000, 64, Epilogue::add}})
+        run({w.precision, n, 384, w.group, t, epilogue, false}, Kernel::stream, workspace, on, checks);
   // What cards with 99 KB of shared memory per block run.
   cuda::Launch small = on;
   small.device.shared_bytes = 99 * 1024;

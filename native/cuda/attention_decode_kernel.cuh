@@ -45,13 +45,22 @@ struct Merge {
 template <int D, KvDtype T>
 inline constexpr int kTurnTiles = TileShape<D, T>::coded && D <= 64 ? 2 : 1;
 
+// Warps of a multiprocessor that have registers for their tiles and outputs; with more of them they would spill, and wait for that.
+template <int D, KvDtype T>
+inline constexpr int kWarpsAtOnce = D > 128 ? 8 : D > 64 && T == KvDtype::fp16 ? 12 : 16;
+
+// Whether keys are loaded in whole lines, and queries stay in shared memory: measured for this head size.
+template <int D, KvDtype T>
+inline constexpr bool kInLines = D == 128 && T == KvDtype::fp16;
+
 // One block: the query heads of one kv head of one sequence over a share of the cached tokens. Its warps take tiles of
 // 16 tokens in turn, with the next tile's loads in flight during the current tile's arithmetic; the warps' results meet
 // in shared memory, the splits' results in global memory, where the last block to arrive merges them.
 // Shared: queries f16 [8][D]; scratch fp32 [warps][max(D, heads * D + 2 * heads)].
 template <int D, KvDtype T, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) decode_kernel(const __grid_constant__ DecodeParams p) {
-  using Shape = TileShape<D, T>;
+__global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T> / kWarps)) decode_kernel(const __grid_constant__ DecodeParams p) {
+  constexpr bool kLines = kInLines<D, T>;
+  using Shape = TileShape<D, T, kLines>;
   extern __shared__ __align__(16) unsigned char shared[];
   half* queries = reinterpret_cast<half*>(shared);
   float* scratch = reinterpret_cast<float*>(shared + kQueries * D * 2);
@@ -75,8 +84,8 @@ __global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) dec
   CacheRows cache = CacheRows::of(p.args.arena, p.kv, p.batch, sequence, p.args.layer, head);
   // A warp's turn is of kTurn tiles; past the end the last one stands for those that are missing, and is masked.
   constexpr int kTurn = kTurnTiles<D, T>, kStride = kWarps * kTurn;
-  KeyTile<D, T> keys[kTurn];
-  ValueTile<D, T> values[kTurn];
+  KeyTile<D, T, kLines> keys[kTurn];
+  ValueTile<D, T, kLines> values[kTurn];
   uint32_t blocks[kTurn];
   auto find = [&](int tile) {
 #pragma unroll
@@ -120,7 +129,7 @@ __global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) dec
   __syncthreads();
 
   QueryTile<D, T> q;
-  q.load(queries + g * D);
+  if constexpr (!kLines) q.load(queries + g * D);
   SoftmaxState<D, T> state;
   if (tile < end && !early) {
     load_keys(tile);
@@ -131,13 +140,17 @@ __global__ void __launch_bounds__(kWarps * 32, (D <= 128 ? 16 : 8) / kWarps) dec
     int next = tile + kStride;
     float s[kTurn][4];
 #pragma unroll
-    for (int j = 0; j < kTurn; ++j) score_tile<D, T>(keys[j], q, s[j]);
+    for (int j = 0; j < kTurn; ++j) {
+      keys[j].exchange();
+      if constexpr (kLines) score_tile<D>(keys[j], shared_address(queries + g * D), s[j]);
+      else score_tile<D, T>(keys[j], q, s[j]);
+    }
     if (next < end) load_keys(next);
 #pragma unroll
     for (int j = 0; j < kTurn; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        s[j][i] = j == 0 || tile + j < end ? p.rule(s[j][i], (tile + j) * kTileTokens + g + i / 2 * 8, position) : -INFINITY;
+        s[j][i] = j == 0 || tile + j < end ? p.rule(s[j][i], (tile + j) * kTileTokens + Shape::token(g) + i / 2 * Shape::far, position) : -INFINITY;
     uint32_t weights[kTurn][2];
     state.fold(s, values, weights);
 #pragma unroll
@@ -229,8 +242,13 @@ Status launch_decode_head(const DecodeParams& params, const Launch& on) {
   int blocks = params.kv.kv_heads * params.batch.s * params.splits, multiprocessors = on.device.multiprocessors;
   if constexpr (D <= 128)
     if (blocks <= multiprocessors && params.splits == 1) return launch_decode_warps<D, T, 12>(params, on);
-  if (blocks >= 12 * multiprocessors) return launch_decode_warps<D, T, 2>(params, on);
-  return blocks >= 3 * multiprocessors ? launch_decode_warps<D, T, 4>(params, on) : launch_decode_warps<D, T, 8>(params, on);
+  if constexpr (kWarpsAtOnce<D, T> == 12) {
+    if (blocks >= 3 * multiprocessors) return launch_decode_warps<D, T, 3>(params, on);
+    return launch_decode_warps<D, T, 6>(params, on);
+  } else {
+    if (blocks >= 12 * multiprocessors) return launch_decode_warps<D, T, 2>(params, on);
+    return blocks >= 3 * multiprocessors ? launch_decode_warps<D, T, 4>(params, on) : launch_decode_warps<D, T, 8>(params, on);
+  }
 }
 
 // The kernel for the model's head size; T is kv.dtype.

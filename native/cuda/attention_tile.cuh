@@ -4,9 +4,11 @@
 // 8 tokens of one head). Both products are transposed so that 8 queries fill the instruction's narrow side:
 //   S^T [16 tokens x 8] = K [16 x D] * Q^T,   O^T [D x 8] += V^T [D x 16] * P^T.
 // Sums over head_dim may run in any order, so lane (g, t) of K's A fragment simply takes 16-byte pieces (4i + t) of the
-// rows of tokens g and g + 8: full sectors, no shared memory, no ldmatrix. For V^T lane (g, t) takes piece g of tokens
-// 2t, 2t+1, 2t+8, 2t+9 and pairs neighbours with byte permutes; fragment row g of m-tile j stands for dimension 8g + 2j,
-// row g + 8 for 8g + 2j + 1. P^T comes from S^T by movmatrix.
+// rows of tokens g and g + 8: full sectors, no shared memory, no ldmatrix. Or, in whole lines, which is quicker where rows come
+// from device memory: eight lanes load 128 bytes of a row at a time, and lanes (g, t) and (g ^ 1, t) exchange halves; rows g and
+// g + 8 of a fragment are then tokens 8 (g % 2) + g / 2 and 4 more.
+// For V^T lane (g, t) takes piece g of the tokens of fragment columns 2t, 2t+1, 2t+8, 2t+9 and pairs neighbours with byte
+// permutes; fragment row g of m-tile j stands for dimension 8g + 2j, row g + 8 for 8g + 2j + 1. P^T comes from S^T by movmatrix.
 // Lane (g, t) owns queries 2t and 2t+1 in accumulators {0, 2} and {1, 3}.
 //
 // Codes (fp8, int8) take the same ways with half the bytes: a word holds four codes of a row and becomes two registers of
@@ -25,7 +27,7 @@ namespace edgeshift::cuda {
 
 inline constexpr int kTileTokens = 16;
 
-template <int D, KvDtype T>
+template <int D, KvDtype T, bool kWholeLines = false>
 struct TileShape {
   static constexpr bool coded = T != KvDtype::fp16;
   static constexpr int element_bytes = coded ? 1 : 2;
@@ -36,6 +38,10 @@ struct TileShape {
   static constexpr int v_words = v_dims * element_bytes / 4;
   static constexpr int v_chunks = (D + v_dims * 8 - 1) / (v_dims * 8);
   static constexpr int m_tiles = v_chunks * v_dims / 2;
+  // Tokens of rows g and g + 8 of a fragment: token(g) and far more.
+  static constexpr int far = kWholeLines ? 4 : 8;
+  __device__ static int token(int g) { return kWholeLines ? g % 2 * 8 + g / 2 : g; }
+  static_assert(!kWholeLines || row_bytes % 128 == 0);
   // The first of the two dimensions of lane row g in m-tile i.
   __device__ static int dimension(int i, int g) {
     return i / (v_dims / 2) * (v_dims * 8) + g * v_dims + i % (v_dims / 2) * 2;
@@ -99,32 +105,62 @@ __device__ inline void expand_codes(uint32_t word, uint32_t& first, uint32_t& se
   }
 }
 
-template <int D, KvDtype T>
+template <int D, KvDtype T, bool kWholeLines = false>
 struct KeyTile {
-  using Shape = TileShape<D, T>;
-  uint32_t low[Shape::k_words];   // token g
-  uint32_t high[Shape::k_words];  // token g + 8
+  using Shape = TileShape<D, T, kWholeLines>;
+  uint32_t low[Shape::k_words];   // of fragment row g; in whole lines after `exchange`
+  uint32_t high[Shape::k_words];  // of g + 8
   uint16_t scales[2];
 
   __device__ void load(TileRows from) {
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if constexpr (kWholeLines) {
+      const unsigned char* mine = from.rows + lane / 8 * Shape::row_bytes + lane % 8 * 16;
 #pragma unroll
-    for (int i = 0; i < Shape::k_words; i += Shape::k_piece) {
-      int at = (i * 4 + t * Shape::k_piece) * 4;
-      load_words<Shape::k_piece>(from.rows + g * Shape::row_bytes + at, low + i);
-      load_words<Shape::k_piece>(from.rows + (g + 8) * Shape::row_bytes + at, high + i);
+      for (int i = 0; i < Shape::k_words; i += 8) {
+        load_words<4>(mine + i * 16, low + i);
+        load_words<4>(mine + i * 16 + 4 * Shape::row_bytes, high + i);
+        load_words<4>(mine + i * 16 + 8 * Shape::row_bytes, low + i + 4);
+        load_words<4>(mine + i * 16 + 12 * Shape::row_bytes, high + i + 4);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Shape::k_words; i += Shape::k_piece) {
+        int at = (i * 4 + t * Shape::k_piece) * 4;
+        load_words<Shape::k_piece>(from.rows + g * Shape::row_bytes + at, low + i);
+        load_words<Shape::k_piece>(from.rows + (g + 8) * Shape::row_bytes + at, high + i);
+      }
     }
-    if constexpr (Shape::coded) scales[0] = from.scales[g], scales[1] = from.scales[g + 8];
+    if constexpr (Shape::coded) scales[0] = from.scales[Shape::token(g)], scales[1] = from.scales[Shape::token(g) + Shape::far];
+  }
+
+  // Gives each lane the pieces of its own rows. Once, after `load` in whole lines.
+  __device__ void exchange() {
+    if constexpr (kWholeLines) {
+      const bool odd = threadIdx.x / 4 % 2;
+      auto swap = [&](uint32_t& first, uint32_t& second) {
+        const uint32_t theirs = __shfl_xor_sync(~0u, odd ? first : second, 4);
+        first = odd ? theirs : first;
+        second = odd ? second : theirs;
+      };
+#pragma unroll
+      for (int i = 0; i < Shape::k_words; i += 8)
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          swap(low[i + w], low[i + 4 + w]);
+          swap(high[i + w], high[i + 4 + w]);
+        }
+    }
   }
 };
 
-template <int D, KvDtype T>
+template <int D, KvDtype T, bool kWholeLines = false>
 struct ValueTile {
-  using Shape = TileShape<D, T>;
-  uint32_t part[Shape::v_chunks][4][Shape::v_words];  // tokens 2t, 2t+1, 2t+8, 2t+9
-  uint16_t scales[2];                                 // tokens g, g + 8
+  using Shape = TileShape<D, T, kWholeLines>;
+  uint32_t part[Shape::v_chunks][4][Shape::v_words];  // of fragment columns 2t, 2t+1, 2t+8, 2t+9
+  uint16_t scales[2];                                 // of fragment rows g, g + 8
 
-  __device__ static int token(int i, int t) { return 2 * t + i % 2 + i / 2 * 8; }
+  __device__ static int token(int i, int t) { return Shape::token(2 * t + i % 2) + i / 2 * Shape::far; }
 
   __device__ void load(TileRows from) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -139,7 +175,7 @@ struct ValueTile {
           load_words<Shape::v_words>(from.rows + token(i, t) * Shape::row_bytes + at * Shape::element_bytes, part[c][i]);
       }
     }
-    if constexpr (Shape::coded) scales[0] = from.scales[g], scales[1] = from.scales[g + 8];
+    if constexpr (Shape::coded) scales[0] = from.scales[Shape::token(g)], scales[1] = from.scales[Shape::token(g) + Shape::far];
   }
 
   // Zeros in the place of tokens `count` and later: memory that nothing was written to may hold what is no number, and
@@ -184,7 +220,7 @@ struct QueryTile {
   }
 };
 
-// Scores of a tile: s[0], s[1] = token g; s[2], s[3] = token g + 8; queries 2t, 2t+1.
+// Scores of a tile: s[0], s[1] = fragment row g; s[2], s[3] = row g + 8; queries 2t, 2t+1.
 template <int D, KvDtype T>
 __device__ inline void score_tile(const KeyTile<D, T>& keys, const QueryTile<D, T>& q, float (&s)[4]) {
   s[0] = s[1] = s[2] = s[3] = 0;
@@ -207,6 +243,20 @@ __device__ inline void score_tile(const KeyTile<D, T>& keys, const QueryTile<D, 
   }
 }
 
+// The same for whole lines, with queries read from shared memory (`row`: of query g), as registers are short.
+template <int D>
+__device__ inline void score_tile(const KeyTile<D, KvDtype::fp16, true>& keys, uint32_t row, float (&s)[4]) {
+  s[0] = s[1] = s[2] = s[3] = 0;
+#pragma unroll
+  for (int i = 0; i < D / 8; i += 4) {
+    const uint4 q = load_shared16(row + (i * 8 + threadIdx.x % 4 * 8) * 2);
+    const uint32_t near[4] = {keys.low[i], keys.high[i], keys.low[i + 1], keys.high[i + 1]};
+    const uint32_t far[4] = {keys.low[i + 2], keys.high[i + 2], keys.low[i + 3], keys.high[i + 3]};
+    mma_16816(s, near, q.x, q.y);
+    mma_16816(s, far, q.z, q.w);
+  }
+}
+
 // Running softmax of one column pair: maxima in units of log2, and this lane's share of the sums.
 template <int D, KvDtype T>
 struct SoftmaxState {
@@ -216,8 +266,8 @@ struct SoftmaxState {
   float o[Shape::m_tiles][4] = {};  // over code_unit
 
   // Folds in scores (log2 units, -inf = masked) of tiles with those values; the weights come out as B fragments.
-  template <int kTiles>
-  __device__ void fold(float (&s)[kTiles][4], const ValueTile<D, T> (&v)[kTiles], uint32_t (&weights)[kTiles][2]) {
+  template <int kTiles, bool kWholeLines>
+  __device__ void fold(float (&s)[kTiles][4], const ValueTile<D, T, kWholeLines> (&v)[kTiles], uint32_t (&weights)[kTiles][2]) {
     float inverse[kTiles][2];
     if constexpr (Shape::coded) {
 #pragma unroll
@@ -268,7 +318,8 @@ struct SoftmaxState {
     }
   }
 
-  __device__ void add_values(const ValueTile<D, T>& v, const uint32_t (&weights)[2]) {
+  template <bool kWholeLines>
+  __device__ void add_values(const ValueTile<D, T, kWholeLines>& v, const uint32_t (&weights)[2]) {
     constexpr int kPerWord = 2 / Shape::element_bytes;  // m-tiles
 #pragma unroll
     for (int c = 0; c < Shape::v_chunks; ++c)

@@ -58,7 +58,7 @@ size_t matmul_workspace_bytes(const DeviceTraits& device);
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
 
 // Tokens of stream_matmul: fewer go through gemv faster (docs/cuda.md), more than these it does not take.
-inline constexpr int kLeastStreamTokens = 9, kMostStreamTokens = 64;
+inline constexpr int kLeastStreamTokens = 5, kMostStreamTokens = 64;
 
 // Whether stream_matmul takes a product of t tokens on this device, and is the faster one there: compute capability 9.0, a decode
 // batch, whole tiles of inputs.

@@ -248,6 +248,16 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
 
 }  // namespace
 
+namespace {
+
+std::vector<int> lengths(int sequences) {
+  std::vector<int> all;
+  for (int i = 0; i < sequences; ++i) all.push_back(1 + i * 37 % 90);
+  return all;
+}
+
+}  // namespace
+
 int main() {
   cuda::Launch on = open_device();
   Checks checks;
@@ -262,6 +272,9 @@ int main() {
     run({4, 2, 128, 32, 0, 2, 0, false, false, {1, 64, 129, 520}, dtype}, on, checks);
     run({4, 1, 64, 16, 70, 2, 0, false, false, {5, 330}, dtype}, on, checks);
     run({2, 1, 256, 16, 40, 2, 30, false, false, {3, 230}, dtype}, on, checks);
+    // So many blocks that each has few warps.
+    run({8, 8, 128, 16, 0, 1, 0, false, false, lengths(60), dtype}, on, checks);
+    run({16, 16, 64, 16, 0, 1, 0, false, false, lengths(110), dtype}, on, checks);
   }
   return checks.report("attention");
 }

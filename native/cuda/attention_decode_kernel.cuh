@@ -45,21 +45,25 @@ struct Merge {
 template <int D, KvDtype T>
 inline constexpr int kTurnTiles = TileShape<D, T>::coded && D <= 64 ? 2 : 1;
 
-// Warps of a multiprocessor that have registers for their tiles and outputs; with more of them they would spill, and wait for that.
-template <int D, KvDtype T>
-inline constexpr int kWarpsAtOnce = D > 128 ? 8 : D > 64 && T == KvDtype::fp16 ? 12 : 16;
+// Which kernel: for whole sequences, or for splits of them.
+enum class Share { whole, split };
 
-// Whether keys are loaded in whole lines, and queries stay in shared memory: measured for this head size.
-template <int D, KvDtype T>
-inline constexpr bool kInLines = D == 128 && T == KvDtype::fp16;
+// Warps of a multiprocessor. Halves of wide heads have registers for 12; with 16 they spill, and wait for that, which costs splits
+// less than it costs them to leave no registers to the next product's blocks (docs/cuda.md).
+template <int D, KvDtype T, Share kShare>
+inline constexpr int kWarpsAtOnce = D > 128 ? 8 : D > 64 && T == KvDtype::fp16 && kShare == Share::whole ? 12 : 16;
+
+// Whether keys are loaded in whole lines, and queries stay in shared memory: where that was measured to be quicker.
+template <int D, KvDtype T, Share kShare>
+inline constexpr bool kInLines = D == 128 && T == KvDtype::fp16 && kShare == Share::whole;
 
 // One block: the query heads of one kv head of one sequence over a share of the cached tokens. Its warps take tiles of
 // 16 tokens in turn, with the next tile's loads in flight during the current tile's arithmetic; the warps' results meet
 // in shared memory, the splits' results in global memory, where the last block to arrive merges them.
 // Shared: queries f16 [8][D]; scratch fp32 [warps][max(D, heads * D + 2 * heads)].
-template <int D, KvDtype T, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T> / kWarps)) decode_kernel(const __grid_constant__ DecodeParams p) {
-  constexpr bool kLines = kInLines<D, T>;
+template <int D, KvDtype T, int kWarps, Share kShare>
+__global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T, kShare> / kWarps)) decode_kernel(const __grid_constant__ DecodeParams p) {
+  constexpr bool kLines = kInLines<D, T, kShare>;
   using Shape = TileShape<D, T, kLines>;
   extern __shared__ __align__(16) unsigned char shared[];
   half* queries = reinterpret_cast<half*>(shared);
@@ -226,12 +230,12 @@ __global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T> / 
   }
 }
 
-template <int D, KvDtype T, int kWarps>
+template <int D, KvDtype T, int kWarps, Share kShare = Share::whole>
 Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
   int group = params.args.heads / params.kv.kv_heads;
   size_t shared = size_t(kQueries) * D * 2 + size_t(kWarps) * std::max(D, group * D + 2 * group) * 4;
-  ES_RETURN_IF_ERROR(allow_shared(decode_kernel<D, T, kWarps>, shared));
-  return launch(on, decode_kernel<D, T, kWarps>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32, shared, params);
+  ES_RETURN_IF_ERROR(allow_shared(decode_kernel<D, T, kWarps, kShare>, shared));
+  return launch(on, decode_kernel<D, T, kWarps, kShare>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32, shared, params);
 }
 
 // With blocks to spare, few warps per block: each then has more tiles to pay for its start. With fewer blocks than
@@ -240,11 +244,11 @@ Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
 template <int D, KvDtype T>
 Status launch_decode_head(const DecodeParams& params, const Launch& on) {
   int blocks = params.kv.kv_heads * params.batch.s * params.splits, multiprocessors = on.device.multiprocessors;
+  if (params.splits > 1) return launch_decode_warps<D, T, 8, Share::split>(params, on);
   if constexpr (D <= 128)
-    if (blocks <= multiprocessors && params.splits == 1) return launch_decode_warps<D, T, 12>(params, on);
-  if constexpr (kWarpsAtOnce<D, T> == 12) {
-    if (blocks >= 3 * multiprocessors) return launch_decode_warps<D, T, 3>(params, on);
-    return launch_decode_warps<D, T, 6>(params, on);
+    if (blocks <= multiprocessors) return launch_decode_warps<D, T, 12>(params, on);
+  if constexpr (kWarpsAtOnce<D, T, Share::whole> == 12) {
+    return blocks >= 3 * multiprocessors ? launch_decode_warps<D, T, 3>(params, on) : launch_decode_warps<D, T, 6>(params, on);
   } else {
     if (blocks >= 12 * multiprocessors) return launch_decode_warps<D, T, 2>(params, on);
     return blocks >= 3 * multiprocessors ? launch_decode_warps<D, T, 4>(params, on) : launch_decode_warps<D, T, 8>(params, on);

@@ -10,6 +10,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess } from '../support/gateway-process.js'
+import { Killer, killMoments } from '../support/killer.js'
 import { LadderAnswers, type Segment } from '../support/ladder-answers.js'
 import { randoms } from '../support/randoms.js'
 
@@ -75,29 +76,6 @@ async function allReady(): Promise<void> {
   }
 }
 
-/** Kills the engine at these counts of events; before each kill it breaks the loads of some rungs. */
-class Killer {
-  kills = 0
-  private news = 0
-  private killed: number | undefined
-
-  constructor(
-    private readonly after: readonly number[],
-    private readonly breaks: readonly (readonly string[])[],
-  ) {}
-
-  readonly onNews = (): void => {
-    const limit = this.after[this.kills]
-    const engine = box.enginePids.at(-1)
-    if (limit === undefined || ++this.news < limit || engine === undefined || engine === this.killed) return
-    this.news = 0
-    writeFileSync(broken, (this.breaks[this.kills] ?? []).join('\n'))
-    this.kills++
-    this.killed = engine
-    process.kill(engine, 'SIGKILL')
-  }
-}
-
 /** Where the rung changed; a restart on the same rung changes nothing. */
 function changes(segments: readonly Segment[]): Segment[] {
   return segments.filter(({ variant }, i) => variant !== segments[i - 1]?.variant)
@@ -132,14 +110,14 @@ describe('kill -9 with rungs that do not come back', { timeout: 240_000 * ROUNDS
     const random = randoms(SEED)
     const moved = new Map<string, number>()
     for (let round = 0; round < ROUNDS; round++) {
-      const after = Array.from({ length: KILLS_A_ROUND }, () => 1 + Math.floor(random() * 16 * JOBS.length))
+      const after = killMoments(random, KILLS_A_ROUND, 12 * JOBS.length)
       // At least one rung is left, and in the first round one is sure to go.
       const breaks = after.map((_, kill) => {
         const first = Math.floor(random() * RUNGS.length)
         const count = round === 0 && kill === 0 ? 1 : Math.floor(random() * RUNGS.length)
         return Array.from({ length: count }, (__, i) => RUNGS[(first + i) % RUNGS.length] ?? '')
       })
-      const killer = new Killer(after, breaks)
+      const killer = new Killer(box, after, (kill) => writeFileSync(broken, (breaks[kill] ?? []).join('\n')))
       const asked = JOBS.flatMap((job) =>
         Array.from({ length: WAYS }, async (_, way) => ({
           job,

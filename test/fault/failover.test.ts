@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
+import { Killer, killMoments } from '../support/killer.js'
 import { LadderAnswers } from '../support/ladder-answers.js'
 import { HANG, LOSE_DEVICE, POISON_TOKEN } from '../support/poisonable-engine.js'
 import { randoms } from '../support/randoms.js'
@@ -46,25 +47,6 @@ afterAll(async () => {
   await box.close()
   await ties?.close()
 })
-
-/** Kills the engine as soon as the clients have heard so much since the last kill, and a new engine is there. */
-class Killer {
-  kills = 0
-  private news = 0
-  private killed: number | undefined
-
-  constructor(private readonly after: readonly number[]) {}
-
-  readonly onNews = (): void => {
-    const limit = this.after[this.kills]
-    const engine = box.enginePids.at(-1)
-    if (limit === undefined || ++this.news < limit || engine === undefined || engine === this.killed) return
-    this.news = 0
-    this.kills++
-    this.killed = engine
-    process.kill(engine, 'SIGKILL')
-  }
-}
 
 /** One answer of every job, the protocols by turns. */
 async function undisturbed(): Promise<string[]> {
@@ -107,8 +89,8 @@ describe('kill -9 of the engine', { timeout: 180_000 * ROUNDS }, () => {
     for (const text of expected) expect(text.length).toBeGreaterThan(5)
     let degraded = 0
     for (let round = 0; round < ROUNDS; round++) {
-      // All that streams is about 800 events.
-      const killer = new Killer(Array.from({ length: KILLS_A_ROUND }, () => 1 + Math.floor(random() * 350)))
+      // All that streams is about 800 events, fewer where several tokens come in one.
+      const killer = new Killer(box, killMoments(random, KILLS_A_ROUND, 250))
       const answers = await askAll(killer.onNews)
       expect(killer.kills).toBe(KILLS_A_ROUND)
       for (const { job, index, answer } of answers) {

@@ -167,9 +167,16 @@ export class AnyProtocol {
   /** A socket with room: they are filled in order. */
   private peer(onNews: () => void): ChatPeer {
     const place = Math.floor(this.chats / PER_SOCKET)
-    const peer = (this.peers[place] ??= new ChatPeer(new WebSocket(`${this.box.url.replace('http', 'ws')}/v1/chat/ws`)))
+    const peer = (this.peers[place] ??= new ChatPeer(this.openSocket()))
     peer.socket.addEventListener('message', onNews)
     return peer
+  }
+
+  private openSocket(): WebSocket {
+    const socket = new WebSocket(`${this.box.url.replace('http', 'ws')}/v1/chat/ws`)
+    // One for each round that a test asks.
+    socket.setMaxListeners(0)
+    return socket
   }
 }
 

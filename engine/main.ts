@@ -1,4 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
@@ -11,6 +12,7 @@ import {
   type Finding,
   loadConfig,
   locateRemarks,
+  modelsElsewhere,
   parseConfig,
 } from './config/index.js'
 import { Engine } from './engine.js'
@@ -60,10 +62,17 @@ main(args, log).catch((error: unknown) => {
 /** Wires the engine and serves until told to stop. */
 async function main({ config: file, socket, device, lastGood }: Arguments, logger: Logger): Promise<void> {
   const addon = loadAddon()
+  let elsewhere: ReadonlySet<string> = new Set()
   const complete = (read: Config): Config => {
     chooseDevices(read, addon, logger)
-    if (device !== undefined) read.devices = read.devices.filter(({ id }) => id === device)
-    return read
+    return device === undefined ? read : ownPart(read, device)
+  }
+  /** What one of several engines serves: its device, with its part of what they share. */
+  const ownPart = (read: Config, own: string): Config => {
+    elsewhere = modelsElsewhere(read, own)
+    const { cache_dir: folder, cache_gb: size } = read.server
+    const cache = folder === undefined ? {} : { cache_dir: join(folder, own), cache_gb: size / read.devices.length }
+    return { ...read, server: { ...read.server, ...cache }, devices: read.devices.filter(({ id }) => id === own) }
   }
   const { read, problem } = readConfig(file, lastGood)
   const config = complete(read)
@@ -112,10 +121,13 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
   const { step_timeout: stepTimeoutMs, interactive_goal: interactiveGoalMs } = config.scheduler
   const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT, stepTimeoutMs, interactiveGoalMs }
-  const residency = startResidency(engine, config, catalog, addon, options)
+  const residency = startResidency(engine, config, catalog, addon, options, elsewhere)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
   const watcher = new ConfigWatcher(file, {
-    accepted: (next, text) => reload(engine, reloader, complete(next), (later) => locateRemarks(text, file, later)),
+    accepted: (next, text) => {
+      const own = complete(next)
+      reload(engine, reloader, own, elsewhere, (later) => locateRemarks(text, file, later))
+    },
     refused: (error) => refuseEdit(engine, error),
   })
   process.on('SIGHUP', () => watcher.check())
@@ -135,6 +147,7 @@ function reload(
   engine: Engine,
   reloader: Reloader,
   next: Config,
+  elsewhere: ReadonlySet<string>,
   locate: (later: readonly Finding[]) => readonly string[],
 ): void {
   const diff = reloader.plan(next)
@@ -143,7 +156,7 @@ function reload(
   for (const remark of waiting) logger.warn({ remark }, 'this edit takes effect at the next start')
   engine.configWaiting = waiting
   engine.configError = ''
-  reloader.apply(next, diff)
+  reloader.apply(next, diff, elsewhere)
   engine.configReloads++
   const { kept, fresh, retired, budgets } = diff
   logger.info({ kept, fresh, retired, memory: budgets.map(({ id }) => id) }, 'configuration reloaded')

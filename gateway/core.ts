@@ -5,7 +5,9 @@ import type { EngineCommand } from './engine-client/process.js'
 import { DEFAULT_RESTART_POLICY, type RestartPolicy } from './engine-client/restart-policy.js'
 import { createSocketDir, removeSocketDir, removeStaleSocketDirs } from './engine-client/socket-dir.js'
 import { EngineOperator } from './engine-client/operator.js'
+import { EngineFleet } from './engine-client/fleet.js'
 import { EngineSupervisor } from './engine-client/supervisor.js'
+import { Waiters } from './engine-client/waiters.js'
 import { RunTelemetry } from './generate/observer.js'
 import { Pipeline } from './generate/pipeline.js'
 import { reportHealth } from './health.js'
@@ -58,7 +60,7 @@ const monotonicMs = (): number => performance.now()
 /** The gateway without its listeners: services for adapters over a supervised engine. */
 export class Core {
   readonly services: Services
-  readonly engine: EngineSupervisor
+  readonly engines: EngineFleet
   readonly #pipeline: Pipeline
   readonly #models: Models
   readonly #socketDir: string
@@ -90,8 +92,8 @@ export class Core {
     const telemetry = new RunTelemetry(metrics, log, config.server.log_prompts)
     this.#telemetry = telemetry
     const feedback = new RouteFeedback(knowledge.watch, knowledge.meter, routes, telemetry)
-    this.engine = this.#newSupervisor(options, metrics, feedback)
-    const snapshot = () => ({ state: this.engine.state, status: this.engine.status })
+    this.engines = this.#newFleet(options, metrics, feedback)
+    const snapshot = () => ({ state: this.engines.state, status: this.engines.status })
     this.#models = new Models(config.models, options.loadText, snapshot, knowledge)
     routes.watch(metrics.registry, () => this.#models.list())
     const bounds = {
@@ -100,9 +102,9 @@ export class Core {
       failoverWaitMs: config.server.failover_wait,
       maxEngineWaiting: MAX_ENGINE_WAITING,
     }
-    this.#pipeline = new Pipeline(this.#models, this.engine, bounds, feedback)
+    this.#pipeline = new Pipeline(this.#models, this.engines, bounds, feedback)
     metrics.watchActive(() => this.#pipeline.active)
-    metrics.watchEngine({ refresh: () => this.engine.refresh(), status: () => this.engine.status })
+    metrics.watchEngine({ refresh: () => this.engines.refresh(), status: () => this.engines.status })
     this.#streams = new Streams({ graceMs: config.server.resume_grace, ...STREAM_BYTES })
     const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
     this.#watcher = new ConfigWatcher(options.configFile, {
@@ -125,7 +127,7 @@ export class Core {
       access: this.#access(config, granted, log),
       limits: LIMITS,
       streams: this.#streams,
-      operator: new EngineOperator(this.engine),
+      operator: new EngineOperator(this.engines),
       log,
       metrics: metrics.registry,
     }
@@ -141,18 +143,15 @@ export class Core {
     this.#config = next
     writeFileSync(this.#lastGoodFile, text, { mode: 0o600 })
     this.#pipeline.setWaits(server.engine_wait, server.failover_wait)
-    this.engine.setHangAfter(server.engine_timeout)
+    this.engines.setHangAfter(server.engine_timeout)
     this.#streams.setGrace(server.resume_grace)
     this.#telemetry.setLogPrompts(server.log_prompts)
     await this.#models.update(models)
     if (server.api_keys_file !== undefined) this.#warnOfKeys(server.api_keys_file)
-    // The engine reads the file, too: it has to know the new models before it has their text files.
-    const known = (): true | undefined => {
-      const names = new Set(this.engine.status?.variants.map(({ model }) => model))
-      return models.every(({ id }) => names.has(id)) || undefined
-    }
-    await this.engine.waitFor(known, RELOAD_WAIT_MS)
-    const { client } = this.engine
+    // The engines read the file, too: they have to know the new models before they have their text files.
+    const known = (): true | undefined => models.every(({ id }) => this.engines.knows(id)) || undefined
+    await this.engines.waitFor(known, RELOAD_WAIT_MS)
+    const { anyClient: client } = this.engines
     if (client) await this.#models.loadTexts(client)
   }
 
@@ -171,9 +170,9 @@ export class Core {
     }
   }
 
-  /** Starts the engine; returns at once. */
+  /** Starts the engines; returns at once. */
   start(): void {
-    this.engine.start()
+    this.engines.start()
   }
 
   /** Requests in flight. */
@@ -187,11 +186,11 @@ export class Core {
     return this.#pipeline.drain(limitMs)
   }
 
-  /** Stops the engine and frees everything. Requests still in flight fail. */
+  /** Stops the engines and frees everything. Requests still in flight fail. */
   async stop(): Promise<void> {
     this.#unfollowKeys()
     this.#watcher.close()
-    await this.engine.stop()
+    await this.engines.stop()
     await this.#models.close()
     this.#removeDir()
     process.off('exit', this.#removeDir)
@@ -211,7 +210,9 @@ export class Core {
     return access
   }
 
-  #newSupervisor(options: CoreOptions, metrics: Metrics, feedback: RouteFeedback): EngineSupervisor {
+  /** One engine for all devices, or one for each. */
+  #newFleet(options: CoreOptions, metrics: Metrics, feedback: RouteFeedback): EngineFleet {
+    const { server, devices } = options.config
     const settings = {
       command: options.engine,
       configFile: options.configFile,
@@ -220,7 +221,7 @@ export class Core {
       restart: options.restart ?? DEFAULT_RESTART_POLICY,
       startTimeoutMs: START_TIMEOUT_MS,
       heartbeatMs: HEARTBEAT_MS,
-      hangAfterMs: options.config.server.engine_timeout,
+      hangAfterMs: server.engine_timeout,
       stopGraceMs: STOP_GRACE_MS,
     }
     const listener = {
@@ -232,15 +233,21 @@ export class Core {
         feedback.onEngineEnd()
       },
     }
-    return new EngineSupervisor(settings, listener, options.log.child({ component: 'engine' }))
+    const waiters = new Waiters()
+    const served = server.engines === 'per_device' ? devices.map(({ id }) => id) : [undefined]
+    const supervisors = served.map((device, place) => {
+      const log = options.log.child({ component: 'engine', ...(device !== undefined && { device }) })
+      return new EngineSupervisor({ ...settings, device, place }, listener, waiters, log)
+    })
+    return new EngineFleet(supervisors, waiters)
   }
 
   #health(): ReturnType<Services['health']> {
     return reportHealth({
       models: this.#models.list(),
-      engineUp: this.engine.session !== undefined,
+      engineUp: this.engines.up,
       draining: this.#pipeline.draining,
-      config: [...this.#refusal, ...this.#keysRefusal, ...this.#waiting, ...(this.engine.status?.configWaiting ?? [])],
+      config: [...this.#refusal, ...this.#keysRefusal, ...this.#waiting, ...(this.engines.status?.configWaiting ?? [])],
     })
   }
 }

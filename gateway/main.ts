@@ -69,16 +69,17 @@ export class Gateway {
     return this.tls !== undefined
   }
 
-  /** What the engine says of itself; undefined while there is none. */
+  /** What the engines say of themselves; undefined while there is none. */
   get engineStatus(): EngineStatus | undefined {
-    return this.core.engine.status
+    return this.core.engines.status
   }
 
   /** Resolves when no rung is loading any more, or with how the engine ended when it keeps failing at the start. */
   async settled(): Promise<ExitInfo | undefined> {
-    const { engine } = this.core
-    await engine.waitFor(() => (engine.state === 'crash_loop' || this.#isSettled() ? true : undefined), Infinity)
-    return engine.state === 'crash_loop' ? engine.lastExit : undefined
+    const { engines } = this.core
+    const failed = (): boolean => engines.state === 'crash_loop' && !engines.up
+    await engines.waitFor(() => (failed() || this.#isSettled() ? true : undefined), Infinity)
+    return failed() ? engines.lastExit : undefined
   }
 
   /**
@@ -96,7 +97,7 @@ export class Gateway {
   #isSettled(): boolean {
     const { status } = this.services.health()
     const loading = this.services.models.list().some(({ variants }) => variants.some((v) => v.state === 'loading'))
-    return status === 'draining' || (this.core.engine.session !== undefined && !loading)
+    return status === 'draining' || (this.core.engines.up && this.core.engines.state !== 'starting' && !loading)
   }
 }
 

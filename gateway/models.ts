@@ -39,6 +39,8 @@ export class Models implements ModelDirectory {
   readonly #created = Math.floor(Date.now() / 1000)
   readonly #texts = new Map<string, TextModel>()
   readonly #textErrors = new Map<string, string>()
+  /** Ends with the last call of loadTexts: of two at a time each would make what the other makes. */
+  #turn: Promise<void> = Promise.resolve()
   /** The facts for the snapshot they were made from: requests look them up far more often than they change. */
   #cache: { snapshot: EngineSnapshot; version: number; madeAt: number; facts: ModelFacts[] } | undefined
 
@@ -122,8 +124,14 @@ export class Models implements ModelDirectory {
     return tokens.length
   }
 
-  /** Gets the text sides that are missing from a connected engine. Rejects when the connection fails. */
-  async loadTexts(client: EngineClient): Promise<void> {
+  /** Gets the text sides that are missing from a connected engine, one call after the other. Rejects when the connection fails. */
+  loadTexts(client: EngineClient): Promise<void> {
+    const turn = this.#turn.then(() => this.#loadMissing(client))
+    this.#turn = turn.catch(() => undefined)
+    return turn
+  }
+
+  async #loadMissing(client: EngineClient): Promise<void> {
     const missing = this.#configs.filter(({ id }) => !this.#texts.has(id))
     await Promise.all(missing.map((config) => this.#loadOne(client, config)))
   }

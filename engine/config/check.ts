@@ -10,6 +10,7 @@ export function checkConfig(config: ParsedConfig): Finding[] {
   const deviceIds = config.devices.map((device) => device.id)
   return [
     ...checkServer(config.server),
+    ...checkEngines(config),
     ...duplicates(deviceIds, (index) => ['devices', index, 'id'], 'device id'),
     ...checkNames(config.models),
     ...config.models.flatMap((model, index) => checkModel(model, ['models', index], deviceIds)),
@@ -39,6 +40,11 @@ function checkServer(server: ParsedConfig['server']): Finding[] {
     findings.push({ path: ['server', 'grpc'], message: 'the same address as server.http' })
   }
   return findings
+}
+
+function checkEngines({ server, devices }: ParsedConfig): Finding[] {
+  if (server.engines === 'shared' || devices.length > 0) return []
+  return [{ path: ['server', 'engines'], message: 'per_device needs a list of devices' }]
 }
 
 function checkScheduler(scheduler: ParsedConfig['scheduler']): Finding[] {

@@ -1,4 +1,5 @@
 export { duplicates } from './check.js'
+export { modelsElsewhere } from './homes.js'
 export { loadConfig, parseConfig } from './load.js'
 export { nearest } from './nearest.js'
 export { ConfigError, type Finding } from './problem.js'

@@ -39,6 +39,12 @@ const server = z.strictObject({
   engine_timeout: duration()
     .prefault('30s')
     .describe('An engine that does not answer a health check for this long is killed and started anew.'),
+  engines: z
+    .enum(['shared', 'per_device'])
+    .default('shared')
+    .describe(
+      'Processes that drive the devices. shared: one for all, which places models on any of them. per_device: one for each device of the list, so that the end of one touches no stream of the others; each loads at its start what has it first in placement.devices, or its share of the models without placement, and anything else that it may on demand.',
+    ),
   drain_timeout: duration()
     .prefault('30s')
     .describe('How long requests in flight may go on after SIGTERM; then they end with shutting_down.'),

@@ -91,7 +91,9 @@ function describe(
   const maxModelLen = Math.min(model.max_model_len ?? card.contextLength, card.contextLength)
   const { spec, files, weights } = card
   const devices = model.placement.devices ?? allDevices.map(({ id }) => id)
-  const kinds = [...new Set(allDevices.flatMap(({ id, kind }) => (devices.includes(id) ? [kind] : [])))]
+  // An engine that serves another device lists the model all the same.
+  const able = allDevices.filter(({ id }) => devices.includes(id))
+  const kinds = [...new Set((able.length > 0 ? able : allDevices).map(({ kind }) => kind))]
   /** The most that it takes on any device it may be on. */
   const most = (bytesOn: (kind: 'cpu' | 'cuda') => number): number => Math.max(...kinds.map(bytesOn))
   const kvCacheDtype = kvDtypeOf(model.kv_cache_dtype ?? scheduler.kv_cache_dtype)

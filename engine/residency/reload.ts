@@ -34,8 +34,11 @@ export class Reloader {
     return diffConfig(this.config, next, new Set(unusable), this.opened)
   }
 
-  /** Does what `plan` says: new and changed models are loaded if there is room; what was dropped ends at rest. */
-  apply(next: Config, diff = this.plan(next)): void {
+  /**
+   * Does what `plan` says: new and changed models are loaded if there is room, but for those that other engines load; what
+   * was dropped ends at rest.
+   */
+  apply(next: Config, diff = this.plan(next), elsewhere?: ReadonlySet<string>): void {
     const { engine, residency } = this
     this.config = next
     this.options.stepTimeoutMs = next.scheduler.step_timeout
@@ -55,7 +58,7 @@ export class Reloader {
     declare(residency, engine, read)
     for (const model of next.models) this.update(model, next)
     this.sort(next)
-    residency.start(preloadOrder(read.known))
+    residency.start(preloadOrder(read.known, elsewhere))
     engine.changed()
   }
 

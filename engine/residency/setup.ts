@@ -12,9 +12,11 @@ import { findDevices, openDevice } from './open.js'
 import { PackedStore } from './packed-store.js'
 import { Residency } from './residency.js'
 
+const NONE: ReadonlySet<string> = new Set()
+
 /**
  * Declares every rung to the engine, opens the devices and starts to load what there is room for, pinned models first.
- * A rung whose files cannot be read is FAILED. Never throws for one variant's or one device's fault.
+ * `elsewhere`: models that another engine loads at its start. A rung whose files cannot be read is FAILED. Never throws for one variant's or one device's fault.
  */
 export function startResidency(
   engine: Engine,
@@ -22,13 +24,14 @@ export function startResidency(
   catalog: Catalog,
   addon: NativeAddon,
   options: DeviceOptions,
+  elsewhere: ReadonlySet<string> = NONE,
 ): Residency {
   const residency = new Residency(engine)
   engine.packed = openPackedStore(config.server, engine.options.log)
   openDevices(residency, engine, config.devices, catalog.known, addon, options)
   residency.watches.push(new MemoryWatch(engine))
   declare(residency, engine, catalog)
-  residency.start(preloadOrder(catalog.known))
+  residency.start(preloadOrder(catalog.known, elsewhere))
   return residency
 }
 
@@ -46,9 +49,10 @@ function openPackedStore(
   }
 }
 
-/** Pinned variants first, else in the order of the file, best rung of the first model first. */
-export function preloadOrder(known: readonly KnownVariant[]): string[] {
-  return known.toSorted((a, b) => Number(b.pinned) - Number(a.pinned)).map(({ name }) => name)
+/** Pinned variants first, else in the order of the file, best rung of the first model first; none of models `elsewhere`. */
+export function preloadOrder(known: readonly KnownVariant[], elsewhere: ReadonlySet<string> = NONE): string[] {
+  const own = known.filter(({ model }) => !elsewhere.has(model))
+  return own.toSorted((a, b) => Number(b.pinned) - Number(a.pinned)).map(({ name }) => name)
 }
 
 /** Opens those devices that some variant may be on. */

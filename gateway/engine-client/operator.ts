@@ -9,7 +9,7 @@ import {
 import { type ErrorCode, GatewayError } from '../errors.js'
 import { within } from './connect.js'
 import type { DeviceState, Operator, Residency, VariantResidency } from '../services.js'
-import type { EngineSupervisor } from './supervisor.js'
+import type { EngineFleet } from './fleet.js'
 
 /** A load reads a whole checkpoint; an unload or a pin answers at once. */
 const TIMEOUT_MS = 600_000
@@ -20,40 +20,52 @@ const CODES: Partial<Record<grpcStatus, ErrorCode>> = {
   [grpcStatus.RESOURCE_EXHAUSTED]: 'insufficient_memory',
 }
 
-type Engine = Pick<EngineSupervisor, 'client' | 'status' | 'refresh'>
+type Engines = Pick<EngineFleet, 'clientFor' | 'status' | 'refresh' | 'size'>
 type Reply = (error: ServiceError | null, status: VariantStatus) => void
 type Asked = (client: EngineClient, reply: Reply) => ClientUnaryCall
 
-/** The operator's side of a supervised engine. */
+/** The operator's side of the engines. */
 export class EngineOperator implements Operator {
-  constructor(private readonly engine: Engine) {}
+  constructor(private readonly engines: Engines) {}
 
   async residency(): Promise<Residency> {
-    await this.engine.refresh()
-    const { status } = this.engine
+    await this.engines.refresh()
+    const { status } = this.engines
     if (!status) throw noEngine()
     return { variants: status.variants.map(toResidency), devices: status.devices.map(toDevice) }
   }
 
   load(variant: string): Promise<VariantResidency> {
-    return this.#ask((client, reply) => client.load({ variant }, reply))
+    return this.#ask(variant, (client, reply) => client.load({ variant }, reply))
   }
 
-  unload(variant: string): Promise<VariantResidency> {
-    return this.#ask((client, reply) => client.unload({ variant }, reply))
+  /** From every engine that has it. */
+  async unload(variant: string): Promise<VariantResidency> {
+    const isResident = (): boolean =>
+      this.engines.status?.variants.some(({ name, state }) => name === variant && state === VariantState.READY) === true
+    let answer = await this.#unloadOne(variant)
+    for (let others = this.engines.size - 1; others > 0 && isResident(); others--) {
+      // oxlint-disable-next-line no-await-in-loop -- which engine is next is known when the last one has answered
+      answer = await this.#unloadOne(variant)
+    }
+    return answer
   }
 
   pin(variant: string, pinned: boolean): Promise<VariantResidency> {
-    return this.#ask((client, reply) => client.pin({ variant, pinned }, reply))
+    return this.#ask(variant, (client, reply) => client.pin({ variant, pinned }, reply))
   }
 
-  async #ask(ask: Asked): Promise<VariantResidency> {
-    const { client, status } = this.engine
-    if (!client || !status) throw noEngine()
+  #unloadOne(variant: string): Promise<VariantResidency> {
+    return this.#ask(variant, (client, reply) => client.unload({ variant }, reply))
+  }
+
+  async #ask(variant: string, ask: Asked): Promise<VariantResidency> {
+    const client = this.engines.clientFor(variant)
+    if (!client) throw noEngine()
     const answer = await within<VariantStatus>(TIMEOUT_MS, (resolve, reject) =>
       ask(client, (error, value) => (error ? reject(toError(error)) : resolve(value))),
     )
-    await this.engine.refresh()
+    await this.engines.refresh()
     return toResidency(answer)
   }
 }

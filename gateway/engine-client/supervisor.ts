@@ -7,10 +7,15 @@ import { describe, openClient, waitForReady } from './connect.js'
 import { diedByItself, EngineProcess, type EngineCommand, type ExitInfo } from './process.js'
 import { decideRestart, type EngineLife, type RestartPolicy } from './restart-policy.js'
 import { EngineSession } from './session.js'
+import type { Waiters } from './waiters.js'
 
 /** What the supervisor needs to run one engine. */
 export interface SupervisorOptions {
   command: EngineCommand
+  /** Its number among the engines of the box. */
+  place: number
+  /** The only device that it serves; undefined: all. */
+  device: string | undefined
   configFile: string
   /** A copy of the configuration in use: what an engine starts from while the file holds a refused edit. */
   lastGoodFile: string
@@ -39,9 +44,6 @@ export interface SupervisorListener {
 /** Where the engine is: `crash_loop` = it keeps dying and is retried slowly. */
 export type EngineState = 'starting' | 'up' | 'crash_loop' | 'stopped'
 
-/** setTimeout takes no more. */
-const MAX_TIMER_MS = 2 ** 31 - 1
-
 /** Runs one engine process, restarts it when it dies, and holds the session to it. Owns process, client, session. */
 export class EngineSupervisor {
   #options: SupervisorOptions
@@ -51,7 +53,7 @@ export class EngineSupervisor {
   readonly #stopped = new Promise<void>((resolve) => {
     this.#stop.signal.addEventListener('abort', () => resolve(), { once: true })
   })
-  readonly #waiters = new Set<() => void>()
+  readonly #waiters: Waiters
   #client: EngineClient | undefined
   #session: EngineSession | undefined
   /** Of the process that runs now, or ran last; and whether it was killed for not answering. */
@@ -65,8 +67,10 @@ export class EngineSupervisor {
   #steps = 0
   #running: Promise<void> | undefined
 
-  constructor(options: SupervisorOptions, listener: SupervisorListener, log: Logger) {
+  /** `waiters` hear of every change of the engine or of what it says. */
+  constructor(options: SupervisorOptions, listener: SupervisorListener, waiters: Waiters, log: Logger) {
     this.#options = options
+    this.#waiters = waiters
     this.#listener = listener
     this.#log = log
   }
@@ -130,38 +134,8 @@ export class EngineSupervisor {
     try {
       this.#take(await describe(this.#client, 1000))
     } catch {
-      await this.waitFor(() => (this.#session === session ? undefined : true), this.#options.hangAfterMs)
+      await this.#waiters.waitFor(() => (this.#session === session ? undefined : true), this.#options.hangAfterMs)
     }
-  }
-
-  /**
-   * Resolves with the first defined value of `probe`, which is tried now and after every change of engine or
-   * variants; with undefined after `timeoutMs` or when `signal` aborts.
-   */
-  waitFor<T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal): Promise<T | undefined> {
-    const now = probe()
-    if (now !== undefined || timeoutMs <= 0 || signal?.aborted) return Promise.resolve(now)
-    return new Promise((resolve) => {
-      const settle = (value: T | undefined): void => {
-        clearTimeout(timer)
-        this.#waiters.delete(check)
-        signal?.removeEventListener('abort', giveUp)
-        resolve(value)
-      }
-      const check = (): void => {
-        const value = probe()
-        if (value !== undefined) settle(value)
-      }
-      const giveUp = (): void => settle(undefined)
-      const timer = setTimeout(giveUp, Math.min(timeoutMs, MAX_TIMER_MS))
-      this.#waiters.add(check)
-      signal?.addEventListener('abort', giveUp)
-    })
-  }
-
-  /** Requests that wait in `waitFor`. */
-  get waiting(): number {
-    return this.#waiters.size
   }
 
   async #run(): Promise<void> {
@@ -185,9 +159,10 @@ export class EngineSupervisor {
     this.#steps = 0
     this.#lastSession = undefined
     this.#hung = false
-    const socket = join(this.#options.socketDir, `engine-${++this.#starts}.sock`)
-    const { configFile, lastGoodFile } = this.#options
+    const { configFile, device, lastGoodFile, place } = this.#options
+    const socket = join(this.#options.socketDir, `engine-${place}-${++this.#starts}.sock`)
     const args = ['--config', configFile, '--last-good', lastGoodFile, '--socket', socket]
+    if (device !== undefined) args.push('--device', device)
     const child = new EngineProcess(this.#options.command, args, this.#log)
     const client = openClient(socket)
     this.#log.info({ enginePid: child.pid, socket }, 'engine started')
@@ -278,6 +253,6 @@ export class EngineSupervisor {
   }
 
   #notify(): void {
-    for (const check of this.#waiters) check()
+    this.#waiters.notify()
   }
 }

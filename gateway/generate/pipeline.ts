@@ -1,5 +1,5 @@
 import { GatewayError } from '../errors.js'
-import type { EngineSupervisor } from '../engine-client/supervisor.js'
+import type { EngineFleet } from '../engine-client/fleet.js'
 import type { Models } from '../models.js'
 import type { GenerateHandle, GenerateRequest, GenerateSink, Generator } from '../request.js'
 import type { Lost, RouteResult } from '../router/facts.js'
@@ -19,9 +19,9 @@ export interface PipelineLimits {
   maxEngineWaiting: number
 }
 
-/** The part of the supervisor that requests need. */
-export type EngineAccess = Pick<EngineSupervisor, 'waitFor' | 'waiting' | 'confirm'> & {
-  readonly session: SequenceSession | undefined
+/** The part of the engines that requests need. */
+export type EngineAccess = Pick<EngineFleet, 'waitFor' | 'waiting' | 'confirm' | 'up'> & {
+  sessionFor(variant: string): SequenceSession | undefined
 }
 
 /** The part of the directory that requests need. */
@@ -120,18 +120,18 @@ export class Pipeline implements Generator, RunEnvironment {
     return find() ?? this.#await(find, lost.request.deadlineMs, this.#limits.failoverWaitMs, signal)
   }
 
-  async engineSettled(stopping: boolean): Promise<void> {
-    if (!stopping) return this.#engine.confirm()
-    const { session } = this.#engine
-    await this.#engine.waitFor(() => (session?.open ? undefined : true), this.#limits.failoverWaitMs)
+  async engineSettled(session: SequenceSession, stopping: boolean): Promise<void> {
+    if (!stopping) return this.#engine.confirm(session)
+    await this.#engine.waitFor(() => (session.open ? undefined : true), this.#limits.failoverWaitMs)
   }
 
   /** A place for the request now; undefined when one is on its way. Throws when there will be none. */
   #place(result: RouteResult): Placement | undefined {
     if (result.kind === 'refuse') throw new GatewayError(result.refusal.code, result.refusal.message, result.refusal)
-    const { session } = this.#engine
-    if (result.kind === 'wait' || !session?.open) return undefined
+    if (result.kind === 'wait') return undefined
     const { route } = result
+    const session = this.#engine.sessionFor(route.variant)
+    if (!session?.open) return undefined
     return { session, route, contextLimit: this.#models.contextLimit(route.variant) }
   }
 
@@ -165,9 +165,9 @@ export class Pipeline implements Generator, RunEnvironment {
   #notReady(pastDeadline: boolean): GatewayError {
     if (pastDeadline) return new GatewayError('deadline_exceeded', 'the deadline passed before the engine was ready')
     const retry = { retryAfterMs: 2000 }
-    return this.#engine.session === undefined
-      ? new GatewayError('engine_unavailable', 'the engine is being started', retry)
-      : new GatewayError('loading', 'the model is being loaded', retry)
+    return this.#engine.up
+      ? new GatewayError('loading', 'the model is being loaded', retry)
+      : new GatewayError('engine_unavailable', 'the engine is being started', retry)
   }
 
   #forget(record: RunRecord): void {

@@ -13,7 +13,7 @@ import type {
 import type { Lost, Route } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import { Choice, type ChoiceOwner, type Echo } from './choice.js'
-import { Flight, type Placement } from './flight.js'
+import { Flight, type Placement, type SequenceSession } from './flight.js'
 import { Losses } from './losses.js'
 import { answerBudget, checkTokenIds, drawSeed } from './submission.js'
 import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
@@ -31,8 +31,8 @@ export interface RunEnvironment {
   ): Placement | Promise<Placement>
   /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
   nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement>
-  /** Resolves when it is known whether the engine outlived what it just reported; `stopping`: when it is gone. */
-  engineSettled(stopping: boolean): Promise<void>
+  /** Resolves when it is known whether the session's engine outlived what it just reported; `stopping`: when it is gone. */
+  engineSettled(session: SequenceSession, stopping: boolean): Promise<void>
   /** Milliseconds, monotonic. */
   now(): number
   /** Largest prompt that is taken at all. */
@@ -210,7 +210,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       if (this.#ended) return undefined
       // It may have become known only now how the engine ended.
       if (this.#standing.refused) throw poisoned()
-      const turn = this.#env.gate.enter(this.#standing)
+      const turn = this.#env.gate.enter(this.#standing, placement.session)
       if (turn) await this.#untilDeadline(turn)
       if (this.#ended) return undefined
       if (placement.session.open) return placement
@@ -286,9 +286,10 @@ export class Run implements GenerateHandle, ChoiceOwner {
   /** A step can fail alone or because the device, and with it the engine, is lost. */
   async #settleRung(): Promise<void> {
     const stopping = this.#losses.error?.code === 'shutting_down'
-    await this.#env.engineSettled(stopping)
+    const session = this.#flight?.session
+    if (session) await this.#env.engineSettled(session, stopping)
     const { route } = this.record
-    if (this.#flight?.session?.open === false) {
+    if (session?.open === false) {
       this.#losses.cause = 'engine_failed'
       // Nobody is to blame for an engine that was asked to stop.
       if (!stopping) this.#blame()

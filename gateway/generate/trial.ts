@@ -51,11 +51,12 @@ export class Standing {
   over = false
   /** The session at whose end it was last lost. */
   lostWith: object | undefined
+  /** The one that it was last let in to. */
+  session: object | undefined
 }
 
 /** One death of the engine. */
 interface Crash {
-  session: object
   /** The only one that had not come through, where it had got no token. */
   blamed: Standing | undefined
   /** Whether the engine died by itself; undefined until that is known. */
@@ -81,7 +82,8 @@ export class TrialGate {
   readonly #round = new Set<Standing>()
   /** Suspects that came through since the last crash. */
   #cleared = 0
-  #crash: Crash | undefined
+  /** By the session that ended: how one engine ended may be known only after the next one has, too. */
+  readonly #crashes = new WeakMap<object, Crash>()
   #timer: NodeJS.Timeout | undefined
   #scheduled = false
 
@@ -90,9 +92,10 @@ export class TrialGate {
     return this.#queue.length
   }
 
-  /** A request is about to be submitted. Undefined: now; otherwise when the promise resolves. It never rejects. */
-  enter(standing: Standing): Promise<void> | undefined {
+  /** A request is about to be submitted to `session`. Undefined: now; otherwise when the promise resolves. It never rejects. */
+  enter(standing: Standing, session: object): Promise<void> | undefined {
     standing.moved = false
+    standing.session = session
     this.#round.delete(standing)
     if (this.#suspects.size === 0 && this.#queue.length === 0) {
       if (!standing.clear) this.#open.add(standing)
@@ -169,16 +172,22 @@ export class TrialGate {
 
   /** What is asked once a crash, before it is told of the others. */
   #crashOf(session: object): Crash {
-    if (this.#crash?.session === session) return this.#crash
-    const [only] = this.#open
-    const blamed = this.#open.size === 1 && only && !only.moved ? only : undefined
-    this.#crash = { session, blamed, own: undefined, lost: new Map() }
-    this.#open.clear()
-    this.#round.clear()
+    const known = this.#crashes.get(session)
+    if (known) return known
+    // Other engines of the box have nothing to do with it.
+    const open = [...this.#open].filter((standing) => standing.session === session)
+    const [only] = open
+    const blamed = open.length === 1 && only && !only.moved ? only : undefined
+    const crash: Crash = { blamed, own: undefined, lost: new Map() }
+    this.#crashes.set(session, crash)
+    for (const standing of open) {
+      this.#open.delete(standing)
+      this.#round.delete(standing)
+    }
     this.#cleared = 0
     // Those that wait have to look for the next engine first.
     for (const { resolve } of this.#queue.splice(0)) resolve()
-    return this.#crash
+    return crash
   }
 
   #leave(standing: Standing): void {

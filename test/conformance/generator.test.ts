@@ -75,8 +75,10 @@ function pipeline(): Pipeline {
     textOf: () => text,
     contextLimit: () => 32,
   }
+  const session = new PlayingSession()
   const engine: EngineAccess = {
-    session: new PlayingSession(),
+    sessionFor: () => session,
+    up: true,
     waiting: 0,
     waitFor: async (probe) => probe(),
     confirm: async () => undefined,

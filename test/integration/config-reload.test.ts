@@ -105,7 +105,20 @@ describe('what waits for the next start', () => {
       'm.yaml:1:34: server.http: takes effect at the next start; until then the old one is used',
     ])
     expect(remarks('{ api_keys_file: a.yaml }', '{}')[0]).toMatch(/^m\.yaml:1:\d+: server\.api_keys_file: /)
+    expect(remarks('{}', '{ engines: shared }')).toEqual([])
     expect(remarks('{}', '{ drain_timeout: 1s, resume_grace: 1s, log_prompts: true, failover_wait: 1s }')).toEqual([])
+  })
+
+  it('is a device that comes to those with an engine of their own', () => {
+    const text = (engines: string, ...ids: string[]) =>
+      `server: { engines: ${engines} }\ndevices: [${ids.map((id) => `{ id: ${id}, kind: cpu }`).join()}]\nmodels: [{ id: a, variants: [{ precision: fp16, path: x }] }]\n`
+    const remarksOf = (before: string, after: string): string[] =>
+      restartRemarks(parseConfig(before, 'm.yaml'), parseConfig(after, 'm.yaml'), after, 'm.yaml')
+    expect(remarksOf(text('per_device', 'one'), text('per_device', 'one', 'two'))).toEqual([
+      'm.yaml:2:34: devices[1]: two gets its engine at the next start',
+    ])
+    expect(remarksOf(text('shared', 'one'), text('shared', 'one', 'two'))).toEqual([])
+    expect(remarksOf(text('shared', 'one'), text('per_device', 'one'))).toHaveLength(1)
   })
 })
 

@@ -81,26 +81,26 @@ export class Setup {
       textOf: () => text,
       contextLimit: () => CONTEXT,
     }
-    const engine: EngineAccess = Object.defineProperty(
-      {
-        session: undefined,
-        waiting: 0,
-        confirm: async () => undefined,
-        waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) =>
-          new Promise<T | undefined>((resolve) => {
-            const check = (): void => {
-              const value = probe()
-              if (value !== undefined) resolve(value)
-            }
-            this.checks.push(check)
-            check()
-            signal?.addEventListener('abort', () => resolve(undefined))
-            if (timeoutMs === 1) resolve(undefined)
-          }),
+    const sessionFor = () => (this.session.open || this.session.dying ? this.session : undefined)
+    const engine: EngineAccess = {
+      sessionFor,
+      get up() {
+        return sessionFor() !== undefined
       },
-      'session',
-      { get: () => (this.session.open || this.session.dying ? this.session : undefined) },
-    )
+      waiting: 0,
+      confirm: async () => undefined,
+      waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) =>
+        new Promise<T | undefined>((resolve) => {
+          const check = (): void => {
+            const value = probe()
+            if (value !== undefined) resolve(value)
+          }
+          this.checks.push(check)
+          check()
+          signal?.addEventListener('abort', () => resolve(undefined))
+          if (timeoutMs === 1) resolve(undefined)
+        }),
+    }
     const bounds = { maxPromptTokens: 1000, engineWaitMs: 5000, failoverWaitMs: 5000, maxEngineWaiting: 4, ...limits }
     const telemetry = new RunTelemetry(this.metrics, pino({ level: 'silent' }), false)
     this.pipeline = new Pipeline(models, engine, bounds, telemetry)

@@ -39,6 +39,7 @@ test('defaults', () => {
       engine_wait: 5000,
       failover_wait: 60_000,
       engine_timeout: 30_000,
+      engines: 'shared',
       resume_grace: 30_000,
       drain_timeout: 30_000,
       log_prompts: false,
@@ -227,6 +228,11 @@ describe('between values', () => {
       'device twice',
       having('devices: [{ id: a, kind: cpu }, { id: a, kind: cpu }]'),
       '2:39 devices[1].id: device id "a" is used twice',
+    ],
+    [
+      'an engine for each of no devices',
+      having('server: { engines: per_device }'),
+      '2:20 server.engines: per_device needs a list of devices',
     ],
     [
       'unknown device',

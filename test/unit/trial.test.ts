@@ -48,7 +48,7 @@ class Box {
       if (session !== this.session) return (this.gate.retreat(request.standing), this.submit(request))
       this.inFlight.add(request)
     }
-    const turn = this.gate.enter(request.standing)
+    const turn = this.gate.enter(request.standing, session)
     if (turn) void turn.then(go)
     else go()
   }
@@ -213,5 +213,22 @@ describe('TrialGate', () => {
     if (first) box.gate.excuse(first.standing)
     await settle()
     expect(box.inFlight.size).toBe(2)
+  })
+
+  it('asks of an engine that died only for those that were on it', async () => {
+    const gate = new TrialGate()
+    const [poison, other] = [new Standing(), new Standing()]
+    expect(gate.enter(other, { engine: 'other' })).toBeUndefined()
+    for (const session of [{ life: 1 }, { life: 2 }]) {
+      await gate.enter(poison, session)
+      gate.lost(poison, session)
+      gate.verdict(session, true)
+    }
+    // Beside one that had not come through either, elsewhere, it is alone to blame.
+    expect([poison.refused, other.refused, other.crashes]).toEqual([true, false, 0])
+    gate.progressed(other, true)
+    gate.end(poison)
+    gate.end(other)
+    expect(gate.waiting).toBe(0)
   })
 })

@@ -1,0 +1,113 @@
+/**
+ * An engine for each device (`engines: per_device`), a model on each. One engine is killed in mid-answer: its streams go on on
+ * the other device, or on its own when that is back, with their texts; streams of the other engine notice nothing.
+ */
+import { afterEach, expect, it } from 'vitest'
+import { AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
+import { eventually, GatewayProcess } from '../support/gateway-process.js'
+import { SMOLLM2_FILE } from '../support/smollm2.js'
+
+const RUNG = `max_model_len: 256, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }]`
+const CONFIG = `
+server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engines: per_device, engine_wait: 60s, failover_wait: 60s }
+devices:
+  - { id: one, kind: cpu, threads: 1, memory_gb: 1 }
+  - { id: two, kind: cpu, threads: 1, memory_gb: 1 }
+models:
+  - { id: left, tags: [chat], ${RUNG}, placement: { devices: [one, two] } }
+  - { id: right, ${RUNG}, placement: { devices: [two, one] } }
+  - { id: only, ${RUNG}, placement: { devices: [two] } }
+`
+
+const job = (model: string, seed: number): Job => ({
+  model,
+  content: ['Tell me a story about a fox.', 'List five rivers.'][seed] ?? '',
+  seed,
+  temperature: 0.9 * seed,
+  frequency_penalty: seed,
+  maxTokens: 24,
+})
+const JOBS = ['left', 'right'].flatMap((model) => [job(model, 0), job(model, 1)])
+
+const closing: (() => Promise<void>)[] = []
+afterEach(async () => {
+  for (const close of closing.splice(0).toReversed()) await close()
+})
+
+async function start(): Promise<{ box: GatewayProcess; clients: AnyProtocol }> {
+  const box = await GatewayProcess.startShipped(() => CONFIG).ready()
+  closing.push(() => box.close())
+  const clients = new AnyProtocol(box)
+  closing.push(async () => clients.close())
+  return { box, clients }
+}
+
+/** Ids of the engines of a device, in the order of their starts. */
+function pidsOf({ log }: GatewayProcess, device: string): number[] {
+  return log.flatMap((line) => (line.device === device && typeof line.enginePid === 'number' ? [line.enginePid] : []))
+}
+
+interface Row {
+  model: string
+  device: string
+  state: string
+  pinned: boolean
+}
+
+async function rows({ url }: GatewayProcess): Promise<Record<string, Row>> {
+  const answer = (await (await fetch(`${url}/admin/models`)).json()) as { variants: Row[] }
+  return Object.fromEntries(answer.variants.map((row) => [row.model, row]))
+}
+
+const askAdmin = async ({ url }: GatewayProcess, what: string, model: string): Promise<number> => {
+  const headers = { 'content-type': 'application/json' }
+  const response = await fetch(`${url}/admin/models/${what}`, {
+    method: 'POST',
+    headers,
+    body: JSON.stringify({ model }),
+  })
+  await response.text()
+  return response.status
+}
+
+it('the end of one leaves the streams of the other alone', { timeout: 120_000 }, async () => {
+  const { box, clients } = await start()
+  expect(await rows(box)).toMatchObject({ left: { device: 'one' }, right: { device: 'two' }, only: { device: 'two' } })
+  const ask = async (onNews = (): void => undefined) => {
+    const asked = JOBS.flatMap((one) => Array.from({ length: WAYS }, (_, way) => ({ one, way })))
+    return Promise.all(asked.map(async ({ one, way }) => ({ one, answer: await clients.ask(way, one, onNews) })))
+  }
+  const expected = (await ask()).map(({ answer }) => answer.text)
+  for (const text of expected) expect(text.length).toBeGreaterThan(5)
+  let news = 0
+  const lossy = await ask(() => {
+    if (++news === 40) process.kill(pidsOf(box, 'one')[0] ?? 0, 'SIGKILL')
+  })
+  expect(lossy.map(({ answer }) => answer.text)).toEqual(expected)
+  const degraded = (model: string): number =>
+    lossy.reduce((sum, { one, answer }) => (one.model === model ? sum + answer.degraded : sum), 0)
+  expect(degraded('left')).toBeGreaterThan(0)
+  expect(degraded('right')).toBe(0)
+  await eventually(() => pidsOf(box, 'one').length === 2, 'the engine is started again')
+  expect(pidsOf(box, 'two')).toHaveLength(1)
+  const again = await ask()
+  expect(again.map(({ answer }) => answer.text)).toEqual(expected)
+  expect(again.every(({ answer }) => answer.degraded === 0)).toBe(true)
+})
+
+it('operators reach the engine that has the model, or can take it', { timeout: 60_000 }, async () => {
+  const { box, clients } = await start()
+  expect(await askAdmin(box, 'unload', 'left:int4')).toBe(200)
+  expect((await rows(box)).left).toMatchObject({ state: 'unloaded' })
+  expect(await askAdmin(box, 'load', 'left:int4')).toBe(200)
+  expect((await rows(box)).left).toMatchObject({ state: 'ready' })
+  expect(await askAdmin(box, 'pin', 'only:int4')).toBe(200)
+  expect((await rows(box)).only).toMatchObject({ device: 'two', pinned: true })
+  expect(await askAdmin(box, 'unload', 'only:int4')).toBe(409)
+  const health = (await (await fetch(`${box.url}/health`)).json()) as { status: string }
+  expect(health.status).toBe('ok')
+  const metrics = await (await fetch(`${box.url}/metrics`)).text()
+  expect(metrics).toMatch(/device="one"/)
+  expect(metrics).toMatch(/device="two"/)
+  expect((await clients.ask(0, job('only', 0), () => undefined)).text.length).toBeGreaterThan(5)
+})

@@ -376,6 +376,7 @@ Status launch_stream(StreamParams params, const Launch& on) {
   static ClustersAtOnce at_once;
   int clusters = 0;
   ES_RETURN_IF_ERROR(at_once.find(on.device, stream_kernel<Shape>, Shape::cluster, Shape::threads, Shape::shared, clusters));
+  if (clusters < 1) return {Code::unsupported, "cuda stream_matmul: this device runs no clusters of two blocks"};
   if (groups <= clusters) {
     params.splits = std::clamp(clusters / groups, 1, std::max(1, p.k_stages / Shape::least_share));
     clusters = groups * params.splits;

@@ -246,10 +246,6 @@ void run(const Case& c, const cuda::Launch& on, Checks& checks) {
   compare(history, c, out, ones, c.prompts, "decode in tiles", checks);
 }
 
-}  // namespace
-
-namespace {
-
 std::vector<int> lengths(int sequences) {
   std::vector<int> all;
   for (int i = 0; i < sequences; ++i) all.push_back(1 + i * 37 % 90);

@@ -16,7 +16,7 @@ export class EngineFleet {
   readonly #engines: readonly Supervised[]
   readonly #waiters: Waiters
   /** The merged status, and what it was made from. */
-  #merged: { from: readonly (EngineStatus | undefined)[]; value: MergedStatus | undefined } | undefined
+  #merged: { from: readonly (EngineStatus | boolean | undefined)[]; value: MergedStatus | undefined } | undefined
 
   /** `waiters`: those that every supervisor notifies of its changes. */
   constructor(engines: readonly Supervised[], waiters: Waiters) {
@@ -112,10 +112,12 @@ export class EngineFleet {
   }
 
   #merge(): MergedStatus | undefined {
-    const from = this.#engines.map(({ status }) => status)
+    const statuses = this.#engines.map(({ status }) => status)
+    const awaited = this.#engines.some(({ state }) => state === 'starting')
+    const from = [...statuses, awaited]
     const known = this.#merged
-    if (known && from.every((status, i) => status === known.from[i])) return known.value
-    const value = mergeStatus(from)
+    if (known && from.every((one, i) => one === known.from[i])) return known.value
+    const value = mergeStatus(statuses, awaited)
     this.#merged = { from, value }
     return value
   }

@@ -19,8 +19,14 @@ interface Offer {
   freeBytes: number
 }
 
-/** The statuses of those engines that have one, by place; undefined where none has. The only one there is stays itself. */
-export function mergeStatus(statuses: readonly (EngineStatus | undefined)[]): MergedStatus | undefined {
+/**
+ * The statuses of those engines that have one, by place; undefined where none has. The only one there is stays itself, unless
+ * another is `awaited`: then a variant that nobody can take at once is on its way, as it may come with that engine.
+ */
+export function mergeStatus(
+  statuses: readonly (EngineStatus | undefined)[],
+  awaited: boolean,
+): MergedStatus | undefined {
   const told = statuses.flatMap((status, engine) => (status ? [{ status, engine }] : []))
   const [first, ...others] = told
   if (!first) return undefined
@@ -34,13 +40,16 @@ export function mergeStatus(statuses: readonly (EngineStatus | undefined)[]): Me
     }
   }
   const engineOf = new Map(Array.from(best.values(), ({ variant, engine }) => [variant.name, engine]))
-  if (others.length === 0) return { status: first.status, engineOf }
+  if (others.length === 0 && !awaited) return { status: first.status, engineOf }
+  const variants = Array.from(best.values(), ({ variant }) =>
+    awaited && rank(variant) > AT_ONCE ? { ...variant, state: VariantState.LOADING } : variant,
+  )
   const all = told.map(({ status }) => status)
   const sum = (of: (status: EngineStatus) => number): number => all.reduce((total, status) => total + of(status), 0)
   return {
     status: {
       engineVersion: first.status.engineVersion,
-      variants: Array.from(best.values(), ({ variant }) => variant),
+      variants,
       running: sum(({ running }) => running),
       waiting: sum(({ waiting }) => waiting),
       maxWaiting: sum(({ maxWaiting }) => maxWaiting),
@@ -57,6 +66,9 @@ export function mergeStatus(statuses: readonly (EngineStatus | undefined)[]): Me
 function freeBytesOf({ budgetBytes, ledger }: DeviceStatus): number {
   return ledger.reduce((free, { bytes, host }) => (host ? free : free - bytes), budgetBytes)
 }
+
+/** The last rank of those that a request can have at once. */
+const AT_ONCE = 3
 
 /** Where a request is served soonest: resident, on its way, with room, with room to make, busy. */
 function rank({ state, loadable, queueable, room }: VariantStatus): number {

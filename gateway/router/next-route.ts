@@ -6,8 +6,8 @@ import { standingOf } from './standing.js'
 
 /**
  * Where a lost request goes on: at its own rung when that is there or coming, since only there the same seed gives the
- * same text; else at the nearest rung of the ladder that is healthy and within its limits, the lower one of two. Never
- * at another model. Pure.
+ * same text; else at the nearest rung of the ladder that is healthy and within its limits, the lower one of two; else
+ * where it has to wait for memory that is in use, its own rung first. Never at another model. Pure.
  */
 export function nextRoute(model: ModelFacts, lost: Lost): RouteResult {
   const { request, route, failed, cause } = lost
@@ -19,21 +19,30 @@ export function nextRoute(model: ModelFacts, lost: Lost): RouteResult {
   const coming = variants.some((rung) => !failed.has(rung.name) && isComing(rung))
   // A rung whose precision is read from its file has no name before the engine has read it.
   if (!own && coming) return { kind: 'wait', why: `'${route.variant}' is not known yet` }
-  if (own && usable(own)) return { kind: 'serve', route: { ...route, probe: own.breaker.state === 'half_open' } }
+  const again: RouteResult = { kind: 'serve', route: { ...route, probe: own?.breaker.state === 'half_open' } }
+  if (own && usable(own)) return again
   const why = own && !failed.has(own.name) ? whyNot(own) : `'${route.variant}' failed`
   if (own && !failed.has(own.name) && standingOf(own).kind === 'coming') return { kind: 'wait', why }
+  const queues = (rung: RungFacts): boolean => !failed.has(rung.name) && standingOf(rung).kind === 'queue'
+  const ownQueue = own && queues(own) ? again : undefined
   const stay = whyStay(model, request, cause)
+  if (stay !== undefined && ownQueue) return ownQueue
   if (stay !== undefined)
     return { kind: 'refuse', refusal: { code: 'degrade_forbidden', message: `${why} and ${stay}` } }
   const excluded = exclusions(model, request)
   const others = [...variants.keys()].filter((index) => index !== place && excluded[index] === undefined)
-  const next = byDistance(others, place).find((index) => variants[index] && usable(variants[index]))
-  const rung = next === undefined ? undefined : variants[next]
-  if (rung && next !== undefined) {
+  const nearest = (fits: (rung: RungFacts) => boolean): RouteResult | undefined => {
+    const next = byDistance(others, place).find((index) => variants[index] && fits(variants[index]))
+    const rung = next === undefined ? undefined : variants[next]
+    if (!rung || next === undefined) return undefined
     const code = `${next > place ? 'degraded' : 'raised'}_${cause}` as const
     return { kind: 'serve', route: toRoute(model.id, rung, { code, text: `${why}; the nearest rung goes on` }) }
   }
+  const there = nearest(usable)
+  if (there) return there
   if (coming) return { kind: 'wait', why }
+  const later = ownQueue ?? nearest(queues)
+  if (later) return later
   return { kind: 'refuse', refusal: { code: 'engine_failed', message: `${why} and no other rung can go on` } }
 }
 

@@ -1,11 +1,16 @@
 /**
  * An engine for each device (`engines: per_device`), a model on each. One engine is killed in mid-answer: its streams go on on
- * the other device, or on its own when that is back, with their texts; streams of the other engine notice nothing.
+ * the other device, or on its own when that is back, with their texts; streams of the other engine notice nothing. And both
+ * are killed, by turns and together, at random moments. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
  */
 import { afterEach, expect, it } from 'vitest'
 import { AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
-import { eventually, GatewayProcess } from '../support/gateway-process.js'
+import { eventually, GatewayProcess, isRunning } from '../support/gateway-process.js'
+import { randoms } from '../support/randoms.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+
+const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
+const SEED = Number(process.env.FAULT_SEED ?? 1)
 
 const RUNG = `max_model_len: 256, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }]`
 const CONFIG = `
@@ -47,6 +52,12 @@ function pidsOf({ log }: GatewayProcess, device: string): number[] {
   return log.flatMap((line) => (line.device === device && typeof line.enginePid === 'number' ? [line.enginePid] : []))
 }
 
+/** Kills a device's engine, unless it is dead already and the next one has not started. */
+function killLast(box: GatewayProcess, device: string): void {
+  const pid = pidsOf(box, device).at(-1)
+  if (pid !== undefined && isRunning(pid)) process.kill(pid, 'SIGKILL')
+}
+
 interface Row {
   model: string
   device: string
@@ -70,18 +81,20 @@ const askAdmin = async ({ url }: GatewayProcess, what: string, model: string): P
   return response.status
 }
 
+/** Every job in every way at the same time. */
+function askAll(clients: AnyProtocol, onNews = (): void => undefined) {
+  const asked = JOBS.flatMap((one) => Array.from({ length: WAYS }, (_, way) => ({ one, way })))
+  return Promise.all(asked.map(async ({ one, way }) => ({ one, answer: await clients.ask(way, one, onNews) })))
+}
+
 it('the end of one leaves the streams of the other alone', { timeout: 120_000 }, async () => {
   const { box, clients } = await start()
   expect(await rows(box)).toMatchObject({ left: { device: 'one' }, right: { device: 'two' }, only: { device: 'two' } })
-  const ask = async (onNews = (): void => undefined) => {
-    const asked = JOBS.flatMap((one) => Array.from({ length: WAYS }, (_, way) => ({ one, way })))
-    return Promise.all(asked.map(async ({ one, way }) => ({ one, answer: await clients.ask(way, one, onNews) })))
-  }
-  const expected = (await ask()).map(({ answer }) => answer.text)
+  const expected = (await askAll(clients)).map(({ answer }) => answer.text)
   for (const text of expected) expect(text.length).toBeGreaterThan(5)
   let news = 0
-  const lossy = await ask(() => {
-    if (++news === 40) process.kill(pidsOf(box, 'one')[0] ?? 0, 'SIGKILL')
+  const lossy = await askAll(clients, () => {
+    if (++news === 40) killLast(box, 'one')
   })
   expect(lossy.map(({ answer }) => answer.text)).toEqual(expected)
   const degraded = (model: string): number =>
@@ -90,10 +103,36 @@ it('the end of one leaves the streams of the other alone', { timeout: 120_000 },
   expect(degraded('right')).toBe(0)
   await eventually(() => pidsOf(box, 'one').length === 2, 'the engine is started again')
   expect(pidsOf(box, 'two')).toHaveLength(1)
-  const again = await ask()
+  const again = await askAll(clients)
   expect(again.map(({ answer }) => answer.text)).toEqual(expected)
   expect(again.every(({ answer }) => answer.degraded === 0)).toBe(true)
 })
+
+it(
+  `${ROUNDS * 3} ends of both at random moments lose no request and change no text`,
+  { timeout: 60_000 * (ROUNDS + 1) },
+  async () => {
+    const { box, clients } = await start()
+    const expected = (await askAll(clients)).map(({ answer }) => answer.text)
+    const random = randoms(SEED)
+    for (let round = 0; round < ROUNDS; round++) {
+      // Of all that streams, some 250 events: one engine, then the other or the same, then both.
+      const moments = [0, 1, 2].map((kill) => kill * 60 + 1 + Math.floor(random() * 50))
+      const victims = [[random() < 0.5 ? 'one' : 'two'], [random() < 0.5 ? 'one' : 'two'], ['one', 'two']]
+      let news = 0
+      // oxlint-disable-next-line no-await-in-loop -- rounds follow each other
+      const answers = await askAll(clients, () => {
+        const kill = moments.indexOf(++news)
+        for (const device of victims[kill] ?? []) killLast(box, device)
+      })
+      expect({ round, texts: answers.map(({ answer }) => answer.text) }).toEqual({ round, texts: expected })
+      expect(answers.every(({ one, answer }) => answer.completionTokens === one.maxTokens)).toBe(true)
+    }
+    const metrics = await (await fetch(`${box.url}/metrics`)).text()
+    expect(metrics).not.toMatch(/edgeshift_requests_total\{.*outcome="(?!ok")/)
+    expect(metrics).toMatch(/^edgeshift_num_requests_in_flight 0$/m)
+  },
+)
 
 it('operators reach the engine that has the model, or can take it', { timeout: 60_000 }, async () => {
   const { box, clients } = await start()

@@ -45,17 +45,17 @@ describe('mergeStatus', () => {
       [better, worse, 0],
       [worse, better, 1],
     ] as const) {
-      const merged = mergeStatus([engine('one', a), engine('two', b)])
+      const merged = mergeStatus([engine('one', a), engine('two', b)], false)
       expect(merged?.engineOf.get('m:int4')).toBe(place)
       expect(merged?.status.variants.map(({ device }) => device)).toEqual([place === 0 ? 'one' : 'two'])
     }
   })
 
   it('else takes the one with more free memory, else the first', () => {
-    expect(mergeStatus([engine('one', { loadable: true }, 5), engine('two', { loadable: true }, 6)])?.engineOf).toEqual(
-      new Map([['m:int4', 1]]),
-    )
-    expect(mergeStatus([engine('one', {}), engine('two', {})])?.engineOf.get('m:int4')).toBe(0)
+    expect(
+      mergeStatus([engine('one', { loadable: true }, 5), engine('two', { loadable: true }, 6)], false)?.engineOf,
+    ).toEqual(new Map([['m:int4', 1]]))
+    expect(mergeStatus([engine('one', {}), engine('two', {})], false)?.engineOf.get('m:int4')).toBe(0)
   })
 
   it('adds up what is of all, keeps every device, and passes over engines that say nothing', () => {
@@ -72,7 +72,7 @@ describe('mergeStatus', () => {
     }
     two.configError = 'line 3: no'
     one.configWaiting = two.configWaiting = ['line 1: later']
-    const merged = mergeStatus([one, undefined, two])
+    const merged = mergeStatus([one, undefined, two], false)
     expect(merged?.status).toMatchObject({ running: 2, maxWaiting: 20, configError: 'line 3: no' })
     expect(merged?.status.configWaiting).toEqual(['line 1: later'])
     expect(merged?.status.devices.map(({ id }) => id)).toEqual(['one', 'two'])
@@ -83,10 +83,22 @@ describe('mergeStatus', () => {
     expect(merged?.status.packed).toEqual({ bytes: 3, budgetBytes: 20, files: 4, events })
   })
 
+  it('shows what nobody can take at once as on its way while an engine is awaited', () => {
+    for (const [told, state] of [
+      [{ queueable: true }, LOADING],
+      [{ state: FAILED }, LOADING],
+      [{ state: UNLOADED, loadable: true, room: ['n:int4'] }, UNLOADED],
+      [{ state: READY }, READY],
+    ] satisfies [Told, VariantState][]) {
+      const merged = mergeStatus([engine('one', told), undefined], true)
+      expect(merged?.status.variants.map((variant) => variant.state)).toEqual([state])
+    }
+  })
+
   it('leaves the status of a single engine as it is', () => {
     const only = engine('one', { state: READY })
-    expect(mergeStatus([undefined, only])).toEqual({ status: only, engineOf: new Map([['m:int4', 1]]) })
-    expect(mergeStatus([undefined, only])?.status).toBe(only)
-    expect(mergeStatus([undefined])).toBeUndefined()
+    expect(mergeStatus([undefined, only], false)).toEqual({ status: only, engineOf: new Map([['m:int4', 1]]) })
+    expect(mergeStatus([undefined, only], false)?.status).toBe(only)
+    expect(mergeStatus([undefined], false)).toBeUndefined()
   })
 })

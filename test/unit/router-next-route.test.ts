@@ -47,6 +47,16 @@ describe('nextRoute', () => {
     ['goes up from min_precision', ['ready', 'failed', 'ready'], [], { minPrecision: 'int8' }, 'fp16 raised_failure'],
     ['does not go where it failed', ['ready', 'ready', 'ready'], ['m:int8', 'm:int4'], {}, 'fp16 raised_failure'],
     ['waits for its own rung', ['ready', 'loading', 'ready'], [], {}, 'wait'],
+    ['goes on elsewhere rather than wait for memory', ['ready', 'queueable', 'failed'], [], {}, 'fp16 raised_failure'],
+    ['waits for memory at its own rung', ['queueable', 'queueable', 'failed'], [], {}, 'int8 requested'],
+    ['waits for memory at another', ['failed', 'failed', 'queueable'], [], {}, 'int4 degraded_failure'],
+    [
+      'waits for memory where it may not move',
+      ['ready', 'queueable', 'ready'],
+      [],
+      { degrade: 'forbid' },
+      'int8 requested',
+    ],
     ['waits for another', ['loading', 'failed', 'failed'], [], {}, 'wait'],
     ['ends', ['failed', 'failed', 'failed'], [], {}, 'error engine_failed'],
     [

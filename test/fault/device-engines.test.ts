@@ -3,6 +3,8 @@
  * the other device, or on its own when that is back, with their texts; streams of the other engine notice nothing. And both
  * are killed, by turns and together, at random moments. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
  */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { afterEach, expect, it } from 'vitest'
 import { AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { eventually, GatewayProcess, isRunning } from '../support/gateway-process.js'
@@ -149,4 +151,20 @@ it('operators reach the engine that has the model, or can take it', { timeout: 6
   expect(metrics).toMatch(/device="one"/)
   expect(metrics).toMatch(/device="two"/)
   expect((await clients.ask(0, job('only', 0), () => undefined)).text.length).toBeGreaterThan(5)
+})
+
+const reloads = ({ log }: GatewayProcess): number => log.filter(({ msg }) => msg === 'configuration reloaded').length
+
+it('an edit of models.yaml reaches both engines', { timeout: 60_000 }, async () => {
+  const { box, clients } = await start()
+  const more = ['a', 'b'].map((id) => `  - { id: ${id}, ${RUNG} }\n`).join('')
+  writeFileSync(
+    join(box.tmp, 'models.yaml'),
+    `${CONFIG.replace('memory_gb: 1 }\nmodels', 'memory_gb: 2 }\nmodels')}${more}`,
+  )
+  await eventually(() => reloads(box) === 3, 'gateway and engines have read the edit')
+  for (const id of ['a', 'b']) {
+    expect((await clients.ask(0, job(id, 0), () => undefined)).text.length).toBeGreaterThan(5)
+  }
+  expect(await rows(box)).toMatchObject({ left: { device: 'one' }, a: { state: 'ready' }, b: { state: 'ready' } })
 })

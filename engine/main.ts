@@ -1,5 +1,4 @@
 import { existsSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
@@ -12,7 +11,8 @@ import {
   type Finding,
   loadConfig,
   locateRemarks,
-  modelsElsewhere,
+  type OwnPart,
+  ownPart,
   parseConfig,
 } from './config/index.js'
 import { Engine } from './engine.js'
@@ -62,20 +62,12 @@ main(args, log).catch((error: unknown) => {
 /** Wires the engine and serves until told to stop. */
 async function main({ config: file, socket, device, lastGood }: Arguments, logger: Logger): Promise<void> {
   const addon = loadAddon()
-  let elsewhere: ReadonlySet<string> = new Set()
-  const complete = (read: Config): Config => {
+  const complete = (read: Config): OwnPart => {
     chooseDevices(read, addon, logger)
-    return device === undefined ? read : ownPart(read, device)
-  }
-  /** What one of several engines serves: its device, with its part of what they share. */
-  const ownPart = (read: Config, own: string): Config => {
-    elsewhere = modelsElsewhere(read, own)
-    const { cache_dir: folder, cache_gb: size } = read.server
-    const cache = folder === undefined ? {} : { cache_dir: join(folder, own), cache_gb: size / read.devices.length }
-    return { ...read, server: { ...read.server, ...cache }, devices: read.devices.filter(({ id }) => id === own) }
+    return device === undefined ? { config: read, elsewhere: new Set() } : ownPart(read, device)
   }
   const { read, problem } = readConfig(file, lastGood)
-  const config = complete(read)
+  const { config, elsewhere } = complete(read)
   const { max_waiting: maxWaiting, max_waiting_per_key: maxWaitingPerTenant } = config.scheduler
   const engine = new Engine({ version: addon.version(), maxWaiting, maxWaitingPerTenant, clock, log: logger })
   if (problem) refuseEdit(engine, problem)
@@ -124,10 +116,7 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   const residency = startResidency(engine, config, catalog, addon, options, elsewhere)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
   const watcher = new ConfigWatcher(file, {
-    accepted: (next, text) => {
-      const own = complete(next)
-      reload(engine, reloader, own, elsewhere, (later) => locateRemarks(text, file, later))
-    },
+    accepted: (next, text) => reload(engine, reloader, complete(next), (later) => locateRemarks(text, file, later)),
     refused: (error) => refuseEdit(engine, error),
   })
   process.on('SIGHUP', () => watcher.check())
@@ -146,8 +135,7 @@ function readConfig(file: string, lastGood: string | undefined): { read: Config;
 function reload(
   engine: Engine,
   reloader: Reloader,
-  next: Config,
-  elsewhere: ReadonlySet<string>,
+  { config: next, elsewhere }: OwnPart,
   locate: (later: readonly Finding[]) => readonly string[],
 ): void {
   const diff = reloader.plan(next)

@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from 'node:util'
-import { type Config, locateRemarks } from '../engine/config/index.js'
+import { type Config, type Finding, locateRemarks } from '../engine/config/index.js'
 
 /** Of `server`, what is opened once. Everything else of it follows an edit. */
 const OPENED_ONCE = ['http', 'grpc', 'engines', 'api_keys_file', 'tls_cert', 'tls_key'] as const
@@ -15,10 +15,7 @@ export function restartRemarks(started: Config, next: Config, text: string, file
 }
 
 /** A device that comes to those with an engine of their own has none before the next start. */
-function newDevices(
-  { server, devices: started }: Config,
-  { devices }: Config,
-): { path: (string | number)[]; message: string }[] {
+function newDevices({ server, devices: started }: Config, { devices }: Config): Finding[] {
   if (server.engines === 'shared') return []
   return devices.flatMap(({ id }, index) =>
     started.some((device) => device.id === id)

@@ -1,6 +1,6 @@
 export { duplicates } from './check.js'
-export { modelsElsewhere } from './homes.js'
 export { loadConfig, parseConfig } from './load.js'
+export { type OwnPart, ownPart } from './own-part.js'
 export { nearest } from './nearest.js'
 export { ConfigError, type Finding } from './problem.js'
 export {

@@ -16,7 +16,8 @@ const NONE: ReadonlySet<string> = new Set()
 
 /**
  * Declares every rung to the engine, opens the devices and starts to load what there is room for, pinned models first.
- * `elsewhere`: models that another engine loads at its start. A rung whose files cannot be read is FAILED. Never throws for one variant's or one device's fault.
+ * `elsewhere`: models that another engine loads at its start. A rung whose files cannot be read is FAILED. Never throws for
+ * one variant's or one device's fault.
  */
 export function startResidency(
   engine: Engine,

@@ -62,7 +62,7 @@ export class EngineFleet {
 
   /** For calls beside the session about a variant, or about none in particular. */
   clientFor(variant: string): EngineClient | undefined {
-    return (this.#engineFor(variant) ?? this.#engines.find(({ session }) => session))?.client
+    return this.#engineFor(variant)?.client ?? this.anyClient
   }
 
   /** For calls that any engine answers. */

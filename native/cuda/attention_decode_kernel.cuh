@@ -48,8 +48,8 @@ inline constexpr int kTurnTiles = TileShape<D, T>::coded && D <= 64 ? 2 : 1;
 // Which kernel: for whole sequences, or for splits of them.
 enum class Share { whole, split };
 
-// Warps of a multiprocessor. Halves of wide heads have registers for 12; with 16 they spill, and wait for that, which costs splits
-// less than it costs them to leave no registers to the next product's blocks (docs/cuda.md).
+// Warps of a multiprocessor. With heads of more than 64 in f16 there are registers for 12; 16 spill, and wait for that. Splits are
+// quicker so all the same (docs/cuda.md).
 template <int D, KvDtype T, Share kShare>
 inline constexpr int kWarpsAtOnce = D > 128 ? 8 : D > 64 && T == KvDtype::fp16 && kShare == Share::whole ? 12 : 16;
 

@@ -77,7 +77,7 @@ __device__ inline void wait_products() {
 }
 
 // Descriptor of an operand of 64 inputs per row (128 bytes, swizzled), groups of 8 rows one after another; `shared` is a
-// multiple of 1024 plus 32 per step of 16 inputs.
+// multiple of 1024 plus 32 per step of 16 inputs. Only its low word depends on that.
 __device__ inline uint32_t row_operand_low(uint32_t shared) { return (shared >> 4 & 0x3fff) | 1u << 16; }
 inline constexpr uint32_t kRowOperandHigh = 64 | 1u << 30;
 __device__ inline uint64_t row_operand(uint32_t shared) { return uint64_t(kRowOperandHigh) << 32 | row_operand_low(shared); }

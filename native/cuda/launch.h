@@ -31,6 +31,13 @@ struct Launch {
   bool chain = false;
 };
 
+inline cudaLaunchAttribute cluster_dimension(int cluster) {
+  cudaLaunchAttribute dimension = {};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim = {unsigned(cluster), 1, 1};
+  return dimension;
+}
+
 // Launches `kernel` in clusters of `cluster` blocks, of which `grid` has whole ones; allow_shared must have been called with
 // `shared` before. Clusters need compute capability 9.0.
 template <class... Params, class... Args>
@@ -47,11 +54,7 @@ Status launch_in_clusters(const Launch& on, int cluster, void (*kernel)(Params..
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (cluster > 1) {
-    cudaLaunchAttribute& dimension = attributes[config.numAttrs++];
-    dimension.id = cudaLaunchAttributeClusterDimension;
-    dimension.val.clusterDim = {unsigned(cluster), 1, 1};
-  }
+  if (cluster > 1) attributes[config.numAttrs++] = cluster_dimension(cluster);
   ES_CUDA_RETURN_IF_ERROR(cudaLaunchKernelEx(&config, kernel, Params(args)...));
   return {};
 }
@@ -74,9 +77,7 @@ class ClustersAtOnce {
     config.gridDim = dim3(unsigned(cluster * device.multiprocessors));
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
-    cudaLaunchAttribute dimension = {};
-    dimension.id = cudaLaunchAttributeClusterDimension;
-    dimension.val.clusterDim = {unsigned(cluster), 1, 1};
+    cudaLaunchAttribute dimension = cluster_dimension(cluster);
     config.attrs = &dimension;
     config.numAttrs = 1;
     ES_CUDA_RETURN_IF_ERROR(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));

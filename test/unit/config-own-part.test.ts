@@ -1,8 +1,9 @@
 import { expect, test } from 'vitest'
-import { modelsElsewhere, parseConfig } from '../../engine/config/index.js'
+import { ownPart, parseConfig } from '../../engine/config/index.js'
 
 const config = parseConfig(
   `
+server: { cache_dir: /cache, cache_gb: 10 }
 devices: [{ id: one, kind: cpu }, { id: two, kind: cpu }]
 models:
   - { id: a, variants: [{ precision: fp16, path: x }] }
@@ -15,6 +16,13 @@ models:
 )
 
 test('each model is loaded at the start by one engine: that of its first device, or by turns', () => {
-  expect([...modelsElsewhere(config, 'one')]).toEqual(['b', 'c'])
-  expect([...modelsElsewhere(config, 'two')]).toEqual(['a', 'd', 'e'])
+  expect([...ownPart(config, 'one').elsewhere]).toEqual(['b', 'c'])
+  expect([...ownPart(config, 'two').elsewhere]).toEqual(['a', 'd', 'e'])
+})
+
+test('an engine has its device and its part of the folder of repacked files', () => {
+  const { devices, models, server } = ownPart(config, 'two').config
+  expect(devices.map(({ id }) => id)).toEqual(['two'])
+  expect(models).toEqual(config.models)
+  expect(server).toEqual({ ...config.server, cache_dir: '/cache/two', cache_gb: 5 })
 })

@@ -4,11 +4,11 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { credentials } from '@grpc/grpc-js'
 import { afterEach, describe, expect, it } from 'vitest'
+import { openClient } from '../../gateway/engine-client/connect.js'
 import {
   type Command,
-  EngineClient,
+  type EngineClient,
   type EngineStatus,
   FinishReason,
   type SessionEvent,
@@ -48,7 +48,7 @@ function start(command: string[]): Started {
 }
 
 function connect(socket: string): EngineClient {
-  const client = new EngineClient(`unix:${socket}`, credentials.createInsecure())
+  const client = openClient(socket)
   cleanups.push(() => client.close())
   return client
 }

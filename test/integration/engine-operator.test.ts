@@ -2,12 +2,13 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { credentials, type ServiceError, status as grpcStatus } from '@grpc/grpc-js'
+import { type ServiceError, status as grpcStatus } from '@grpc/grpc-js'
 import { pino } from 'pino'
 import { afterAll, expect, it } from 'vitest'
-import { EngineClient, FinishReason, type VariantStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { FinishReason, type VariantStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import { listen } from '../../engine/server/listen.js'
 import { EngineService } from '../../engine/server/service.js'
+import { openClient } from '../../gateway/engine-client/connect.js'
 import { Collector, submitOf } from '../support/fake-engine.js'
 import { fakeResidency, UNIT } from '../support/fake-native.js'
 
@@ -28,7 +29,7 @@ it('loads, unloads and pins variants, and says by its code why it does not', asy
   const service = new EngineService(fake.engine, async () => undefined, pino({ level: 'silent' }))
   const socket = join(folder, 'engine.sock')
   const listener = await listen(socket, service.handlers)
-  const client = new EngineClient(`unix:${socket}`, credentials.createInsecure())
+  const client = openClient(socket)
   const load = (variant: string) => call((reply) => client.load({ variant }, reply))
   const unload = (variant: string) => call((reply) => client.unload({ variant }, reply))
   const pin = (variant: string, pinned: boolean) => call((reply) => client.pin({ variant, pinned }, reply))

@@ -1,11 +1,11 @@
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type ClientDuplexStream, credentials } from '@grpc/grpc-js'
+import type { ClientDuplexStream } from '@grpc/grpc-js'
 import { pino } from 'pino'
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import {
-  EngineClient,
+  type EngineClient,
   FinishReason,
   type DescribeResponse,
   type SequenceDelta,
@@ -15,6 +15,7 @@ import {
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { type Listener, listen } from '../../engine/server/listen.js'
 import { EngineService } from '../../engine/server/service.js'
+import { openClient } from '../../gateway/engine-client/connect.js'
 import { fakeAnswer } from '../support/fake-executor.js'
 import { FAKE_VOCAB, type FakeEngine, fakeEngine, neutralSampling, submitOf } from '../support/fake-engine.js'
 
@@ -72,7 +73,7 @@ beforeEach(async () => {
   const log = pino({ level: 'silent' })
   service = new EngineService(fake.engine, async (model) => (model === 'fake' ? [asset] : undefined), log)
   listener = await listen(socket, service.handlers)
-  client = new EngineClient(`unix:${socket}`, credentials.createInsecure())
+  client = openClient(socket)
 })
 
 afterEach(async () => {

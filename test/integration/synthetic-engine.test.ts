@@ -2,9 +2,9 @@ import { spawn } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { credentials } from '@grpc/grpc-js'
 import { expect, it } from 'vitest'
-import { EngineClient, FinishReason, type SessionEvent } from '../../proto/gen/edgeshift/v1/engine.js'
+import { openClient } from '../../gateway/engine-client/connect.js'
+import { FinishReason, type SessionEvent } from '../../proto/gen/edgeshift/v1/engine.js'
 import { neutralSampling, submitOf } from '../support/fake-engine.js'
 import { TINY_STOP_TOKEN } from '../support/tiny-tokenizer.js'
 
@@ -20,7 +20,7 @@ it('serves the configured rungs, with tokens at the set rate', { timeout: 60_000
   const args = ['--import', 'tsx', MAIN, '--config', config, '--socket', join(dir, 's')]
   const options = ['--rate', String(RATE), '--length', String(LENGTH)]
   const child = spawn(process.execPath, [...args, ...options], { stdio: ['pipe', 'ignore', 'inherit'] })
-  const client = new EngineClient(`unix:${join(dir, 's')}`, credentials.createInsecure())
+  const client = openClient(join(dir, 's'))
   try {
     await new Promise<void>((resolve, reject) => {
       client.waitForReady(Date.now() + 40_000, (error) => (error ? reject(error) : resolve()))

@@ -4,9 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { credentials } from '@grpc/grpc-js'
+import { openClient } from '../../gateway/engine-client/connect.js'
 import {
-  EngineClient,
+  type EngineClient,
   type EngineStatus,
   FinishReason,
   type SessionEvent,
@@ -83,7 +83,7 @@ export class EngineProcess {
     const { socket, command } = engineFiles(folder, config(folder))
     const [program = process.execPath, ...args] = [...through(folder), process.execPath, ...command]
     const child = spawn(program, args, { stdio: ['pipe', 'ignore', 'pipe'] })
-    return new EngineProcess(folder, child, new EngineClient(`unix:${socket}`, credentials.createInsecure()))
+    return new EngineProcess(folder, child, openClient(socket))
   }
 
   /** Its status as soon as no variant is being loaded any more. */

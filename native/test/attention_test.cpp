@@ -210,6 +210,8 @@ void check_isa(cpu::Isa isa) {
   check_case(isa, {6, 1, 80, 64, 0, 0, true, false, 80}, {130});
   check_case(isa, {7, 1, 256, 16, 300, 0, false, false, 128}, {400});
   check_case(isa, {9, 1, 96, 16, 64, 50, true, true, 96}, {200, 2});
+  // A long context: many splits of a token's cache.
+  check_case(isa, {1, 1, 32, 16, 0, 0, false, false, 32}, {8192});
   for (KvDtype dtype : {KvDtype::fp8, KvDtype::int8}) {
     check_case(isa, {9, 3, 64, 16, 0, 0, true, false, 64, dtype}, {300, 1, 65, 17});
     check_case(isa, {9, 3, 64, 16, 0, 0, true, false, 64, dtype}, {700});

@@ -98,8 +98,8 @@ export class Engine {
   configError = ''
   /** Edits that wait for the next start, one line each. */
   configWaiting: readonly string[] = []
-  /** Edits of the configuration that were applied. */
-  configReloads = 0
+  /** The digest of the configuration in use. */
+  configDigest = ''
   private arrivals = 0
   private draining = false
   private sweeper: NodeJS.Timeout | undefined

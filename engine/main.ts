@@ -66,11 +66,10 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
     chooseDevices(read, addon, logger)
     return device === undefined ? { config: read, elsewhere: new Set() } : ownPart(read, device)
   }
-  const { read, problem } = readConfig(file, lastGood)
-  const { config, elsewhere } = complete(read)
+  const { config, elsewhere } = complete(readConfig(file, lastGood))
   const { max_waiting: maxWaiting, max_waiting_per_key: maxWaitingPerTenant } = config.scheduler
   const engine = new Engine({ version: addon.version(), maxWaiting, maxWaitingPerTenant, clock, log: logger })
-  if (problem) refuseEdit(engine, problem)
+  engine.configDigest = config.digest
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
   // Built when asked for: by then the weights are loading on other threads.
   const assets: AssetSource = async (model) => {
@@ -115,20 +114,22 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT, stepTimeoutMs, interactiveGoalMs }
   const residency = startResidency(engine, config, catalog, addon, options, elsewhere)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
-  const watcher = new ConfigWatcher(file, {
+  const watcher = new ConfigWatcher(file, config.digest, {
     accepted: (next, text) => reload(engine, reloader, complete(next), (later) => locateRemarks(text, file, later)),
     refused: (error) => refuseEdit(engine, error),
   })
   process.on('SIGHUP', () => watcher.check())
+  // The file was read a while ago, or was refused.
+  watcher.check()
 }
 
 /** The file, or the configuration that was in use before it was edited badly. Throws ConfigError when there is none. */
-function readConfig(file: string, lastGood: string | undefined): { read: Config; problem?: ConfigError } {
+function readConfig(file: string, lastGood: string | undefined): Config {
   try {
-    return { read: loadConfig(file) }
+    return loadConfig(file)
   } catch (error) {
     if (!(error instanceof ConfigError) || lastGood === undefined) throw error
-    return { read: parseConfig(readFileSync(lastGood, 'utf8'), file), problem: error }
+    return parseConfig(readFileSync(lastGood, 'utf8'), file)
   }
 }
 
@@ -145,7 +146,8 @@ function reload(
   engine.configWaiting = waiting
   engine.configError = ''
   reloader.apply(next, diff, elsewhere)
-  engine.configReloads++
+  engine.configDigest = next.digest
+  engine.changed()
   const { kept, fresh, retired, budgets } = diff
   logger.info({ kept, fresh, retired, memory: budgets.map(({ id }) => id) }, 'configuration reloaded')
 }

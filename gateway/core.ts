@@ -39,7 +39,7 @@ export interface CoreOptions {
 
 const MAX_ENGINE_WAITING = 1024
 const START_TIMEOUT_MS = 60_000
-/** How long the engine may take to read new models. */
+/** After this long it is said that engines have not read an edit. */
 const RELOAD_WAIT_MS = 30_000
 const HEARTBEAT_MS = 2000
 const STOP_GRACE_MS = 5000
@@ -76,6 +76,7 @@ export class Core {
   /** The same of the key file. */
   #keysRefusal: readonly string[] = []
   #unfollowKeys = (): void => undefined
+  readonly #ended = new AbortController()
 
   /** Makes the private socket folder; it goes with `stop`, or with the process. */
   constructor(options: CoreOptions) {
@@ -94,7 +95,7 @@ export class Core {
     const feedback = new RouteFeedback(knowledge.watch, knowledge.meter, routes, telemetry)
     this.engines = this.#newFleet(options, metrics, feedback)
     const snapshot = () => ({ state: this.engines.state, status: this.engines.status })
-    this.#models = new Models(config.models, options.loadText, snapshot, knowledge)
+    this.#models = new Models(config, options.loadText, snapshot, knowledge)
     routes.watch(metrics.registry, () => this.#models.list())
     const bounds = {
       maxPromptTokens: LIMITS.maxPromptTokens,
@@ -107,7 +108,7 @@ export class Core {
     metrics.watchEngine({ refresh: () => this.engines.refresh(), status: () => this.engines.status })
     this.#streams = new Streams({ graceMs: config.server.resume_grace, ...STREAM_BYTES })
     const granted = { generator: this.#pipeline, models: this.#models, health: () => this.#health() }
-    this.#watcher = new ConfigWatcher(options.configFile, {
+    this.#watcher = new ConfigWatcher(options.configFile, config.digest, {
       accepted: (next, text) => {
         this.#waiting = restartRemarks(config, next, text, options.configFile)
         this.#refusal = []
@@ -139,18 +140,22 @@ export class Core {
 
   /** Names, tags, policies, text sides and the times of `server` follow the file; its addresses and files do not. */
   async #reload(next: Config, text: string): Promise<void> {
-    const { models, server } = next
+    const { server } = next
     this.#config = next
     writeFileSync(this.#lastGoodFile, text, { mode: 0o600 })
     this.#pipeline.setWaits(server.engine_wait, server.failover_wait)
     this.engines.setHangAfter(server.engine_timeout)
     this.#streams.setGrace(server.resume_grace)
     this.#telemetry.setLogPrompts(server.log_prompts)
-    await this.#models.update(models)
+    await this.#models.update(next)
     if (server.api_keys_file !== undefined) this.#warnOfKeys(server.api_keys_file)
-    // The engines read the file, too: they have to know the new models before they have their text files.
-    const known = (): true | undefined => models.every(({ id }) => this.engines.knows(id)) || undefined
-    await this.engines.waitFor(known, RELOAD_WAIT_MS)
+    // The engines read the file, too: until they have taken this edit, text files are those of an earlier one.
+    const replaced = (): boolean => this.#config !== next || this.#ended.signal.aborted
+    const taken = (): true | undefined => replaced() || this.engines.hasTaken(next.digest) || undefined
+    while (!(await this.engines.waitFor(taken, RELOAD_WAIT_MS, this.#ended.signal)) && !replaced()) {
+      this.services.log.warn('the engines have not taken the last edit of the configuration yet')
+    }
+    if (replaced()) return
     const { anyClient: client } = this.engines
     if (client) await this.#models.loadTexts(client)
   }
@@ -173,6 +178,8 @@ export class Core {
   /** Starts the engines; returns at once. */
   start(): void {
     this.engines.start()
+    // The file was read a while ago.
+    this.#watcher.check()
   }
 
   /** Requests in flight. */
@@ -190,6 +197,7 @@ export class Core {
   async stop(): Promise<void> {
     this.#unfollowKeys()
     this.#watcher.close()
+    this.#ended.abort()
     await this.engines.stop()
     await this.#models.close()
     this.#removeDir()

@@ -1,7 +1,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { status as grpcStatus } from '@grpc/grpc-js'
 import type { EngineClient } from '../proto/gen/edgeshift/v1/engine.js'
-import type { ModelConfig } from '../engine/config/index.js'
+import type { Config, ModelConfig } from '../engine/config/index.js'
 import { fetchAssets } from './engine-client/connect.js'
 import { GatewayError } from './errors.js'
 import { type EngineSnapshot, toModelFacts } from './model-facts.js'
@@ -30,9 +30,12 @@ export interface RungKnowledge {
   now: () => number
 }
 
+/** The models of a configuration. */
+export type ConfiguredModels = Pick<Config, 'models' | 'digest'>
+
 /** The configured models with what the engine says of their rungs. Owns their text sides: close it. */
 export class Models implements ModelDirectory {
-  #configs: readonly ModelConfig[]
+  #config: ConfiguredModels
   readonly #loadText: TextLoader
   readonly #engine: () => EngineSnapshot
   readonly #knowledge: RungKnowledge
@@ -44,13 +47,8 @@ export class Models implements ModelDirectory {
   /** The facts for the snapshot they were made from: requests look them up far more often than they change. */
   #cache: { snapshot: EngineSnapshot; version: number; madeAt: number; facts: ModelFacts[] } | undefined
 
-  constructor(
-    configs: readonly ModelConfig[],
-    loadText: TextLoader,
-    engine: () => EngineSnapshot,
-    knowledge: RungKnowledge,
-  ) {
-    this.#configs = configs
+  constructor(config: ConfiguredModels, loadText: TextLoader, engine: () => EngineSnapshot, knowledge: RungKnowledge) {
+    this.#config = config
     this.#loadText = loadText
     this.#engine = engine
     this.#knowledge = knowledge
@@ -67,7 +65,7 @@ export class Models implements ModelDirectory {
       now() - cached.madeAt < FACTS_MS
     if (cached && current) return cached.facts
     const madeAt = now()
-    const facts = this.#configs.map((config) => this.#mark(toModelFacts(config, snapshot, this.#created), madeAt))
+    const facts = this.#config.models.map((config) => this.#mark(toModelFacts(config, snapshot, this.#created), madeAt))
     this.#cache = { snapshot, version: watch.version, madeAt, facts }
     return facts
   }
@@ -124,7 +122,10 @@ export class Models implements ModelDirectory {
     return tokens.length
   }
 
-  /** Gets the text sides that are missing from a connected engine, one call after the other. Rejects when the connection fails. */
+  /**
+   * Gets the text sides that are missing from a connected engine, one call after the other; those stay missing that are of
+   * another edit than the one in use, here or there. Rejects when the connection fails.
+   */
   loadTexts(client: EngineClient): Promise<void> {
     const turn = this.#turn.then(() => this.#loadMissing(client))
     this.#turn = turn.catch(() => undefined)
@@ -132,17 +133,17 @@ export class Models implements ModelDirectory {
   }
 
   async #loadMissing(client: EngineClient): Promise<void> {
-    const missing = this.#configs.filter(({ id }) => !this.#texts.has(id))
+    const missing = this.#config.models.filter(({ id }) => !this.#texts.has(id))
     await Promise.all(missing.map((config) => this.#loadOne(client, config)))
   }
 
   /** Takes an edited configuration. Models whose files changed get their text sides anew, by `loadTexts`. */
-  async update(configs: readonly ModelConfig[]): Promise<void> {
-    const before = new Map(this.#configs.map((config) => [config.id, filesOf(config)]))
+  async update(next: ConfiguredModels): Promise<void> {
+    const before = new Map(this.#config.models.map((config) => [config.id, filesOf(config)]))
     const same = new Set(
-      configs.filter((config) => isDeepStrictEqual(before.get(config.id), filesOf(config))).map(({ id }) => id),
+      next.models.filter((config) => isDeepStrictEqual(before.get(config.id), filesOf(config))).map(({ id }) => id),
     )
-    this.#configs = configs
+    this.#config = next
     this.#cache = undefined
     const gone = [...this.#texts].filter(([id]) => !same.has(id))
     for (const [id] of gone) this.#texts.delete(id)
@@ -156,14 +157,21 @@ export class Models implements ModelDirectory {
   }
 
   async #loadOne(client: EngineClient, { id, max_model_len: maxLength }: ModelConfig): Promise<void> {
+    const config = this.#config
+    // What came of an edit that was replaced meanwhile is nobody's.
+    const isCurrent = (): boolean => this.#config === config
     try {
-      const assets = await fetchAssets(client, id, ASSETS_TIMEOUT_MS)
+      const assets = await fetchAssets(client, id, config.digest, ASSETS_TIMEOUT_MS)
       const files = [...assets].map(([name, data]) => ({ name, data }))
-      this.#texts.set(id, await this.#loadText(files, maxLength ?? 0))
+      const text = await this.#loadText(files, maxLength ?? 0)
+      if (!isCurrent()) return await text.close()
+      this.#texts.set(id, text)
       this.#textErrors.delete(id)
     } catch (error) {
-      if (isConnectionFailure(error)) throw error
-      this.#textErrors.set(id, error instanceof Error ? error.message : String(error))
+      const code = codeOf(error)
+      if (code === grpcStatus.ABORTED) return
+      if (code !== undefined && !MODEL_FAULTS.has(code)) throw error
+      if (isCurrent()) this.#textErrors.set(id, error instanceof Error ? error.message : String(error))
     }
   }
 
@@ -193,10 +201,10 @@ function filesOf({ variants, max_model_len }: ModelConfig): object {
   return { variants, max_model_len }
 }
 
+/** What is the fault of a model's files, not of the connection. */
 const MODEL_FAULTS: ReadonlySet<number> = new Set([grpcStatus.NOT_FOUND, grpcStatus.FAILED_PRECONDITION])
 
-/** A call that failed for another reason than the model's files. */
-function isConnectionFailure(error: unknown): boolean {
-  if (!(error instanceof Error) || !('code' in error) || typeof error.code !== 'number') return false
-  return !MODEL_FAULTS.has(error.code)
+/** The gRPC status of a call that failed. */
+function codeOf(error: unknown): number | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'number' ? error.code : undefined
 }

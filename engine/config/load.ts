@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { dirname, resolve } from 'node:path'
 import { checkConfig } from './check.js'
 import { type Config, configSchema, type ModelConfig, type ParsedConfig } from './schema.js'
@@ -16,7 +17,13 @@ export function parseConfig(text: string, file: string): Config {
     ...parsed,
     server: resolveServer(parsed.server, folder),
     models: parsed.models.map((model) => resolveFiles(model, folder)),
+    digest: textDigest(text),
   }
+}
+
+/** The `digest` of a configuration with this text. */
+export function textDigest(text: string): string {
+  return createHash('sha256').update(text).digest('hex')
 }
 
 function resolveServer(server: ParsedConfig['server'], folder: string): ParsedConfig['server'] {

@@ -263,5 +263,8 @@ export interface VariantConfig {
 /** A model of the file with its rungs' files resolved. */
 export type ModelConfig = Omit<ParsedConfig['models'][number], 'variants'> & { variants: VariantConfig[] }
 
-/** What the program works with. No `devices`: the file names none (defaultDevices). */
-export type Config = Omit<ParsedConfig, 'models'> & { models: ModelConfig[] }
+/**
+ * What the program works with. No `devices`: the file names none (defaultDevices). `digest`: SHA-256 of the file's text,
+ * hexadecimal, by which gateway and engines know whether they have the same edit.
+ */
+export type Config = Omit<ParsedConfig, 'models'> & { models: ModelConfig[]; digest: string }

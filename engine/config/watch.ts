@@ -1,8 +1,9 @@
-import { type FSWatcher, readFileSync, unwatchFile, watch, watchFile } from 'node:fs'
+import { type FSWatcher, unwatchFile, watch, watchFile } from 'node:fs'
 import { basename, dirname, resolve } from 'node:path'
-import { loadConfig } from './load.js'
+import { parseConfig, textDigest } from './load.js'
 import { ConfigError } from './problem.js'
 import type { Config } from './schema.js'
+import { readText } from './strict.js'
 
 /** Writing takes several events; the file is read when none has come for this long, milliseconds. */
 const QUIET_MS = 100
@@ -25,14 +26,16 @@ export class ConfigWatcher {
   private readonly file: string
   private watcher: FSWatcher | undefined
   private timer: NodeJS.Timeout | undefined
-  private text: string | undefined
+  private seen: string | undefined
 
+  /** `inUse`: the digest of what the file held when it was read; `check` then tells of edits since. */
   constructor(
     file: string,
+    inUse: string,
     private readonly listener: ConfigListener,
   ) {
     this.file = resolve(file)
-    this.text = this.read()
+    this.seen = inUse
     try {
       // The folder, because a rename gives the name to another file.
       this.watcher = watch(dirname(this.file), { persistent: false }, (_, name) => {
@@ -49,16 +52,19 @@ export class ConfigWatcher {
   check(): void {
     clearTimeout(this.timer)
     this.timer = undefined
-    const text = this.read()
-    if (text !== undefined && text === this.text) return
-    this.text = text
+    const before = this.seen
+    this.seen = undefined
+    let text: string, config: Config
     try {
-      const config = loadConfig(this.file)
-      this.listener.accepted(config, text ?? '')
+      text = readText(this.file)
+      this.seen = textDigest(text)
+      if (this.seen === before) return
+      config = parseConfig(text, this.file)
     } catch (error) {
       if (!(error instanceof ConfigError)) throw error
-      this.listener.refused(error)
+      return this.listener.refused(error)
     }
+    this.listener.accepted(config, text)
   }
 
   close(): void {
@@ -78,13 +84,5 @@ export class ConfigWatcher {
     this.watcher?.close()
     this.watcher = undefined
     watchFile(this.file, { interval: POLL_MS, persistent: false }, () => this.schedule())
-  }
-
-  private read(): string | undefined {
-    try {
-      return readFileSync(this.file, 'utf8')
-    } catch {
-      return undefined
-    }
   }
 }

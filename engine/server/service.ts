@@ -77,9 +77,14 @@ export class EngineService {
   }
 
   private async sendAssets(call: ServerWritableStream<GetModelAssetsRequest, AssetChunk>): Promise<void> {
-    const assets = await this.assets(call.request.model)
+    const { model, configDigest } = call.request
+    if (configDigest !== '' && configDigest !== this.engine.configDigest) {
+      call.emit('error', { code: grpcStatus.ABORTED, details: 'another edit of the configuration is in use' })
+      return
+    }
+    const assets = await this.assets(model)
     if (!assets) {
-      call.emit('error', { code: grpcStatus.NOT_FOUND, details: `unknown model ${call.request.model.slice(0, 200)}` })
+      call.emit('error', { code: grpcStatus.NOT_FOUND, details: `unknown model ${model.slice(0, 200)}` })
       return
     }
     for (const { name, data } of assets) {

@@ -25,7 +25,7 @@ export function engineStatus(engine: Engine): EngineStatus {
     maxWaiting: engine.options.maxWaiting,
     devices: engine.devices.map(deviceStatus),
     configError: engine.configError,
-    configReloads: engine.configReloads,
+    configDigest: engine.configDigest,
     configWaiting: [...engine.configWaiting],
     packed: engine.packed && packedFiles(engine.packed),
   }

@@ -60,11 +60,19 @@ export function within<T>(
   })
 }
 
-/** Fetches the text layer's files of one model; rejects when the engine does not have the model. */
-export function fetchAssets(client: EngineClient, model: string, timeoutMs: number): Promise<ModelAssets> {
+/**
+ * Fetches the text layer's files of one model. Rejects with NOT_FOUND when the engine does not have the model, with ABORTED
+ * when it works with another configuration than that of the digest.
+ */
+export function fetchAssets(
+  client: EngineClient,
+  model: string,
+  configDigest: string,
+  timeoutMs: number,
+): Promise<ModelAssets> {
   return within(timeoutMs, (resolve, reject) => {
     const chunks = new Map<string, Buffer[]>()
-    const call = client.getModelAssets({ model })
+    const call = client.getModelAssets({ model, configDigest })
     call.on('data', ({ name, data }: { name: string; data: Buffer }) => {
       const parts = chunks.get(name)
       if (parts) parts.push(data)

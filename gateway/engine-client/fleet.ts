@@ -70,10 +70,10 @@ export class EngineFleet {
     return this.#engines.find(({ session }) => session)?.client
   }
 
-  /** Every engine that runs has read this model's entry. */
-  knows(model: string): boolean {
+  /** There are engines, and all work with the configuration of this digest. */
+  hasTaken(digest: string): boolean {
     const told = this.#engines.flatMap(({ status }) => status ?? [])
-    return told.length > 0 && told.every(({ variants }) => variants.some((variant) => variant.model === model))
+    return told.length > 0 && told.every(({ configDigest }) => configDigest === digest)
   }
 
   /** Engines that there are. */

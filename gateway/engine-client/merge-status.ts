@@ -55,7 +55,9 @@ export function mergeStatus(
       maxWaiting: sum(({ maxWaiting }) => maxWaiting),
       devices: all.flatMap(({ devices }) => devices),
       configError: all.find(({ configError }) => configError !== '')?.configError ?? '',
-      configReloads: Math.max(...all.map(({ configReloads }) => configReloads)),
+      configDigest: all.every(({ configDigest }) => configDigest === first.status.configDigest)
+        ? first.status.configDigest
+        : '',
       packed: mergePacked(all),
       configWaiting: [...new Set(all.flatMap(({ configWaiting }) => configWaiting))],
     },

@@ -86,7 +86,7 @@ models:
     const client = connect(socket)
     const status = await loaded(client, start(command))
     const assets: string[] = []
-    for await (const { name } of client.getModelAssets({ model: 'm' })) assets.push(name)
+    for await (const { name } of client.getModelAssets({ model: 'm', configDigest: '' })) assets.push(name)
     expect(assets).toContain('chat_template.jinja')
     const states = Object.fromEntries(status.variants.map((variant) => [variant.name, variant]))
     expect(states['m:fp16']?.state).toBe(VariantState.READY)

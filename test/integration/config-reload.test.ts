@@ -9,6 +9,7 @@ import { diffConfig } from '../../engine/residency/diff.js'
 import { restartRemarks } from '../../gateway/restart-remarks.js'
 import { eventually, GatewayProcess } from '../support/gateway-process.js'
 import { type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
+import { SMOLLM2_FILE } from '../support/smollm2.js'
 
 const cleanups: (() => unknown)[] = []
 afterEach(async () => {
@@ -131,7 +132,7 @@ describe('ConfigWatcher', () => {
     writeFileSync(file, yaml())
     const heard: string[] = []
     await new Promise<void>((resolve) => {
-      const watcher = new ConfigWatcher(file, {
+      const watcher = new ConfigWatcher(file, parsed({}).digest, {
         accepted: ({ models }) => {
           heard.push(models.map(({ id }) => id).join())
           resolve()
@@ -163,6 +164,22 @@ describe('ConfigWatcher', () => {
       renameSync(join(folder, 'link'), file)
     })
     expect(await linked).toEqual(['c'])
+  })
+
+  it('tells of an edit that came between reading the file and watching it, once', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'es-watch-'))
+    cleanups.push(() => rmSync(folder, { recursive: true }))
+    const file = join(folder, 'models.yaml')
+    writeFileSync(file, next)
+    const heard: string[] = []
+    const watcher = new ConfigWatcher(file, parsed({}).digest, {
+      accepted: ({ digest }, text) => heard.push(digest, text),
+      refused: ({ message }) => heard.push(message),
+    })
+    cleanups.push(() => watcher.close())
+    watcher.check()
+    watcher.check()
+    expect(heard).toEqual([parseConfig(next, file).digest, next])
   })
 
   it('refuses a bad edit with line and reason', async () => {
@@ -221,6 +238,36 @@ describe('a running engine', () => {
 })
 
 describe('the whole program', { timeout: 60_000 }, () => {
+  it("reads a changed model's text files when the engine has the edit, however late that is", async () => {
+    const head = 'server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }\n'
+    const box = GatewayProcess.startShipped(() => head + yaml())
+    cleanups.push(() => box.close())
+    await box.ready()
+    const tokens = async (): Promise<unknown> => {
+      const response = await fetch(`${box.url}/tokenize`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ model: 'a', prompt: 'The capital of France' }),
+      })
+      return ((await response.json()) as { tokens?: unknown }).tokens
+    }
+    const before = await tokens()
+    const [engine = 0] = box.enginePids
+    const reloaded = () => box.log.filter(({ msg }) => msg === 'configuration reloaded').length
+    process.kill(engine, 'SIGSTOP')
+    writeFileSync(
+      join(box.tmp, 'models.yaml'),
+      head +
+        yaml({ models: [`  - { id: a, variants: [{ path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 128 }`] }),
+    )
+    // Gone with the old files, not come with the new ones.
+    for (let answer = before; answer !== undefined;) answer = await tokens()
+    process.kill(engine, 'SIGCONT')
+    await box.until(() => reloaded() === 2, 'engine and gateway have the edit')
+    expect(before).not.toEqual([504, 3575, 282, 4649])
+    expect(await tokens()).toEqual([504, 3575, 282, 4649])
+  })
+
   it('serves a model that is added, keeps the old configuration after a bad edit, also through a crash', async () => {
     const head = 'server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }\n'
     const box = GatewayProcess.startShipped(() => head + yaml())

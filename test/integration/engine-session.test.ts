@@ -182,12 +182,12 @@ describe('engine session', () => {
     expect(described.status?.variants[0]).toMatchObject({ name: 'fake:int4', maxModelLen: 4096 })
     let bytes = 0
     let chunks = 0
-    for await (const chunk of client.getModelAssets({ model: 'fake' })) {
+    for await (const chunk of client.getModelAssets({ model: 'fake', configDigest: '' })) {
       bytes += chunk.data.length
       chunks++
     }
     expect([bytes, chunks]).toEqual([2.5 * 2 ** 20, 3])
-    const missing = client.getModelAssets({ model: 'other' })
+    const missing = client.getModelAssets({ model: 'other', configDigest: '' })
     await expect(missing[Symbol.asyncIterator]().next()).rejects.toMatchObject({ code: 5 })
   })
 })

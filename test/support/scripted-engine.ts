@@ -4,6 +4,7 @@
 // FAIL=TEXT: it fails at its start. POISON=TEXT: a prompt that holds the text kills it, by
 // POISON_SIGNAL (default: SIGABRT).
 // HOLD=FILE: it does not start while the file is there.
+// HOLD_DESCRIBE=FILE: it does not describe itself while the file is there.
 // FAIL_STEP=step: the step that would give a sequence its sixth token fails, unless it is a replay; FAIL_STEP=device: the
 // device is lost with it, so the process ends.
 import { existsSync, unlinkSync } from 'node:fs'
@@ -28,7 +29,7 @@ const { values } = parseArgs({
   options: { config: { type: 'string' }, socket: { type: 'string' }, 'last-good': { type: 'string' } },
 })
 if (process.env.FAIL) throw new Error(process.env.FAIL)
-while (existsSync(process.env.HOLD ?? '')) await new Promise((resolve) => setTimeout(resolve, 10))
+await gone(process.env.HOLD)
 const MAX_MODEL_LEN = 8192
 const UNSUPPORTED = { code: grpcStatus.UNIMPLEMENTED, details: 'scripted' }
 const config = loadConfig(values.config ?? 'models.yaml')
@@ -46,7 +47,7 @@ const status: EngineStatus = {
   devices: [],
   configError: '',
   configWaiting: [],
-  configReloads: 0,
+  configDigest: config.digest,
   variants: config.models.flatMap(({ id, variants }) =>
     variants.map(({ precision = 'int4' }) => ({
       name: `${id}:${precision}`,
@@ -186,7 +187,7 @@ const handlers: EngineServer = {
   load: (_call, reply) => reply(UNSUPPORTED),
   unload: (_call, reply) => reply(UNSUPPORTED),
   pin: (_call, reply) => reply(UNSUPPORTED),
-  describe: (_call, reply) => reply(null, { status, devices: [] }),
+  describe: (_call, reply) => void gone(process.env.HOLD_DESCRIBE).then(() => reply(null, { status, devices: [] })),
   getModelAssets: (call) => {
     for (const { name, data } of assets) call.write({ name, data: Buffer.from(data) })
     call.end()
@@ -197,6 +198,10 @@ const socket = values.socket ?? ''
 server.bindAsync(`unix:${socket}`, ServerCredentials.createInsecure(), (error) => {
   if (error) throw error
 })
+
+async function gone(file = ''): Promise<void> {
+  while (existsSync(file)) await new Promise((resolve) => setTimeout(resolve, 10))
+}
 
 function exit(): void {
   try {

@@ -38,6 +38,7 @@ const config = loadConfig(args.config)
 const { scheduler } = config
 const { max_waiting: maxWaiting, max_waiting_per_key: maxWaitingPerTenant } = scheduler
 const engine = new Engine({ version: 'synthetic', maxWaiting, maxWaitingPerTenant, clock, log })
+engine.configDigest = config.digest
 const events = {
   deviceFailed: (): never => process.exit(70),
   sequenceFinished: engine.sequenceFinished,

@@ -1,28 +1,31 @@
-import { expect, test } from 'vitest'
+import { EventEmitter } from 'node:events'
+import { status as grpcStatus } from '@grpc/grpc-js'
+import { describe, expect, it, test } from 'vitest'
 import { parseConfig } from '../../engine/config/index.js'
 import type { EngineSnapshot } from '../../gateway/model-facts.js'
-import { Models } from '../../gateway/models.js'
+import { type ConfiguredModels, Models, type TextLoader } from '../../gateway/models.js'
 import { RungMeter } from '../../gateway/router/meter.js'
 import { RungWatch } from '../../gateway/router/watch.js'
+import type { TextModel } from '../../gateway/text/types.js'
 import { encodeModel } from '../../gateway/protocols/grpc/encode.js'
 import { encodeModelNamed } from '../../gateway/protocols/openai/models.js'
-import { EngineStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { type EngineClient, EngineStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { Turn } from '../support/turn.js'
 
-const { models: configs } = parseConfig(
+const config = parseConfig(
   'models: [{ id: m, variants: [{ path: x }, { path: y }] }, { id: n, variants: [{ precision: int4, path: z }] }]',
   'models.yaml',
 )
-const modelsOf = (snapshot: EngineSnapshot) =>
-  new Models(
-    configs,
-    () => Promise.reject(new Error('no text here')),
-    () => snapshot,
-    {
-      watch: new RungWatch(() => 0, { onMove: () => undefined, onBreaker: () => undefined }),
-      meter: new RungMeter(),
-      now: () => 0,
-    },
-  )
+const modelsOf = (
+  snapshot: EngineSnapshot,
+  configured: ConfiguredModels = config,
+  load: TextLoader = () => Promise.reject(new Error('no text here')),
+) =>
+  new Models(configured, load, () => snapshot, {
+    watch: new RungWatch(() => 0, { onMove: () => undefined, onBreaker: () => undefined }),
+    meter: new RungMeter(),
+    now: () => 0,
+  })
 const rungs = (snapshot: EngineSnapshot) => {
   const models = modelsOf(snapshot)
   return models.list().map(({ variants }) => variants.map(({ name, state }) => `${name} ${state}`))
@@ -68,4 +71,72 @@ test('what rounding took and what was measured reach the list of models and the 
   })
   expect(encodeModel(models.find('n')).variants).toMatchObject([{ derivation, quality }])
   expect(JSON.stringify(encodeModelNamed(models, 'm'))).not.toMatch(/derivation|measured/)
+})
+
+describe('loadTexts', () => {
+  const edit = (path: string): ConfiguredModels =>
+    parseConfig(`models: [{ id: m, variants: [{ precision: int4, path: ${path} }] }]`, 'models.yaml')
+  const ready = { name: 'm:int4', model: 'm', precision: 'int4', state: VariantState.READY }
+  const snapshot: EngineSnapshot = { state: 'up', status: EngineStatus.fromPartial({ variants: [ready] }) }
+
+  /** An engine that has taken the given edit; its only text file holds the edit's digest. */
+  function engineWith(inUse: () => ConfiguredModels): EngineClient {
+    const getModelAssets = ({ configDigest }: { configDigest: string }): object => {
+      const { digest } = inUse()
+      const call = Object.assign(new EventEmitter(), { cancel: () => undefined })
+      setImmediate(() => {
+        if (configDigest !== digest) return call.emit('error', Object.assign(new Error(), { code: grpcStatus.ABORTED }))
+        call.emit('data', { name: 'tokenizer.json', data: Buffer.from(digest) })
+        return call.emit('end')
+      })
+      return call
+    }
+    return { getModelAssets } as unknown as EngineClient
+  }
+
+  /** A text side that is built when the test says so, and what became of it. */
+  class Building {
+    readonly made = new Turn()
+    closed = false
+    constructor(readonly digest: string) {}
+    readonly text = { close: async () => void (this.closed = true) } as unknown as TextModel
+  }
+
+  it("keeps the text of the last of two edits, however long the first one's takes", async () => {
+    const [first, last] = [edit('first'), edit('last')]
+    const buildings: Building[] = []
+    const begun = [new Turn(), new Turn()]
+    const models = modelsOf(snapshot, first, async ([file]) => {
+      const building = new Building(String(file?.data))
+      begun[buildings.push(building) - 1]?.reach()
+      await building.made.reached
+      return building.text
+    })
+    let inUse = first
+    const client = engineWith(() => inUse)
+    const earlier = models.loadTexts(client)
+    await begun[0]?.reached
+    inUse = last
+    await models.update(last)
+    const later = models.loadTexts(client)
+    buildings[0]?.made.reach()
+    await begun[1]?.reached
+    buildings[1]?.made.reach()
+    await Promise.all([earlier, later])
+    expect(buildings.map(({ digest }) => digest)).toEqual([first.digest, last.digest])
+    expect(models.textOf('m')).toBe(buildings[1]?.text)
+    expect(buildings.map(({ closed }) => closed)).toEqual([true, false])
+  })
+
+  it('takes no text from an engine with another edit, which is no failure of the engine', async () => {
+    const text = new Building('').text
+    const models = modelsOf(snapshot, edit('first'), async () => text)
+    let inUse = edit('other')
+    const client = engineWith(() => inUse)
+    await models.loadTexts(client)
+    expect(models.textOf('m')).toBeUndefined()
+    inUse = edit('first')
+    await models.loadTexts(client)
+    expect(models.textOf('m')).toBe(text)
+  })
 })

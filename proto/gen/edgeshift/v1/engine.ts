@@ -211,8 +211,8 @@ export interface EngineStatus {
   devices: DeviceStatus[];
   /** Why the last edit of models.yaml was refused, one fault a line; empty while the file is in use as it stands. */
   configError: string;
-  /** Edits of models.yaml that were applied. */
-  configReloads: number;
+  /** SHA-256 of the text of models.yaml that is in use, hexadecimal. */
+  configDigest: string;
   /** The folder of repacked files; absent where none are kept. */
   packed?:
     | PackedFiles
@@ -347,6 +347,8 @@ export interface LedgerEntry {
 
 export interface GetModelAssetsRequest {
   model: string;
+  /** The config_digest that they are asked for: ABORTED when another edit is in use. Empty: whichever is. */
+  configDigest: string;
 }
 
 export interface ModelAsset {
@@ -2003,7 +2005,7 @@ function createBaseEngineStatus(): EngineStatus {
     maxWaiting: 0,
     devices: [],
     configError: "",
-    configReloads: 0,
+    configDigest: "",
     packed: undefined,
     configWaiting: [],
   };
@@ -2032,8 +2034,8 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     if (message.configError !== "") {
       writer.uint32(58).string(message.configError);
     }
-    if (message.configReloads !== 0) {
-      writer.uint32(64).uint32(message.configReloads);
+    if (message.configDigest !== "") {
+      writer.uint32(66).string(message.configDigest);
     }
     if (message.packed !== undefined) {
       PackedFiles.encode(message.packed, writer.uint32(74).fork()).join();
@@ -2114,11 +2116,11 @@ export const EngineStatus: MessageFns<EngineStatus> = {
             continue;
           }
           case 8: {
-            if (tag !== 64) {
+            if (tag !== 66) {
               break;
             }
 
-            message.configReloads = reader.uint32();
+            message.configDigest = reader.string();
             continue;
           }
           case 9: {
@@ -2161,7 +2163,7 @@ export const EngineStatus: MessageFns<EngineStatus> = {
     message.maxWaiting = object.maxWaiting ?? 0;
     message.devices = object.devices?.map((e) => DeviceStatus.fromPartial(e)) || [];
     message.configError = object.configError ?? "";
-    message.configReloads = object.configReloads ?? 0;
+    message.configDigest = object.configDigest ?? "";
     message.packed = (object.packed !== undefined && object.packed !== null)
       ? PackedFiles.fromPartial(object.packed)
       : undefined;
@@ -3251,13 +3253,16 @@ export const LedgerEntry: MessageFns<LedgerEntry> = {
 };
 
 function createBaseGetModelAssetsRequest(): GetModelAssetsRequest {
-  return { model: "" };
+  return { model: "", configDigest: "" };
 }
 
 export const GetModelAssetsRequest: MessageFns<GetModelAssetsRequest> = {
   encode(message: GetModelAssetsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.model !== "") {
       writer.uint32(10).string(message.model);
+    }
+    if (message.configDigest !== "") {
+      writer.uint32(18).string(message.configDigest);
     }
     return writer;
   },
@@ -3283,6 +3288,14 @@ export const GetModelAssetsRequest: MessageFns<GetModelAssetsRequest> = {
             message.model = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.configDigest = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3301,6 +3314,7 @@ export const GetModelAssetsRequest: MessageFns<GetModelAssetsRequest> = {
   fromPartial(object: DeepPartial<GetModelAssetsRequest>): GetModelAssetsRequest {
     const message = createBaseGetModelAssetsRequest();
     message.model = object.model ?? "";
+    message.configDigest = object.configDigest ?? "";
     return message;
   },
 };

@@ -170,7 +170,7 @@ export class EngineSupervisor {
     try {
       await this.#connect(client, child)
       servedSince = performance.now()
-      await Promise.race([this.#serve(client), child.exited])
+      await Promise.race([this.#serve(client), child.exited, this.#stopped])
     } catch (error) {
       if (!this.#stop.signal.aborted) this.#log.error({ err: error }, 'the engine could not be reached')
     } finally {
@@ -198,6 +198,7 @@ export class EngineSupervisor {
   /** Opens the session and offers it; resolves when it ended. */
   async #serve(client: EngineClient): Promise<void> {
     this.#take(await describe(client, this.#options.hangAfterMs))
+    if (this.#stop.signal.aborted) return
     const ended = new AbortController()
     const session = new EngineSession(client.session(), {
       onStatus: (status) => {

@@ -1,7 +1,14 @@
-import { readdirSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { afterEach, describe, expect, it } from 'vitest'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { pino } from 'pino'
+import { afterEach, describe, expect, it, vi } from 'vitest'
+import { DEFAULT_RESTART_POLICY } from '../../gateway/engine-client/restart-policy.js'
+import { EngineSupervisor } from '../../gateway/engine-client/supervisor.js'
+import { Waiters } from '../../gateway/engine-client/waiters.js'
 import { eventually, GatewayProcess, isRunning } from '../support/gateway-process.js'
+import { Turn } from '../support/turn.js'
 
 const running: GatewayProcess[] = []
 
@@ -32,6 +39,35 @@ afterEach(async () => {
 })
 
 describe('supervision', { timeout: 60_000 }, () => {
+  it('stops while the engine has not described itself yet', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'es-stop-'))
+    const hold = join(folder, 'hold')
+    writeFileSync(hold, '')
+    vi.stubEnv('HOLD_DESCRIBE', hold)
+    const program = new URL('../support/scripted-engine.ts', import.meta.url).pathname
+    const config = join(folder, 'models.yaml')
+    writeFileSync(config, 'models: [{ id: m, variants: [{ precision: int4, path: none }] }]')
+    const times = { startTimeoutMs: 30_000, heartbeatMs: 50, hangAfterMs: 60_000, stopGraceMs: 5000 }
+    const command = { command: process.execPath, args: ['--import', 'tsx', program] }
+    const files = { configFile: config, lastGoodFile: config, socketDir: folder }
+    const connected = new Turn()
+    const ignore = (): void => undefined
+    const listener = { onConnected: async () => connected.reach(), onStep: ignore, onRestart: ignore }
+    const options = { command, place: 0, device: undefined, ...files, restart: DEFAULT_RESTART_POLICY, ...times }
+    const supervisor = new EngineSupervisor(options, listener, new Waiters(), pino({ level: 'silent' }))
+    try {
+      supervisor.start()
+      await connected.reached
+      const stopped = supervisor.stop()
+      rmSync(hold)
+      await stopped
+      expect([supervisor.state, supervisor.session]).toEqual(['stopped', undefined])
+    } finally {
+      vi.unstubAllEnvs()
+      rmSync(folder, { recursive: true })
+    }
+  })
+
   it('goes on with requests in flight when the engine is killed, and serves again', async () => {
     const gateway = await start({ STEP_MS: '20' }).ready()
     const rest = await begin(await gateway.chat(100))

@@ -1,6 +1,7 @@
 export { duplicates } from './check.js'
 export { loadConfig, parseConfig } from './load.js'
 export { type OwnPart, ownPart } from './own-part.js'
+export { MAX_REQUEST_BYTES } from './message-bytes.js'
 export { nearest } from './nearest.js'
 export { ConfigError, type Finding } from './problem.js'
 export {

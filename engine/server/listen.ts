@@ -1,10 +1,8 @@
 import { existsSync, statSync, unlinkSync } from 'node:fs'
 import { connect } from 'node:net'
 import { Server, ServerCredentials } from '@grpc/grpc-js'
+import { MAX_REQUEST_BYTES } from '../config/index.js'
 import { EngineService as definition, type EngineServer } from '../../proto/gen/edgeshift/v1/engine.js'
-
-/** A prompt of a million tokens fits; anything larger is not a request. */
-const MAX_MESSAGE_BYTES = 8 * 2 ** 20
 
 /** A listening server. */
 export interface Listener {
@@ -18,7 +16,7 @@ export interface Listener {
  */
 export async function listen(socketPath: string, handlers: EngineServer): Promise<Listener> {
   await removeStale(socketPath)
-  const server = new Server({ 'grpc.max_receive_message_length': MAX_MESSAGE_BYTES })
+  const server = new Server({ 'grpc.max_receive_message_length': MAX_REQUEST_BYTES })
   server.addService(definition, handlers)
   const umask = process.umask(0o077)
   try {

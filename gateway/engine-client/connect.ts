@@ -1,12 +1,13 @@
 import { credentials, type ChannelOptions } from '@grpc/grpc-js'
+import { MAX_REQUEST_BYTES } from '../../engine/config/index.js'
 import { EngineClient, type DescribeResponse } from '../../proto/gen/edgeshift/v1/engine.js'
 
-/** Prompts and log probabilities of a whole context fit; assets come in chunks. */
-const MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+/** Log probabilities of a whole context fit; assets come in chunks. */
+const MAX_EVENT_BYTES = 256 * 1024 * 1024
 
 const CHANNEL_OPTIONS: ChannelOptions = {
-  'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
-  'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
+  'grpc.max_receive_message_length': MAX_EVENT_BYTES,
+  'grpc.max_send_message_length': MAX_REQUEST_BYTES,
   'grpc.initial_reconnect_backoff_ms': 20,
   'grpc.max_reconnect_backoff_ms': 100,
   'grpc.enable_retries': 0,

@@ -9,9 +9,7 @@ import {
   type Submit,
 } from '../../proto/gen/edgeshift/v1/engine.js'
 import { GatewayError } from '../errors.js'
-
-/** Commands that wait for the stream to drain; beyond it new work is refused. */
-const MAX_OUTBOX = 4096
+import { CommandQueue, fitsMessage } from './command-queue.js'
 
 /** Hears of one sequence. Called synchronously, in order; must not throw. */
 export interface SequenceListener {
@@ -42,7 +40,7 @@ export class EngineSession {
   readonly #listener: SessionListener
   readonly #sequences = new Map<number, SequenceListener>()
   /** What is to be said, in order: all of one turn of the event loop, or more while the stream is full. */
-  #outbox: Command[] = []
+  readonly #outbox = new CommandQueue()
   /** A flush is coming: at the end of this turn, or when the stream has drained. */
   #flushing = false
   #nextId = 1
@@ -66,15 +64,20 @@ export class EngineSession {
     return this.#sequences.size
   }
 
-  /** Sends a sequence and returns its id. Throws engine_failed when closed, queue_full when the stream is stuck. */
+  /**
+   * Sends a sequence and returns its id. Throws engine_failed when closed, queue_full when the stream is stuck,
+   * context_length_exceeded when no message has room for its tokens.
+   */
   submit(submission: Submission, listener: SequenceListener): number {
     if (this.#ended) throw new GatewayError('engine_failed', 'the engine went away', { retryAfterMs: 1000 })
-    if (this.#outbox.length >= MAX_OUTBOX) {
+    if (this.#outbox.full) {
       throw new GatewayError('queue_full', 'the engine does not take requests fast enough', { retryAfterMs: 1000 })
     }
     const sequenceId = this.#nextId++
+    const command: Command = { kind: { $case: 'submit', submit: { ...submission, sequenceId } } }
+    if (!fitsMessage(command)) throw tooLong(submission)
     this.#sequences.set(sequenceId, listener)
-    this.#send({ kind: { $case: 'submit', submit: { ...submission, sequenceId } } })
+    this.#send(command)
     return sequenceId
   }
 
@@ -106,11 +109,9 @@ export class EngineSession {
 
   #flush(): void {
     this.#flushing = false
-    if (this.#outbox.length === 0 || this.#ended) return
-    const commands = this.#outbox
-    this.#outbox = []
-    // When the stream is full its drain event flushes.
-    this.#flushing = !this.#stream.write({ commands })
+    // When the stream is full its drain event flushes the rest.
+    while (!this.#outbox.empty && !this.#flushing)
+      this.#flushing = !this.#stream.write({ commands: this.#outbox.take() })
   }
 
   #onEvent(event: SessionEvent): void {
@@ -135,10 +136,16 @@ export class EngineSession {
     this.#ended = true
     const lost = [...this.#sequences.values()]
     this.#sequences.clear()
-    this.#outbox = []
+    this.#outbox.clear()
     for (const listener of lost) {
       listener.onLost(new GatewayError('engine_failed', `the engine failed: ${reason}`, { retryAfterMs: 1000 }))
     }
     this.#listener.onEnd(reason)
   }
+}
+
+/** A message above the engine's limit would end the session, and every other sequence with it. */
+function tooLong({ prompt }: Submission): GatewayError {
+  const message = `${prompt.length} tokens of prompt and answer are more than an engine can be sent`
+  return new GatewayError('context_length_exceeded', message, { param: 'prompt' })
 }

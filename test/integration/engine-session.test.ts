@@ -16,6 +16,7 @@ import {
 import { type Listener, listen } from '../../engine/server/listen.js'
 import { EngineService } from '../../engine/server/service.js'
 import { openClient } from '../../gateway/engine-client/connect.js'
+import { EngineSession } from '../../gateway/engine-client/session.js'
 import { fakeAnswer } from '../support/fake-executor.js'
 import { FAKE_VOCAB, type FakeEngine, fakeEngine, neutralSampling, submitOf } from '../support/fake-engine.js'
 
@@ -189,5 +190,30 @@ describe('engine session', () => {
     expect([bytes, chunks]).toEqual([2.5 * 2 ** 20, 3])
     const missing = client.getModelAssets({ model: 'other', configDigest: '' })
     await expect(missing[Symbol.asyncIterator]().next()).rejects.toMatchObject({ code: 5 })
+  })
+})
+
+describe("the gateway's session", () => {
+  it('outlives a turn that says more than one message may hold', async () => {
+    const count = 40
+    // Together 10 MB; too long for this engine, which answers each with a refusal.
+    const { sequenceId: _, ...submission } = submitOf(
+      0,
+      Array.from({ length: 131_072 }, () => FAKE_VOCAB - 1),
+    )
+    const outcomes = await new Promise<string[]>((resolve) => {
+      const heard: string[] = []
+      const hear = (what: string): void => {
+        if (heard.push(what) === count) resolve(heard)
+      }
+      const ignore = { onStatus: () => undefined, onStep: () => undefined, onEnd: () => undefined }
+      const session = new EngineSession(client.session(), ignore)
+      const hearing = {
+        onDelta: ({ error }: SequenceDelta) => hear(error?.code ?? ''),
+        onLost: ({ message }: Error) => hear(message),
+      }
+      for (let i = 0; i < count; i++) session.submit(submission, hearing)
+    })
+    expect(new Set(outcomes)).toEqual(new Set(['context_length_exceeded']))
   })
 })

@@ -287,6 +287,24 @@ describe('a stream', () => {
     socket.destroy()
   })
 
+  it('takes a step of any size to a reader that keeps up, and what follows it', async () => {
+    services.generator.script = hold
+    const { socket, until, closed } = await rawConnection(server.port)
+    socket.write(rawPost(CHAT, body({ stream: true }), { connection: 'close' }))
+    const run = await services.generator.run(0)
+    run.start()
+    await until(/assistant/)
+    run.text('x'.repeat(8_000_000))
+    await run.until(({ paused, cancelled }) => paused || cancelled)
+    run.text('last words')
+    await run.until(({ paused, cancelled }) => !paused || cancelled)
+    run.finish()
+    const text = await closed
+    expect(text).toContain('last words')
+    expect(text).toContain('[DONE]')
+    expect(text.length).toBeGreaterThan(8_000_000)
+  })
+
   it('is cut off when the source does not heed the pause', async () => {
     services.generator.script = hold
     const { socket, until } = await rawConnection(server.port)

@@ -336,6 +336,23 @@ describe('ends', () => {
     socket.terminate()
   })
 
+  it('sends a step of any size to a reader that keeps up, and what follows it', async () => {
+    services.generator.script = hold
+    const peer = await open()
+    peer.send({ type: 'completion', id: 'a', model: 'fake', prompt: 'x', echo: true, n: 4 })
+    const run = await services.generator.run(0)
+    run.start()
+    for (let index = 0; index < 4; index++) run.text('x'.repeat(3_000_000), index)
+    expect(run.paused).toBe(true)
+    await new Promise((resolve) => setImmediate(resolve))
+    for (let index = 0; index < 4; index++) run.text('y', index)
+    await run.until(({ paused, cancelled }) => !paused || cancelled)
+    run.finish()
+    const answers = await Promise.race([peer.whole('a'), peer.closed.then(({ reason }) => reason)])
+    if (typeof answers === 'string') throw new Error(answers)
+    for (let index = 0; index < 4; index++) expect(textOf(answers, index)).toHaveLength(3_000_001)
+  })
+
   it('gives up on a queue that grows although it is paused', async () => {
     services.generator.script = hold
     const socket = new WebSocket(url())
@@ -344,8 +361,19 @@ describe('ends', () => {
     peer.send({ type: 'chat', id: 'a', model: 'fake', messages })
     const run = await services.generator.run(0)
     run.start()
-    for (let i = 0; i < 10_000 && !run.cancelled; i++) run.text('x'.repeat(4096))
-    expect(run.cancelled).toBe(true)
+    socket.pause()
+    while (!run.paused) {
+      run.text('x'.repeat(4096))
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    let late = 0
+    while (!run.cancelled) {
+      run.text('x'.repeat(4096))
+      late += 4096
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    expect(late).toBeGreaterThan(1_000_000)
+    socket.resume()
     expect(await peer.closed).toMatchObject({ code: 1013 })
   })
 

@@ -40,8 +40,11 @@ export function boundEnd(outgoing: ServerResponse, heartbeat: Heartbeat): void {
   outgoing.once('close', () => heartbeat.delete(watched))
 }
 
-/** Bytes a stream may hold for a reader that lags, over what pausing the source leaves in flight. */
-const MAX_BUFFERED = 1024 * 1024
+/**
+ * Bytes a stream may hold for a reader that lags, over those of the burst that filled its buffer: a burst is what was asked
+ * for, however much that is (an echoed prompt with log probabilities), and pausing the source leaves little in flight.
+ */
+const MAX_LATE = 1024 * 1024
 
 /** One streamed response. It belongs to its `Heartbeat` until the response closes. */
 export class SseStream implements Watched {
@@ -53,6 +56,8 @@ export class SseStream implements Watched {
   #lastWrite = 0
   /** When the reader's buffer became full; undefined while it takes more. */
   #fullSince: number | undefined
+  /** Bytes that the buffer may hold while it is full; looked at before each write. */
+  #limit = 0
 
   constructor(outgoing: ServerResponse, owner: StreamOwner, heartbeat: Heartbeat) {
     this.#outgoing = outgoing
@@ -95,6 +100,10 @@ export class SseStream implements Watched {
     const events = this.#pending
     this.#pending = ''
     if (this.#outgoing.destroyed || this.#outgoing.writableEnded) return
+    if (this.#fullSince !== undefined && this.#outgoing.writableLength > this.#limit) {
+      this.#outgoing.destroy()
+      return
+    }
     this.#lastWrite = performance.now()
     if (this.#ending) {
       this.#outgoing.end(events)
@@ -104,9 +113,9 @@ export class SseStream implements Watched {
   }
 
   #full(): void {
-    if (this.#outgoing.writableLength > MAX_BUFFERED) this.#outgoing.destroy()
     if (this.#fullSince !== undefined) return
     this.#fullSince = this.#lastWrite
+    this.#limit = this.#outgoing.writableLength + MAX_LATE
     this.#owner.pause()
   }
 

@@ -7,8 +7,11 @@ export interface OutboxBounds {
   highBytes: number
   /** At or below: they go on. */
   lowBytes: number
-  /** Above: the socket is given up. What a paused engine still delivers fits in between. */
-  maxBytes: number
+  /**
+   * The queue may grow by so much over what the burst left that brought it above the high mark; then the socket is given
+   * up. A burst is what was asked for, however much that is; what a paused engine still delivers fits in between.
+   */
+  lateBytes: number
 }
 
 /** What the owner does when the queue passes a mark. */
@@ -22,6 +25,10 @@ export interface OutboxOwner {
 export class Outbox {
   /** Milliseconds (performance.now) at which the high mark was passed; undefined while the reader keeps up. */
   congestedSince: number | undefined
+  /** The messages that brought the queue above the high mark are still coming. */
+  private inBurst = false
+  /** Bytes that the queue may hold while it is above; looked at before each message. */
+  private limit = 0
 
   constructor(
     private readonly socket: WebSocket,
@@ -34,7 +41,7 @@ export class Outbox {
     const { socket, bounds } = this
     if (socket.readyState !== WebSocket.OPEN) return
     const queued = socket.bufferedAmount
-    if (queued > bounds.maxBytes) {
+    if (this.congestedSince !== undefined && queued > this.limit) {
       this.owner.onOverflow()
       return
     }
@@ -43,9 +50,8 @@ export class Outbox {
       return
     }
     socket.send(text, this.flushed)
-    if (this.congestedSince !== undefined) return
-    this.congestedSince = performance.now()
-    this.owner.onCongested()
+    if (this.congestedSince === undefined) this.congest()
+    if (this.inBurst) this.limit = socket.bufferedAmount + bounds.lateBytes
   }
 
   /** Answers a protocol ping unless the queue is long: a flood of pings must not grow it. */
@@ -53,6 +59,14 @@ export class Outbox {
     if (this.socket.readyState === WebSocket.OPEN && this.socket.bufferedAmount <= this.bounds.highBytes) {
       this.socket.pong(data)
     }
+  }
+
+  private congest(): void {
+    this.congestedSince = performance.now()
+    this.inBurst = true
+    // One step's news of all choices comes in one turn.
+    queueMicrotask(() => (this.inBurst = false))
+    this.owner.onCongested()
   }
 
   private readonly flushed = (): void => {

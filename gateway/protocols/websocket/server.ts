@@ -24,7 +24,7 @@ export interface ChatSocketSettings extends SessionSettings {
 }
 
 const DEFAULTS: ChatSocketSettings = {
-  outbox: { highBytes: 64 * 1024, lowBytes: 16 * 1024, maxBytes: 1024 * 1024 },
+  outbox: { highBytes: 64 * 1024, lowBytes: 16 * 1024, lateBytes: 1024 * 1024 },
   maxRunning: 32,
   maxBadMessages: 10,
   stallMs: 30_000,

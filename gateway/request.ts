@@ -107,7 +107,8 @@ export interface Usage {
 export type DegradeCause = 'engine_failed' | 'rung_failed'
 
 /**
- * Events of one request, in order: started, then per choice text* finished, then usage. An error ends it instead.
+ * Events of one request, in order: started, then per choice text* finished, then usage. An error ends it instead. With
+ * `echo` a choice's first text is the prompt, and nothing else.
  * A `degraded` between them says that it goes on elsewhere; nothing before it is taken back.
  */
 export type GenerateEvent =

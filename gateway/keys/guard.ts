@@ -121,7 +121,7 @@ export class GuardedGenerator implements Generator {
       ticket.ended()
       throw error
     }
-    const bill = meter.unbounded ? undefined : new Bill(meter, estimate)
+    const bill = meter.unbounded ? undefined : new Bill(meter, estimate, request.echo)
     return this.inner.generate(request, (event) => {
       if (event.type === 'started') ticket.started()
       else if (event.type === 'usage' || event.type === 'error') ticket.ended()
@@ -135,23 +135,31 @@ export class GuardedGenerator implements Generator {
 class Bill {
   #started = false
   #charged: number
+  /** Choices that have shown the prompt, which the estimate has charged for. */
+  readonly #echoed = new Set<number>()
 
   constructor(
     private readonly meter: Meter,
     private readonly estimate: number,
+    private readonly echo: boolean,
   ) {
     this.#charged = estimate
   }
 
   take(event: GenerateEvent): void {
     if (event.type === 'started') this.#started = true
-    else if (event.type === 'text') this.#charge(event.tokens.length)
+    else if (event.type === 'text') this.#takeText(event.index, event.tokens.length)
     else if (event.type === 'usage') {
       this.#charge(event.usage.promptTokens + event.usage.completionTokens - this.#charged)
       // Whoever gave up while waiting has its request counted: asking and leaving must not be free.
     } else if (event.type === 'error' && !this.#started && event.error.code !== 'cancelled') {
       this.meter.refund(this.estimate)
     }
+  }
+
+  #takeText(choice: number, tokens: number): void {
+    if (this.echo && !this.#echoed.has(choice)) this.#echoed.add(choice)
+    else this.#charge(tokens)
   }
 
   #charge(tokens: number): void {

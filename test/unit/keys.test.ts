@@ -348,6 +348,23 @@ describe('access by key', () => {
     expect(refused).toMatchObject({ type: 'error', error: { code: 'rate_limit_exceeded' } })
   })
 
+  it.each([
+    ['the prompt once, however often it is echoed', 0, 'usage'],
+    ['what was generated after it', 60, 'error'],
+  ])('charges a request that is broken off for %s', async (_name, generated, next) => {
+    const { access, key, run, services } = oneKey({ tokens_per_minute: 1100 }, hold)
+    const prompt = Array.from({ length: 1000 }, () => 5)
+    const request = requestOf({ input: { kind: 'tokens', tokens: prompt }, echo: true, n: 2 })
+    const handle = access.admit(key.text).generator.generate(request, () => undefined)
+    const broken = await services.generator.run(0)
+    broken.start()
+    for (const choice of [0, 1]) broken.text('the prompt', choice, prompt)
+    for (const choice of [0, 1]) broken.text('the answer', choice, prompt.slice(0, generated))
+    handle.cancel()
+    services.generator.script = answer('x')
+    expect((await run()).at(-1)?.type).toBe(next)
+  })
+
   it('gives back what did no work', async () => {
     const full = new GatewayError('queue_full', 'full')
     const { run, services } = oneKey({ requests_per_minute: 1 }, (failing) => failing.fail(full))

@@ -91,9 +91,9 @@ export class EngineFleet {
     await Promise.all(this.#engines.map((engine) => engine.refresh()))
   }
 
-  /** Resolves when it is known whether the engine of this session outlived what it just reported. */
-  async confirm(session: object): Promise<void> {
-    await this.#engines.find((engine) => engine.session === session)?.confirm()
+  /** Resolves when it is known whether the engine of this session outlived what it just reported, or soon after `signal`. */
+  async confirm(session: object, signal: AbortSignal): Promise<void> {
+    await this.#engines.find((engine) => engine.session === session)?.confirm(signal)
   }
 
   /** Waiters.waitFor: `probe` is tried after every change of an engine or of what it says. */

@@ -127,14 +127,18 @@ export class EngineSupervisor {
     }
   }
 
-  /** Resolves when it is known whether the engine outlived what it just reported: it answers, or its session ended. */
-  async confirm(): Promise<void> {
+  /**
+   * Resolves when it is known whether the engine outlived what it just reported: it answers, or its session ended. When
+   * `signal` aborts nobody waits for more than the answer.
+   */
+  async confirm(signal: AbortSignal): Promise<void> {
     const session = this.#session
     if (this.#client === undefined || session === undefined) return
     try {
       this.#take(await describe(this.#client, 1000))
     } catch {
-      await this.#waiters.waitFor(() => (this.#session === session ? undefined : true), this.#options.hangAfterMs)
+      const over = (): true | undefined => (this.#session === session ? undefined : true)
+      await this.#waiters.waitFor(over, this.#options.hangAfterMs, signal)
     }
   }
 

@@ -120,9 +120,9 @@ export class Pipeline implements Generator, RunEnvironment {
     return find() ?? this.#await(find, lost.request.deadlineMs, this.#limits.failoverWaitMs, signal)
   }
 
-  async engineSettled(session: SequenceSession, stopping: boolean): Promise<void> {
-    if (!stopping) return this.#engine.confirm(session)
-    await this.#engine.waitFor(() => (session.open ? undefined : true), this.#limits.failoverWaitMs)
+  async engineSettled(session: SequenceSession, stopping: boolean, signal: () => AbortSignal): Promise<void> {
+    if (!stopping) return this.#engine.confirm(session, signal())
+    await this.#engine.waitFor(() => (session.open ? undefined : true), this.#limits.failoverWaitMs, signal())
   }
 
   /** A place for the request now; undefined when one is on its way. Throws when there will be none. */

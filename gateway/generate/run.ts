@@ -32,7 +32,7 @@ export interface RunEnvironment {
   /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
   nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement>
   /** Resolves when it is known whether the session's engine outlived what it just reported; `stopping`: when it is gone. */
-  engineSettled(session: SequenceSession, stopping: boolean): Promise<void>
+  engineSettled(session: SequenceSession, stopping: boolean, signal: () => AbortSignal): Promise<void>
   /** Milliseconds, monotonic. */
   now(): number
   /** Largest prompt that is taken at all. */
@@ -266,6 +266,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     try {
       // The session first tells all others that it has ended.
       await Promise.resolve()
+      if (this.#ended) return
       if (this.#losses.cause === 'rung_failed') await this.#settleRung()
       if (this.#ended) return
       this.#env.observer.onLost(this.record, this.#losses.cause)
@@ -287,7 +288,9 @@ export class Run implements GenerateHandle, ChoiceOwner {
   async #settleRung(): Promise<void> {
     const stopping = this.#losses.error?.code === 'shutting_down'
     const session = this.#flight?.session
-    if (session) await this.#env.engineSettled(session, stopping)
+    if (session) await this.#env.engineSettled(session, stopping, this.#signal)
+    // The gate is done with it.
+    if (this.#ended) return
     const { route } = this.record
     if (session?.open === false) {
       this.#losses.cause = 'engine_failed'

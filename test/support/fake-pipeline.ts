@@ -72,6 +72,10 @@ export class Setup {
   /** One rung, int4. */
   readonly model: ModelFacts = modelFacts('m', ['ready', 'ready', 'ready'], { tags: ['chat'], maxModelLen: CONTEXT })
   readonly pipeline: Pipeline
+  /** Waits for the engine that nothing has ended. */
+  waiting = 0
+  /** When the engine has answered whether it outlived a failed step. */
+  confirmed: Promise<void> = Promise.resolve()
   private checks: (() => void)[] = []
 
   constructor(limits: Partial<PipelineLimits> = {}, text: TextModel = fakeText()) {
@@ -88,9 +92,10 @@ export class Setup {
         return sessionFor() !== undefined
       },
       waiting: 0,
-      confirm: async () => undefined,
-      waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) =>
-        new Promise<T | undefined>((resolve) => {
+      confirm: () => this.confirmed,
+      waitFor: <T>(probe: () => T | undefined, timeoutMs: number, signal?: AbortSignal) => {
+        this.waiting++
+        const ended = new Promise<T | undefined>((resolve) => {
           const check = (): void => {
             const value = probe()
             if (value !== undefined) resolve(value)
@@ -99,7 +104,9 @@ export class Setup {
           check()
           signal?.addEventListener('abort', () => resolve(undefined))
           if (timeoutMs === 1) resolve(undefined)
-        }),
+        })
+        return ended.finally(() => this.waiting--)
+      },
     }
     const bounds = { maxPromptTokens: 1000, engineWaitMs: 5000, failoverWaitMs: 5000, maxEngineWaiting: 4, ...limits }
     const telemetry = new RunTelemetry(this.metrics, pino({ level: 'silent' }), false)

@@ -3,7 +3,7 @@ import type { GenerateEvent } from '../../gateway/request.js'
 import { loadTextModel } from '../../gateway/text/model-text.js'
 import type { TextModel } from '../../gateway/text/types.js'
 import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
-import { CONTEXT, ladder, settle, Setup } from '../support/fake-pipeline.js'
+import { CONTEXT, ladder, requestOf, settle, Setup } from '../support/fake-pipeline.js'
 import { TINY_STOP_TOKEN, tinyTokenizerAssets, tinyTokens } from '../support/tiny-tokenizer.js'
 
 let text: TextModel
@@ -238,6 +238,30 @@ describe('an engine that stops by itself', () => {
     expect(setup.session.submitted).toMatchObject([{ prompt: tinyTokens('abx'), replayedTokens: 1 }])
     expect(ofType(setup.events, 'degraded')).toMatchObject([{ cause: 'engine_failed' }])
   })
+
+  it('is not waited for when the client has left', async () => {
+    const setup = new Setup({}, text)
+    const handle = await setup.start(PROMPT)
+    const error = { code: 'shutting_down', message: 'the engine is stopping', retryAfterMs: 0 }
+    setup.session.delta(1, [], FinishReason.ERROR, { error })
+    await settle()
+    expect(setup.waiting).toBe(1)
+    handle.cancel()
+    await settle()
+    expect(setup.error).toMatchObject({ code: 'cancelled' })
+    expect(setup.waiting).toBe(0)
+  })
+
+  it('is not waited for by a request of which another choice has failed', async () => {
+    const setup = new Setup({}, text)
+    await setup.start({ ...PROMPT, n: 2 })
+    const error = { code: 'shutting_down', message: 'the engine is stopping', retryAfterMs: 0 }
+    setup.session.delta(1, [], FinishReason.ERROR, { error })
+    setup.session.delta(2, [], FinishReason.DEADLINE)
+    await settle()
+    expect(setup.error).toMatchObject({ code: 'deadline_exceeded' })
+    expect(setup.waiting).toBe(0)
+  })
 })
 
 describe('a stream whose rung fails', () => {
@@ -259,6 +283,24 @@ describe('a stream whose rung fails', () => {
       },
     ])
     expect(textOf(setup.events)).toBe('xyz')
+  })
+
+  it('is not blamed for the death of an engine that its client did not wait for', async () => {
+    const setup = new Setup({}, text)
+    const handle = await setup.start(PROMPT)
+    setup.die()
+    await setup.restart()
+    let confirm = (): void => undefined
+    setup.confirmed = new Promise((resolve) => (confirm = resolve))
+    await failStep(setup, 1)
+    handle.cancel()
+    setup.die()
+    confirm()
+    await setup.restart()
+    setup.pipeline.generate({ ...requestOf(), ...PROMPT }, () => undefined)
+    await settle()
+    // Nobody is on trial, so that the next request runs at once.
+    expect(setup.session.submitted).toHaveLength(1)
   })
 
   it('gets a clean error instead of another rung when it forbids to degrade', async () => {

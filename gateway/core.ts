@@ -1,4 +1,4 @@
-import { copyFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Config, ConfigWatcher } from '../engine/config/index.js'
 import type { EngineCommand } from './engine-client/process.js'
@@ -142,7 +142,7 @@ export class Core {
   async #reload(next: Config, text: string): Promise<void> {
     const { server } = next
     this.#config = next
-    writeFileSync(this.#lastGoodFile, text, { mode: 0o600 })
+    this.#keepLastGood(text)
     this.#pipeline.setWaits(server.engine_wait, server.failover_wait)
     this.engines.setHangAfter(server.engine_timeout)
     this.#streams.setGrace(server.resume_grace)
@@ -163,6 +163,21 @@ export class Core {
   /** How long requests in flight may go on at the end, by the configuration in use, milliseconds. */
   get drainMs(): number {
     return this.#config.server.drain_timeout
+  }
+
+  /** Where it cannot be written, the copy before it stays: the engines have the edit, and the gateway must follow them. */
+  #keepLastGood(text: string): void {
+    const next = `${this.#lastGoodFile}.new`
+    try {
+      writeFileSync(next, text, { mode: 0o600 })
+      renameSync(next, this.#lastGoodFile)
+    } catch (error) {
+      rmSync(next, { force: true })
+      this.services.log.warn(
+        { err: error },
+        'no copy of the edit: beside a refused one, engines start from the copy before',
+      )
+    }
   }
 
   /** Keys may name models that this edit removed. */

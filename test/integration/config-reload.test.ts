@@ -1,5 +1,5 @@
 /** Edits of models.yaml while the engine serves: what changes, what is left alone, what is refused. */
-import { mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
@@ -266,6 +266,30 @@ describe('the whole program', { timeout: 60_000 }, () => {
     await box.until(() => reloaded() === 2, 'engine and gateway have the edit')
     expect(before).not.toEqual([504, 3575, 282, 4649])
     expect(await tokens()).toEqual([504, 3575, 282, 4649])
+  })
+
+  it('takes an edit of which it cannot keep a copy', async () => {
+    const head = 'server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engine_wait: 60s }\n'
+    const box = GatewayProcess.startShipped(() => head + yaml())
+    cleanups.push(() => box.close())
+    await box.ready()
+    const folder = readdirSync(box.tmp).find((name) => name.startsWith('edgeshift-')) ?? ''
+    const copy = join(box.tmp, folder, 'last-good.yaml')
+    rmSync(copy)
+    // Nothing can be written there, whoever tries.
+    mkdirSync(join(copy, 'in the way'), { recursive: true })
+    writeFileSync(join(box.tmp, 'models.yaml'), head + yaml({ models: [model('a', 'f16'), model('c', 'f32')] }))
+    const logged = (msg: RegExp) => box.log.find((line) => msg.test(String(line['msg'])) && line['name'] !== 'engine')
+    await box.until(() => logged(/^(configuration reloaded|the texts of .*)$/) !== undefined, 'the edit is read')
+    expect(logged(/reloaded/)).toBeDefined()
+    expect(logged(/^no copy of the edit/)).toMatchObject({ level: 40, err: { code: 'EISDIR' } })
+    expect(readdirSync(join(box.tmp, folder))).not.toContain('last-good.yaml.new')
+    const response = await fetch(`${box.url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ model: 'c', prompt: [1, 2], max_tokens: 2 }),
+    })
+    expect(response.status).toBe(200)
   })
 
   it('serves a model that is added, keeps the old configuration after a bad edit, also through a crash', async () => {

@@ -17,10 +17,14 @@ export class QueuePace {
 
   /** The queue has `waiting` sequences now. */
   observe(waiting: number, now: number): void {
-    if (waiting === 0) {
-      this.since = undefined
-      this.ends = 0
-    } else this.since ??= now
+    if (waiting === 0) this.emptied()
+    else this.since ??= now
+  }
+
+  /** Nobody waits any more: what was measured ends here. */
+  emptied(): void {
+    this.since = undefined
+    this.ends = 0
   }
 
   /** A sequence ended that had run. */

@@ -89,12 +89,13 @@ export class Scheduler {
    * preempted.
    */
   withdraw(all: boolean): Sequence[] {
-    if (all) for (const sequence of this.running.toReversed()) this.preempt(sequence)
+    if (all) for (const sequence of this.running.toReversed()) this.requeue(sequence)
     const out = [...this.waiting].filter(({ firstScheduledAt }) => all || firstScheduledAt === undefined)
     for (const sequence of out) {
       this.waiting.remove(sequence)
       this.share.leave(sequence.submit.tenant)
     }
+    if (this.waiting.size === 0) this.pace.emptied()
     if (this.size === 0) this.arena.setStarving(this.pool, false)
     return out.toSorted((a, b) => a.arrival - b.arrival)
   }
@@ -105,16 +106,16 @@ export class Scheduler {
    */
   plan(now: number): StepPlan | undefined {
     const plan: StepPlan = { entries: [], admitted: [], tokens: 0, batchTokens: 0, at: now }
-    this.makeWay()
+    this.makeWay(now)
     const preempted = this.counters.preemptions
     const [interactive, batch] = this.runnable()
-    for (const sequence of interactive) if (isDecode(sequence)) this.extend(plan, sequence)
-    for (const sequence of batch) if (isDecode(sequence)) this.extend(plan, sequence)
-    for (const sequence of interactive) if (!isDecode(sequence)) this.extend(plan, sequence)
+    for (const sequence of interactive) if (isDecode(sequence)) this.extend(plan, sequence, now)
+    for (const sequence of batch) if (isDecode(sequence)) this.extend(plan, sequence, now)
+    for (const sequence of interactive) if (!isDecode(sequence)) this.extend(plan, sequence, now)
     // Freed blocks belong to those still running; newcomers wait for a step without preemption.
     const admits = (): boolean => this.counters.preemptions === preempted
     let blocked = admits() && this.admitAll(plan, now, false)
-    for (const sequence of batch) if (!isDecode(sequence)) this.extend(plan, sequence)
+    for (const sequence of batch) if (!isDecode(sequence)) this.extend(plan, sequence, now)
     if (admits()) {
       blocked ||= this.admitAll(plan, now, true)
       this.arena.setStarving(this.pool, blocked && this.running.length === 0)
@@ -209,13 +210,13 @@ export class Scheduler {
   }
 
   /** Adds a running sequence's next tokens to the plan, preempting worse ones or itself when blocks run out. */
-  private extend(plan: StepPlan, sequence: Sequence): void {
+  private extend(plan: StepPlan, sequence: Sequence, now: number): void {
     const budget = this.budgetFor(plan, sequence)
     if (budget <= 0 || sequence.state !== 'running') return
     const entry = planEntry(sequence, budget)
     while (!this.reserve(sequence, entry.first + entry.count)) {
       const victim = this.victim(plan)
-      this.preempt(victim ?? sequence)
+      this.preempt(victim ?? sequence, now)
       if (!victim || victim === sequence) return
     }
     commit(plan, entry)
@@ -240,8 +241,14 @@ export class Scheduler {
     return this.running.findLast((sequence) => !planned.has(sequence))
   }
 
+  /** Puts it back in the queue, which others have to wait in from now on. */
+  private preempt(sequence: Sequence, now: number): void {
+    this.requeue(sequence)
+    this.pace.observe(this.waiting.size, now)
+  }
+
   /** Back to the queue; its full blocks stay cached, so that less has to be computed or copied again. */
-  private preempt(sequence: Sequence): void {
+  private requeue(sequence: Sequence): void {
     this.counters.preemptions++
     this.swapper?.out(sequence)
     this.leaveRunning(sequence)
@@ -250,7 +257,6 @@ export class Scheduler {
     sequence.progressAt = undefined
     sequence.epoch++
     this.waiting.push(sequence)
-    this.pace.observe(this.waiting.size, sequence.arrivedAt)
   }
 
   /** Milliseconds that a newcomer waits at least, by the measured pace; undefined while that is not known. */
@@ -260,7 +266,7 @@ export class Scheduler {
   }
 
   /** Preempts running sequences for waiting ones that are more urgent and find no slot or no blocks. */
-  private makeWay(): void {
+  private makeWay(now: number): void {
     const head = this.waiting.peek()
     if (!head || !this.arena.mayAdmit(this.pool)) return
     for (let worst = this.running.at(-1); worst; worst = this.running.at(-1)) {
@@ -268,7 +274,7 @@ export class Scheduler {
       if (head.submit.priority >= priority) return
       const spare = this.spareSlots(worst)
       if (this.hasRoom(this.waiting.above(priority).slice(0, this.freeSlots.length + spare), spare > 0)) return
-      this.preempt(worst)
+      this.preempt(worst, now)
     }
   }
 
@@ -359,7 +365,7 @@ export class Scheduler {
   }
 
   private preemptHeld(now: number): void {
-    for (const sequence of this.running.filter((s) => heldFor(s, now) >= HOLD_GRACE_MS)) this.preempt(sequence)
+    for (const sequence of this.running.filter((s) => heldFor(s, now) >= HOLD_GRACE_MS)) this.preempt(sequence, now)
   }
 
   private remove(sequence: Sequence, now: number): void {

@@ -134,4 +134,34 @@ describe('a deadline', () => {
     expect(collect(fake, { ...asked, sequenceId: 101, priority: -1, deadlineMs: 5000 }).end).toBeUndefined()
     expect(collect(fake, { ...asked, sequenceId: 102, prompt: [1, 2], replayedTokens: 1 }).end).toBeUndefined()
   })
+
+  it('is held against the pace since others have had to wait, not since a preempted request came', async () => {
+    let now = 0
+    const fake = start({ limits: { maxNumSeqs: 1 }, clock: () => now })
+    const old = collect(fake, submitOf(1, [1], { priority: 10, maxTokens: 58 }))
+    while (old.tokens.length === 0) await new Promise((resolve) => setImmediate(resolve))
+    now = 300_000
+    const urgent = Array.from({ length: 10 }, (_, i) => collect(fake, submitOf(i + 2, [i], { maxTokens: 2 })))
+    for (const collector of urgent) {
+      await collector.done
+      now += 200
+    }
+    const scheduler = fake.engine.devices[0]?.residents[0]?.scheduler
+    expect([old.end, scheduler?.counters.preemptions]).toEqual([undefined, 1])
+    expect(scheduler?.expectedWaitMs(submitOf(99, [1], { priority: 10 }), now)).toBeCloseTo(200)
+  })
+})
+
+it('a queue that was taken back leaves no pace behind', async () => {
+  let now = 0
+  const fake = start({ limits: { maxNumSeqs: 1 }, clock: () => now })
+  const scheduler = fake.engine.devices[0]?.residents[0]?.scheduler
+  const all = Array.from({ length: 14 }, (_, i) => collect(fake, submitOf(i + 1, [i], { maxTokens: 20 })))
+  for (const collector of all.slice(0, 10)) {
+    await collector.done
+    now += 200
+  }
+  expect(scheduler?.expectedWaitMs(submitOf(99, [1]), now)).toBeGreaterThan(0)
+  expect(scheduler?.withdraw(true)).toHaveLength(4)
+  expect(scheduler?.expectedWaitMs(submitOf(99, [1]), now)).toBeUndefined()
 })

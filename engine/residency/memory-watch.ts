@@ -16,16 +16,14 @@ export interface ProcessMemory {
  * an alarm: something holds memory that no entry knows.
  */
 export class MemoryWatch {
-  private readonly devices: EngineDevice[]
   private readonly baseBytes: number
   private readonly timer: NodeJS.Timeout
 
-  /** To be made after the devices were opened and before anything is loaded. */
+  /** To be made after the devices were opened and before anything is loaded; those that an edit opens later count as well. */
   constructor(
     private readonly engine: Engine,
     private readonly measure: () => ProcessMemory | undefined = processMemory,
   ) {
-    this.devices = engine.devices.filter(({ description }) => description.kind === 'cpu')
     this.baseBytes = nativeBytes(measure()) ?? 0
     this.timer = setInterval(() => this.check(), INTERVAL_MS)
     this.timer.unref()
@@ -34,13 +32,14 @@ export class MemoryWatch {
   /** Measures now and tells the devices; logs where an alarm begins or ends. */
   check(): void {
     const now = nativeBytes(this.measure())
-    if (now === undefined || this.devices.length === 0) return
+    const devices = this.engine.devices.filter(({ description }) => description.kind === 'cpu')
+    if (now === undefined || devices.length === 0) return
     const measuredBytes = Math.max(0, now - this.baseBytes)
     // One process: its memory cannot be told apart by device.
-    const driftBytes = measuredBytes - sum(this.devices, heldBytes)
-    const alarm = driftBytes > sum(this.devices, overheadBytes)
-    const before = this.devices[0]?.drift?.alarm ?? false
-    for (const device of this.devices) device.drift = { measuredBytes, driftBytes, alarm }
+    const driftBytes = measuredBytes - sum(devices, heldBytes)
+    const alarm = driftBytes > sum(devices, overheadBytes)
+    const before = devices[0]?.drift?.alarm ?? false
+    for (const device of devices) device.drift = { measuredBytes, driftBytes, alarm }
     if (alarm === before) return
     if (alarm)
       this.engine.options.log.error({ measuredBytes, driftBytes }, 'the process holds more memory than the ledger')

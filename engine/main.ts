@@ -28,6 +28,12 @@ import { StepHungError } from './step/step-loop.js'
 
 /** Exit codes beside 0 and 1: the device is lost, a restart brings it back. */
 const EXIT_DEVICE_FAILED = 70
+/**
+ * What ends an engine whose step hangs: a thread that stays in a native call would hold up an orderly exit for ever. An alarm
+ * is a process's own, where SIGKILL may be anybody's (gateway/engine-client/process.ts), and writes no core with weights
+ * and prompts as SIGABRT may.
+ */
+const HUNG_SIGNAL = 'SIGALRM'
 /** Time that running sequences get to end after SIGTERM. */
 const DRAIN_MS = 5000
 /** Time for the last messages to be written out. */
@@ -88,8 +94,7 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   }
   const deviceFailed = (error: unknown): void => {
     logger.fatal({ err: error }, 'a device is lost')
-    // A thread that hangs in a native call would hold up an orderly exit for ever.
-    if (error instanceof StepHungError) process.kill(process.pid, 'SIGKILL')
+    if (error instanceof StepHungError) process.kill(process.pid, HUNG_SIGNAL)
     // After this step's sequences were told.
     setImmediate(() => exit(EXIT_DEVICE_FAILED, FLUSH_MS))
   }

@@ -17,13 +17,14 @@ export interface ExitInfo {
   lastLines: readonly string[]
 }
 
-/** Signals that a process raises by what it does; others are sent to it. */
+/** Signals that a process raises by what it does, SIGALRM as an engine whose step hangs; others are sent to it. */
 const OWN_SIGNALS: ReadonlySet<string> = new Set([
   'SIGSEGV',
   'SIGBUS',
   'SIGILL',
   'SIGFPE',
   'SIGABRT',
+  'SIGALRM',
   'SIGTRAP',
   'SIGSYS',
 ])

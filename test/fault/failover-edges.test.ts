@@ -102,6 +102,8 @@ describe('failover', { timeout: 120_000 }, () => {
 
   it.each([
     ['SIGABRT', 3],
+    // An engine's own end where a step hangs.
+    ['SIGALRM', 3],
     // Somebody from outside may have sent that one: it takes one more.
     ['SIGKILL', 4],
   ])('refuses a poison request that is the only one, and serves the next: %s', async (signal, engines) => {

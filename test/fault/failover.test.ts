@@ -153,6 +153,10 @@ async function edited(edit: (text: string) => string, run: () => Promise<void>):
 const reasons = (): unknown[] =>
   box.log.flatMap(({ msg, err }) => (msg === 'a device is lost' ? [(err as { message: string }).message] : []))
 
+/** Signals that engines ended by; null: none. */
+const ends = (): unknown[] =>
+  box.log.flatMap(({ msg, signal }) => (msg === 'the engine ended; it is restarted' ? [signal] : []))
+
 describe('an engine that goes wrong', { timeout: 180_000 }, () => {
   it('because its device fails ends, and its requests go on with their texts on the next', async () => {
     await askThrough(inNextStep(LOSE_DEVICE))
@@ -163,6 +167,8 @@ describe('an engine that goes wrong', { timeout: 180_000 }, () => {
     const brief = (text: string): string => `${text}\nscheduler: { step_timeout: 4s }\n`
     await edited(brief, () => askThrough(inNextStep(HANG)))
     expect(reasons().at(-1)).toMatch(/^a step with \d+ sequences has made no progress for 4000 ms$/)
+    // By its own hand, so that a request which does this each time is found as fast as one that crashes it.
+    expect(ends().at(-1)).toBe('SIGALRM')
   })
 
   it('because it is stopped (SIGSTOP) is killed after engine_timeout, and its requests go on with their texts on the next', async () => {

@@ -14,5 +14,5 @@ export {
   type VariantConfig,
 } from './schema.js'
 export { locateRemarks, parseStrict, readText } from './strict.js'
-export { type Address, gigabytesToBytes, isLoopback } from './values.js'
+export { type Address, gigabytesToBytes, isLoopback, MAX_TIMER_MS } from './values.js'
 export { ConfigWatcher } from './watch.js'

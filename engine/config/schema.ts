@@ -3,7 +3,7 @@
  * description: the JSON Schema and docs/configuration.md are generated from it.
  */
 import { z } from 'zod'
-import { address, duration, gigabytes, threads } from './values.js'
+import { address, anyDuration, duration, gigabytes, LONGEST_DURATION, threads } from './values.js'
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*$/
 
@@ -30,15 +30,17 @@ const server = z.strictObject({
     .prefault('127.0.0.1:8080')
     .describe('Address of HTTP and of the WebSocket chat (/v1/chat/ws). Port 0: any free port.'),
   grpc: address().prefault('127.0.0.1:8081').describe('Address of the public gRPC service. Port 0: any free port.'),
-  engine_wait: duration()
+  engine_wait: anyDuration()
     .prefault('5s')
     .describe('How long a request waits for an engine that is being started or a rung that is being loaded.'),
-  failover_wait: duration()
+  failover_wait: anyDuration()
     .prefault('60s')
     .describe('How long a request that was lost in flight waits for its rung to come back.'),
   engine_timeout: duration()
     .prefault('30s')
-    .describe('An engine that does not answer a health check for this long is killed and started anew.'),
+    .describe(
+      `An engine that does not answer a health check for this long is killed and started anew. At most ${LONGEST_DURATION}.`,
+    ),
   engines: z
     .enum(['shared', 'per_device'])
     .default('shared')
@@ -47,10 +49,14 @@ const server = z.strictObject({
     ),
   drain_timeout: duration()
     .prefault('30s')
-    .describe('How long requests in flight may go on after SIGTERM; then they end with shutting_down.'),
+    .describe(
+      `How long requests in flight may go on after SIGTERM; then they end with shutting_down. At most ${LONGEST_DURATION}.`,
+    ),
   resume_grace: duration()
     .prefault('30s')
-    .describe('How long a resumable stream whose client is gone goes on, and is kept after its end.'),
+    .describe(
+      `How long a resumable stream whose client is gone goes on, and is kept after its end. At most ${LONGEST_DURATION}.`,
+    ),
   cache_dir: z
     .string()
     .min(1)
@@ -137,7 +143,7 @@ const placement = z.strictObject({
     .boolean()
     .default(false)
     .describe('Never unload it, once loaded, to make room or because nobody asks; pinned models are loaded first.'),
-  keep_alive: duration().prefault('10m').describe('Unload a rung after this time without requests.'),
+  keep_alive: anyDuration().prefault('10m').describe('Unload a rung after this time without requests.'),
 })
 
 const policy = z.strictObject({
@@ -157,10 +163,10 @@ const policy = z.strictObject({
     .default(['oom', 'failure', 'pressure', 'deadline'])
     .describe('What moves a model down its ladder.'),
   max_failures: z.int().min(1).max(1000).default(3).describe('Failures in a row after which a rung is left.'),
-  recover_after: duration()
+  recover_after: anyDuration()
     .prefault('60s')
     .describe('Time of health before a move up, and until a rung that kept failing is tried again.'),
-  min_dwell: duration().prefault('120s').describe('Shortest time from a move to the next move up.'),
+  min_dwell: anyDuration().prefault('120s').describe('Shortest time from a move to the next move up.'),
 })
 
 const model = z.strictObject({
@@ -192,9 +198,9 @@ const scheduler = z.strictObject({
   step_timeout: duration()
     .prefault('2m')
     .describe(
-      'A step that makes no progress for this long counts as hung: the engine ends itself and is started anew.',
+      `A step that makes no progress for this long counts as hung: the engine ends itself and is started anew. At most ${LONGEST_DURATION}.`,
     ),
-  interactive_goal: duration()
+  interactive_goal: anyDuration()
     .prefault('300ms')
     .describe(
       'An interactive request is to have its first token, and each next one, within this time: batch work beside it gets as much of the steps as that leaves; 0ms: no goal.',

@@ -7,9 +7,17 @@ export interface Address {
   port: number
 }
 
+/** The longest time that setTimeout takes, milliseconds: 24.8 days. More would end at once. */
+export const MAX_TIMER_MS = 2 ** 31 - 1
+
 const ADDRESS = /^(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})$/
 const DURATION = /^(\d{1,9})(ms|s|m|h)$/
-const UNITS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
+const HOUR_MS = 3_600_000
+const UNITS: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: HOUR_MS }
+/** Whole hours: a timer may wait for what comes after such a duration as well. */
+const LONGEST_HOURS = Math.floor(MAX_TIMER_MS / HOUR_MS)
+/** The longest duration that is given to a timer, as the file has it. */
+export const LONGEST_DURATION = `${LONGEST_HOURS}h`
 
 function parseAddress(text: string): Address | undefined {
   const [, v6, name, digits] = ADDRESS.exec(text) ?? []
@@ -40,8 +48,15 @@ function parsed<T>(pattern: RegExp, parse: (text: string) => T | undefined, expe
 /** "host:port" or "[ipv6]:port"; port 0 lets the system choose. */
 export const address = () => parsed(ADDRESS, parseAddress, 'host:port, e.g. 127.0.0.1:8080')
 
-/** "500ms", "60s", "10m" or "1h"; milliseconds after parsing. */
-export const duration = () => parsed(DURATION, parseDuration, 'a duration such as 500ms, 60s, 10m or 1h')
+/** "500ms", "60s", "10m" or "1h"; milliseconds after parsing. Of any length: a timer must not be given it as it is. */
+export const anyDuration = () => parsed(DURATION, parseDuration, 'a duration such as 500ms, 60s, 10m or 1h')
+
+/** The same for what a timer waits for: at most LONGEST_DURATION. */
+export const duration = () =>
+  anyDuration().refine(
+    (ms) => ms <= LONGEST_HOURS * HOUR_MS,
+    `longer than a timer can wait; at most ${LONGEST_DURATION}`,
+  )
 
 /** "auto" (every core this process may use) or a number. */
 export const threads = () =>

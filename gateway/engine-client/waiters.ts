@@ -1,5 +1,4 @@
-/** setTimeout takes no more. */
-const MAX_TIMER_MS = 2 ** 31 - 1
+import { MAX_TIMER_MS } from '../../engine/config/index.js'
 
 /** Those that wait for a change of one engine or another. */
 export class Waiters {

@@ -96,6 +96,15 @@ test.each(['auto', 'fp16', 'fp8', 'int8'] as const)('a KV cache of type %s, for 
   expect(own.models[0]?.kv_cache_dtype).toBe(dtype)
 })
 
+test('durations that a timer waits for go as far as timers do, others as far as people write', () => {
+  const timed = having('scheduler: { step_timeout: 35760m }', 'server: { engine_timeout: 596h, failover_wait: 9999h }')
+  const { scheduler, server } = parseConfig(timed, '/box/models.yaml')
+  expect([scheduler.step_timeout, server.engine_timeout]).toEqual([596 * 3_600_000, 596 * 3_600_000])
+  expect(server.failover_wait).toBe(9999 * 3_600_000)
+  const kept = model('variants: [{precision: fp16, path: x}]', 'placement: { keep_alive: 999999999h }')
+  expect(parseConfig(kept, '/box/models.yaml').models[0]?.placement.keep_alive).toBe(999_999_999 * 3_600_000)
+})
+
 describe('one value', () => {
   test.each([
     ['unknown key', having('sever: {}'), '2:1 sever: unknown key; did you mean "server"?'],
@@ -181,6 +190,21 @@ describe('one value', () => {
       'duration',
       model('variants: [{precision: fp16, path: x}]', 'placement: { keep_alive: 10 min }'),
       '4:30 models[0].placement.keep_alive: expected a duration such as 500ms, 60s, 10m or 1h, found "10 min"',
+    ],
+    [
+      'duration where a timer waits for it',
+      having('server: { drain_timeout: 10 min }'),
+      '2:26 server.drain_timeout: expected a duration such as 500ms, 60s, 10m or 1h, found "10 min"',
+    ],
+    ...['engine_timeout', 'drain_timeout', 'resume_grace'].map((key): [string, string, string] => [
+      `${key} longer than a timer takes`,
+      having(`server: { ${key}: 597h }`),
+      `2:${13 + key.length} server.${key}: longer than a timer can wait; at most 596h`,
+    ]),
+    [
+      'step_timeout longer than a timer takes',
+      having('scheduler: { step_timeout: 35761m }'),
+      '2:28 scheduler.step_timeout: longer than a timer can wait; at most 596h',
     ],
     [
       'threads',

@@ -48,6 +48,8 @@ export class Reloader {
     for (const { governor } of engine.devices) governor.goalMs = next.scheduler.interactive_goal
     this.setBudgets(diff)
     for (const id of diff.retired) this.retire(id)
+    // Before devices are opened: only those are that some model may be on.
+    for (const model of next.models) this.update(model, next)
     const fresh = new Set(diff.fresh)
     const read = readCatalog({ ...next, models: next.models.filter(({ id }) => fresh.has(id)) }, (path) =>
       this.addon.readGguf(path),
@@ -56,7 +58,6 @@ export class Reloader {
     openDevices(residency, engine, next.devices, [...read.known, ...this.keptKnown()], this.addon, this.options)
     this.noteOpened(next)
     declare(residency, engine, read)
-    for (const model of next.models) this.update(model, next)
     this.sort(next)
     residency.start(preloadOrder(read.known, elsewhere))
     engine.changed()

@@ -235,6 +235,14 @@ describe('a running engine', () => {
     expect(box.residency.outlook(box.variant('a:fp16'))).toMatchObject({ loadable: true })
     expect((await box.ask('a:fp16', [1])).end.finishReason).toBe(FinishReason.LENGTH)
   })
+
+  it('opens a device that comes for models which go on', async () => {
+    const box = await start()
+    const more = yaml().replace(']\n', ', { id: cpu1, kind: cpu, threads: 1, memory_gb: 0.5 }]\n')
+    box.reloader.apply(parseConfig(more, 'models.yaml'))
+    expect(box.engine.devices.map(({ description }) => description.id)).toEqual(['cpu0', 'cpu1'])
+    expect(states(box)).toEqual(['a:fp16 READY', 'b:int8 READY'])
+  })
 })
 
 describe('the whole program', { timeout: 60_000 }, () => {

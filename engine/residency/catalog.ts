@@ -1,4 +1,4 @@
-import type { Config, ModelConfig } from '../config/index.js'
+import type { Config, DeviceConfig, ModelConfig } from '../config/index.js'
 import type { GgufFile, KvCacheDtype, LoadRequest, Precision, SlotState } from '../native.js'
 import type { SchedulerLimits } from '../scheduler/limits.js'
 import {
@@ -91,9 +91,7 @@ function describe(
   const maxModelLen = Math.min(model.max_model_len ?? card.contextLength, card.contextLength)
   const { spec, files, weights } = card
   const devices = model.placement.devices ?? allDevices.map(({ id }) => id)
-  // An engine that serves another device lists the model all the same.
-  const able = allDevices.filter(({ id }) => devices.includes(id))
-  const kinds = [...new Set((able.length > 0 ? able : allDevices).map(({ kind }) => kind))]
+  const kinds = kindsOf(devices, allDevices)
   /** The most that it takes on any device it may be on. */
   const most = (bytesOn: (kind: 'cpu' | 'cuda') => number): number => Math.max(...kinds.map(bytesOn))
   const kvCacheDtype = kvDtypeOf(model.kv_cache_dtype ?? scheduler.kv_cache_dtype)
@@ -130,6 +128,16 @@ function describe(
     request,
     promptRopes: (length) => promptRopes(spec, length),
   }
+}
+
+/**
+ * What a model's sizes are estimated for. An engine that serves another device lists the model all the same, also one whose
+ * own device was dropped from the file.
+ */
+function kindsOf(wanted: readonly string[], devices: readonly DeviceConfig[]): DeviceConfig['kind'][] {
+  const able = devices.filter(({ id }) => wanted.includes(id))
+  const kinds = new Set((able.length > 0 ? able : devices).map(({ kind }) => kind))
+  return kinds.size > 0 ? [...kinds] : ['cpu']
 }
 
 /** What is meant by a file's word. */

@@ -41,6 +41,16 @@ export function diffConfig(old: Config, next: Config, stale: ReadonlySet<string>
   }
 }
 
+/**
+ * What models may be on after an edit: the devices of the file, those that are open already as they were opened, and those that
+ * it dropped, which stay until the next start.
+ */
+export function devicesInUse({ devices: opened }: Pick<Opened, 'devices'>, { devices: next }: Config): DeviceConfig[] {
+  const listed = new Set(next.map(({ id }) => id))
+  const as = (device: DeviceConfig): DeviceConfig => opened.find(({ id }) => id === device.id) ?? device
+  return [...next.map(as), ...opened.filter(({ id }) => !listed.has(id))]
+}
+
 /** Keys of `server` that the engine reads at its start. */
 function laterServer({ server: old }: Opened, { server: next }: Config): Finding[] {
   const message = 'takes effect at the next start; until then the old one is used'

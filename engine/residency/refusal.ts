@@ -2,6 +2,7 @@ import type { DeviceState, VariantDemand } from './state.js'
 
 /** Why a variant fits none of these devices, with figures. */
 export function refusal(demand: VariantDemand, candidates: readonly DeviceState[]): string {
+  if (demand.devices.length === 0) return 'the device of this engine is not in the configuration any more'
   if (candidates.length === 0) return `none of its devices (${demand.devices.join(', ')}) could be opened`
   const tooLarge = candidates.filter(({ slabBytes }) => demand.blockBytes > slabBytes)
   if (tooLarge.length === candidates.length) {

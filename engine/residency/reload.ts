@@ -1,9 +1,9 @@
-import type { Config, ModelConfig } from '../config/index.js'
+import type { Config, DeviceConfig, ModelConfig } from '../config/index.js'
 import type { DeviceOptions } from '../device.js'
 import type { Engine } from '../engine.js'
 import type { NativeAddon } from '../native.js'
 import { type Catalog, readCatalog } from './catalog.js'
-import { type ConfigDiff, diffConfig, type Opened } from './diff.js'
+import { type ConfigDiff, devicesInUse, diffConfig, type Opened } from './diff.js'
 import { budgetOf, findDevices } from './open.js'
 import type { Residency } from './residency.js'
 import { declare, openDevices, preloadOrder } from './setup.js'
@@ -48,10 +48,11 @@ export class Reloader {
     for (const { governor } of engine.devices) governor.goalMs = next.scheduler.interactive_goal
     this.setBudgets(diff)
     for (const id of diff.retired) this.retire(id)
+    const devices = devicesInUse(this.opened, next)
     // Before devices are opened: only those are that some model may be on.
-    for (const model of next.models) this.update(model, next)
+    for (const model of next.models) this.update(model, devices)
     const fresh = new Set(diff.fresh)
-    const read = readCatalog({ ...next, models: next.models.filter(({ id }) => fresh.has(id)) }, (path) =>
+    const read = readCatalog({ ...next, devices, models: next.models.filter(({ id }) => fresh.has(id)) }, (path) =>
       this.addon.readGguf(path),
     )
     for (const [id, card] of read.cards) this.catalog.cards.set(id, card)
@@ -85,7 +86,7 @@ export class Reloader {
   }
 
   /** What may be edited of a model without reading it again. */
-  private update({ id, placement }: ModelConfig, { devices }: Config): void {
+  private update({ id, placement }: ModelConfig, devices: readonly DeviceConfig[]): void {
     for (const { name } of this.variantsOf(id)) {
       const managed = this.residency.managed.get(name)
       if (!managed) continue

@@ -168,3 +168,27 @@ it('an edit of models.yaml reaches both engines', { timeout: 60_000 }, async () 
   }
   expect(await rows(box)).toMatchObject({ left: { device: 'one' }, a: { state: 'ready' }, b: { state: 'ready' } })
 })
+
+it(
+  'a device that an edit drops is used until the next start, and its engine may die meanwhile',
+  { timeout: 60_000 },
+  async () => {
+    const { box, clients } = await start()
+    const expected = (await askAll(clients)).map(({ answer }) => answer.text)
+    const dropped = CONFIG.replace(/ {2}- \{ id: two,.*\n/, '').replaceAll(/placement: \{ devices: \[[^\]]*\] \}/g, '')
+    writeFileSync(join(box.tmp, 'models.yaml'), `${dropped}scheduler: { max_num_seqs: 32 }\n`)
+    await eventually(() => reloads(box) === 3, 'gateway and engines have read the edit')
+    // The metrics ask every engine anew, so that what is known below is what they say after the edit.
+    const metrics = await (await fetch(`${box.url}/metrics`)).text()
+    expect(new Set(metrics.match(/device="(one|two)"/g))).toEqual(new Set(['device="one"', 'device="two"']))
+    const health = (await (await fetch(`${box.url}/health`)).json()) as { config_remarks?: string[] }
+    const remark = /devices: two is given back at the next start$/
+    expect(health.config_remarks).toEqual([expect.stringMatching(remark)])
+    expect((await askAll(clients)).map(({ answer }) => answer.text)).toEqual(expected)
+    killLast(box, 'two')
+    await eventually(() => pidsOf(box, 'two').length === 2, 'the engine is started again')
+    expect((await askAll(clients)).map(({ answer }) => answer.text)).toEqual(expected)
+    expect(box.log.filter(({ msg }) => msg === 'the engine could not be reached')).toEqual([])
+    expect([pidsOf(box, 'one').length, pidsOf(box, 'two').length]).toEqual([1, 2])
+  },
+)

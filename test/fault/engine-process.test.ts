@@ -105,6 +105,18 @@ models:
     expect(device?.ledger.find(({ kind }) => kind === 'weights')?.bytes).toBe(states['m:fp16']?.weightBytes)
   })
 
+  it('whose own device is not in the file any more answers plainly that it has nothing to serve', async () => {
+    const { socket, command } = files(INT4)
+    const client = connect(socket)
+    const status = await loaded(client, start([...command, '--device', 'gone']))
+    expect(status.devices).toEqual([])
+    const [variant, ...others] = status.variants
+    expect(others).toEqual([])
+    expect(variant).toMatchObject({ name: 'm:int4', state: VariantState.UNLOADED, loadable: false, queueable: false })
+    expect(variant?.error).toBe('the device of this engine is not in the configuration any more')
+    expect(variant?.neededBytes).toBeGreaterThan(0)
+  })
+
   it('ends by itself when its parent closes the pipe, and leaves no socket', async () => {
     const { socket, command } = files(INT4)
     const engine = start(command)

@@ -3,9 +3,10 @@ import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, symlinkSync, w
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
-import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { EngineStatus, FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import { ConfigWatcher, parseConfig } from '../../engine/config/index.js'
-import { diffConfig } from '../../engine/residency/diff.js'
+import { devicesInUse, diffConfig } from '../../engine/residency/diff.js'
+import { engineStatus } from '../../engine/server/status.js'
 import { restartRemarks } from '../../gateway/restart-remarks.js'
 import { eventually, GatewayProcess } from '../support/gateway-process.js'
 import { type InProcessEngine, engineInProcess, tinyModel } from '../support/engine-in-process.js'
@@ -85,6 +86,14 @@ describe('diffConfig', () => {
     const waiting = [{ path: ['devices', 0, 'threads'] }]
     expect(diffConfig(edited, edited, new Set(), opened)).toMatchObject({ later: waiting })
     expect(diffConfig(edited, parsed({}), new Set(), opened)).toMatchObject({ later: [] })
+  })
+
+  it('lets models be on what is open, as it was opened, and on what comes', () => {
+    const devices = (...entries: string[]) =>
+      parseConfig(yaml().replace(/devices: .*/, `devices: [${entries.join(', ')}]`), 'm.yaml')
+    const opened = devices('{ id: a, kind: cpu }', '{ id: b, kind: cpu }')
+    const next = devices('{ id: c, kind: cuda }', '{ id: b, kind: cuda }')
+    expect(devicesInUse(opened, next).map(({ id, kind }) => `${id} ${kind}`)).toEqual(['c cuda', 'b cpu', 'a cpu'])
   })
 
   it('reads models again whose files could not be used', () => {
@@ -242,6 +251,18 @@ describe('a running engine', () => {
     box.reloader.apply(parseConfig(more, 'models.yaml'))
     expect(box.engine.devices.map(({ description }) => description.id)).toEqual(['cpu0', 'cpu1'])
     expect(states(box)).toEqual(['a:fp16 READY', 'b:int8 READY'])
+  })
+
+  it('goes on with a device that was dropped until the next start, also for models that are read again', async () => {
+    const box = await start()
+    const dropped = { ...parsed({ extra: 'scheduler: { max_num_seqs: 3 }' }), devices: [] }
+    expect(box.reloader.plan(dropped).later).toMatchObject([{ message: 'cpu0 is given back at the next start' }])
+    box.reloader.apply(dropped)
+    await box.settled()
+    expect(states(box)).toEqual(['a:fp16 READY', 'b:int8 READY'])
+    for (const name of ['a:fp16', 'b:int8']) await box.residency.unload(name)
+    expect((await box.ask('b:int8', [1])).end.finishReason).toBe(FinishReason.LENGTH)
+    expect(() => EngineStatus.encode(engineStatus(box.engine)).finish()).not.toThrow()
   })
 })
 

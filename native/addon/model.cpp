@@ -7,6 +7,8 @@
 #endif
 
 #include <cmath>
+#include <span>
+#include <vector>
 
 #include "addon/convert.h"
 #include "addon/instance.h"
@@ -61,7 +63,8 @@ class SetSlotTask : public Task {
   std::vector<RopeTable> ropes_;
 };
 
-// Writes a repacked file while the model serves, in what time and bandwidth others leave.
+// Writes a repacked file while the model serves, in what time and bandwidth others leave. The model is locked only while a
+// piece is copied out of it: an unload must not wait for the disk, as others' steps wait behind it.
 class SaveTask : public Task {
  public:
   SaveTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, std::string path, std::string key)
@@ -70,16 +73,31 @@ class SaveTask : public Task {
  protected:
   Status work() override {
     lower_priority();
-    std::unique_lock lock(resident_->saving);
-    auto stop = [&] { return resident_->stop_saving || resident_->device->saves_stop(); };
-    if (stop() || !resident_->model) return error(Code::invalid_argument, path_, ": stopped");
-    Model& model = *resident_->model;
-    const PackedInfo packed{key_, model.packed_bytes(), model.rounding()};
-    auto piece = [&](size_t offset, size_t bytes) { return model.packed_piece(offset, bytes); };
-    return write_packed_file(path_, packed, piece, stop, [&] { lock.unlock(); });
+    Result<PackedInfo> packed = describe();
+    if (!packed.ok()) return packed.status();
+    auto stop = [&] { return stops(); };
+    return write_packed_file(path_, packed.value(), [&](size_t offset, size_t bytes) { return copy(offset, bytes); }, stop);
   }
 
  private:
+  bool stops() const { return resident_->stop_saving || resident_->device->saves_stop(); }
+  Status stopped() const { return error(Code::invalid_argument, path_, ": stopped"); }
+
+  Result<PackedInfo> describe() {
+    std::lock_guard lock(resident_->saving);
+    if (stops() || !resident_->model) return stopped();
+    return PackedInfo{key_, resident_->model->packed_bytes(), resident_->model->rounding()};
+  }
+
+  Result<std::span<const uint8_t>> copy(size_t offset, size_t bytes) {
+    std::lock_guard lock(resident_->saving);
+    if (!resident_->model) return stopped();
+    Result<std::span<const uint8_t>> piece = resident_->model->packed_piece(offset, bytes);
+    if (!piece.ok()) return piece.status();
+    piece_.assign(piece.value().begin(), piece.value().end());
+    return std::span<const uint8_t>(piece_);
+  }
+
   // Of this thread alone, for good: it does nothing else.
   static void lower_priority() {
 #ifdef __linux__
@@ -91,6 +109,7 @@ class SaveTask : public Task {
 
   std::shared_ptr<ResidentModel> resident_;
   const std::string path_, key_;
+  std::vector<uint8_t> piece_;
 };
 
 class UnloadTask : public Task {

@@ -27,7 +27,7 @@ struct ResidentModel {
   Status pending_failure;  // step thread: a setSlot that failed; the next step reports it
   std::string packed_fault;  // what was wrong with the repacked file; empty = nothing, or there was none
   std::atomic<bool> stop_saving{false};  // it is about to be unloaded
-  std::mutex saving;  // held while a save reads the model
+  std::mutex saving;  // held while a save reads a piece of the model, and to free it
 };
 
 // NativeModel of engine/native.ts.

@@ -219,7 +219,7 @@ Status PackedFile::read(size_t chunk, void* to) const {
 }
 
 Status write_packed_file(const std::string& path, const PackedInfo& info, const ImagePiece& image,
-                         const std::function<bool()>& stop, const std::function<void()>& read_all) {
+                         const std::function<bool()>& stop) {
   std::vector<uint64_t> checksums;
   NewFile file(path);
   const size_t trailer_at = round_up(info.bytes, kPage);
@@ -236,7 +236,6 @@ Status write_packed_file(const std::string& path, const PackedInfo& info, const 
     }
     checksums.push_back(sum.value());
   }
-  read_all();
   const std::vector<uint8_t> trailer = make_trailer(info, checksums);
   ES_RETURN_IF_ERROR(file.write(trailer, trailer_at));
   return file.finish();

@@ -62,9 +62,9 @@ class PackedFile {
 // Gives the image's bytes from `offset` on; valid until the next call.
 using ImagePiece = std::function<Result<std::span<const uint8_t>>(size_t offset, size_t bytes)>;
 
-// Writes a new file, piece by piece, and waits until it is on the disk. `read_all` is called when the image is not needed any
-// more. disk_full when there is no room, io_error, invalid_argument when `stop` says so: then there is no file.
+// Writes a new file, piece by piece, and waits until it is on the disk. disk_full when there is no room, io_error, invalid_argument
+// when `stop` says so: then there is no file.
 Status write_packed_file(const std::string& path, const PackedInfo& info, const ImagePiece& image,
-                         const std::function<bool()>& stop, const std::function<void()>& read_all);
+                         const std::function<bool()>& stop);
 
 }  // namespace edgeshift

@@ -33,7 +33,7 @@ inline std::vector<int32_t> scores(Model& model, int vocab, std::vector<int32_t>
 
 inline Status save(Model& model, const std::string& path, const std::string& key) {
   auto piece = [&](size_t offset, size_t bytes) { return model.packed_piece(offset, bytes); };
-  return write_packed_file(path, {key, model.packed_bytes(), model.rounding()}, piece, [] { return false; }, [] {});
+  return write_packed_file(path, {key, model.packed_bytes(), model.rounding()}, piece, [] { return false; });
 }
 
 inline std::unique_ptr<Model> load_packed(Backend& backend, const Net& net, Precision precision, PackedSource& packed) {

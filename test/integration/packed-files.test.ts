@@ -1,4 +1,5 @@
 /** Repacked files with the real addon: the same weights come back, damage is found wherever it is, an unload ends a save. */
+import { execFile } from 'node:child_process'
 import {
   closeSync,
   existsSync,
@@ -12,6 +13,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { LoadRequest, NativeDevice, NativeModel, PackedSource, Precision } from '../../engine/native.js'
@@ -142,6 +144,28 @@ it('an unload ends a save, and nothing is left of it', async () => {
   expect(readdirSync(folder)).toEqual([])
   await device.close()
 })
+
+it.skipIf(process.platform !== 'linux')(
+  'an unload does not wait for the disk that a save waits for',
+  async () => {
+    const source = new URL('../support/held-write.cpp', import.meta.url).pathname
+    const script = new URL('../support/unload-beside-write.ts', import.meta.url).pathname
+    const library = join(folder, 'held-write.so')
+    const files = { HELD_FILE: target().path, HELD: join(folder, 'held'), GO: join(folder, 'go') }
+    const run = promisify(execFile)
+    await run(process.env.CXX ?? 'c++', ['-shared', '-fPIC', '-o', library, source, '-ldl'])
+    await run('mkfifo', [files.HELD, files.GO])
+    const env = { ...process.env, ...files, LD_PRELOAD: library }
+    const { stdout } = await run(process.execPath, ['--import', 'tsx', script], {
+      env,
+      timeout: 20_000,
+      killSignal: 'SIGKILL',
+    })
+    expect(stdout).toMatch(/stopped/)
+    expect(existsSync(target().path)).toBe(false)
+  },
+  60_000,
+)
 
 const KINDS = testDevices().flatMap(({ options: { kind }, missing }) => (missing ? [] : [kind]))
 

@@ -143,7 +143,8 @@ int sample_token(const Row& row) {
   penalize(row);
   bias(row);
   int top = row.kernels.argmax(row.logits, row.vocab);
-  if (!(s.temperature > 0)) return top;
+  // Where the quotient is infinite, many are, and only the logits tell them apart.
+  if (!(s.temperature > 0) || std::isinf(row.logits[top] / s.temperature)) return top;
   row.kernels.divide(row.logits, row.vocab, s.temperature);
   // Division may round different logits to one value: ties go to the smaller id again.
   top = row.kernels.argmax(row.logits, row.vocab);

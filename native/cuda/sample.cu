@@ -134,15 +134,18 @@ class Row {
 
   __device__ int pick() {
     adjust();
-    if (!(task_.temperature > 0)) return known(best_of([](float v, int) { return v; }).token);
+    if (!(task_.temperature > 0)) return likeliest();
     const Candidate top = best_of([this](float v, int) { return scaled(v); });
     if (top.token == a_.vocab) return 0;
+    // Where the quotient is infinite, many are, and only the logits tell them apart.
+    if (isinf(top.value)) return likeliest();
     return known(draw(restrict_to(top.value)));
   }
 
  private:
   // A row of NaN has no largest value: token 0 keeps the step going.
   __device__ int known(int token) const { return token < a_.vocab ? token : 0; }
+  __device__ int likeliest() { return known(best_of([](float v, int) { return v; }).token); }
   __device__ float scaled(float v) const { return __fdiv_rn(v, task_.temperature); }
   __device__ float value(int i) const { return scaled(__ldcg(values_ + i)); }
 

@@ -39,7 +39,8 @@ ES_HOST_DEVICE inline double draw_uniform(uint32_t bits) { return (bits + 0.5) *
 // Order of the steps, each neutral at the value named:
 //   1 repetition penalty over prompt and output tokens (1), presence and frequency penalties over output tokens (0)
 //   2 logit bias; stop tokens masked while output < min_tokens
-//   3 greedy when temperature = 0: the largest logit, ties to the smaller id
+//   3 greedy when temperature = 0, or so small that the largest logit / temperature is infinite: the largest logit, ties to the
+//     smaller id
 //   4 logits / temperature, then min_p (0), top_k (0) and top_p (1) each as a mask over what the step before left
 //   5 Gumbel-max over what is left: argmax(logit - ln(-ln(u))), u = uniform(seed, position, token), ties to the smaller id
 // Step 4 in detail, z = logit / temperature in fp32 (IEEE division):

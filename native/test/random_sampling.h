@@ -10,6 +10,8 @@ namespace edgeshift::test {
 inline SamplingState random_state(Random& random, int vocab) {
   SamplingState s;
   s.temperature = random.below(4) ? 0.05f + 2 * random.uniform() : 0;
+  // So small that logits become infinite.
+  if (random.below(40) == 0) s.temperature = 1e-38f;
   if (random.below(3) == 0) s.top_k = 1 + random.below(vocab + 10);
   if (random.below(3) == 0) s.top_p = random.below(4) ? random.uniform() : 0.0f;
   if (random.below(3) == 0) s.min_p = random.uniform() * 0.3f;

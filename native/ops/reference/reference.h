@@ -161,7 +161,8 @@ inline std::vector<int> candidates(const std::vector<double>& logits, const Samp
 // The token that steps 1 to 5 give.
 inline int sample(const float* logits, int vocab, const SamplingState& s) {
   std::vector<double> l = adjusted_logits(logits, vocab, s);
-  if (!(s.temperature > 0)) return int(std::max_element(l.begin(), l.end()) - l.begin());
+  const auto largest = std::max_element(l.begin(), l.end());
+  if (!(s.temperature > 0) || std::isinf(float(*largest) / s.temperature)) return int(largest - l.begin());
   DrawKey key = draw_key(s.seed, s.tokens.size());
   int winner = -1;
   double best = -INFINITY;

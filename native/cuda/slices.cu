@@ -192,10 +192,26 @@ __global__ void __launch_bounds__(kGemvThreads, 1) slice_kernel(const __grid_con
   }
 }
 
+// How a matrix is cut: its inputs into slices and those into parts, its strips over columns of blocks in rounds.
+struct SliceCut {
+  SliceCut(const PackedMatrix& w, const DeviceTraits& device) {
+    const int strips = strip_layout(w.precision, w.n, w.k, w.group).strips;
+    slices = (w.k + kSliceInputs - 1) / kSliceInputs;
+    parts = (slices + kGemvWarps - 1) / kGemvWarps;
+    columns = std::min(strips, std::max(1, device.multiprocessors / parts));
+    rounds = (strips + columns - 1) / columns;
+  }
+  // Parts of sums meet by a counter for each batch of rounds.
+  bool counters_suffice() const { return parts == 1 || (rounds <= kMostBatches && columns * kMostBatches <= kMatmulCounters); }
+
+  int slices, parts, columns, rounds;
+};
+
 }  // namespace
 
 bool slices_fit(const PackedMatrix& weight, int t, const DeviceTraits& device) {
-  return weight.precision == Precision::fp16 && t > kGemvTokens && t <= kTokens && weight.k % 8 == 0 && shared_bytes(1, t) <= size_t(device.shared_bytes);
+  return weight.precision == Precision::fp16 && t > kGemvTokens && t <= kTokens && weight.k % 8 == 0 &&
+         shared_bytes(1, t) <= size_t(device.shared_bytes) && SliceCut(weight, device).counters_suffice();
 }
 
 Status slice_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
@@ -206,20 +222,17 @@ Status slice_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& 
   const StripLayout layout = strip_layout(w.precision, w.n, w.k, w.group);
   SliceParams params{};
   params.product = gemv_params(args, layout);
-  params.slices = (w.k + kSliceInputs - 1) / kSliceInputs;
-  params.parts = (params.slices + kGemvWarps - 1) / kGemvWarps;
+  const SliceCut cut(w, on.device);
+  params.slices = cut.slices;
+  params.parts = cut.parts;
   params.part_slices = (params.slices + params.parts - 1) / params.parts;
   params.counters = static_cast<int*>(workspace);
   params.partials = reinterpret_cast<float*>(static_cast<unsigned char*>(workspace) + size_t(kMatmulCounters) * 4);
-  const int columns = std::min(layout.strips, std::max(1, on.device.multiprocessors / params.parts));
-  const int rounds = (layout.strips + columns - 1) / columns;
   params.batch = 1;
-  while (params.batch < std::min(rounds, kMostBatch) && shared_bytes(params.batch + 1, args.t) <= size_t(on.device.shared_bytes)) ++params.batch;
-  if (params.parts > 1 && (rounds > kMostBatches || columns * kMostBatches > kMatmulCounters))
-    return {Code::unsupported, "cuda slice_matmul: too many rows"};
+  while (params.batch < std::min(cut.rounds, kMostBatch) && shared_bytes(params.batch + 1, args.t) <= size_t(on.device.shared_bytes)) ++params.batch;
   const size_t shared = shared_bytes(params.batch, args.t);
   ES_RETURN_IF_ERROR(allow_shared(slice_kernel, shared));
-  return launch(on, slice_kernel, dim3(columns * params.parts), kGemvThreads, shared, params);
+  return launch(on, slice_kernel, dim3(cut.columns * params.parts), kGemvThreads, shared, params);
 }
 
 }  // namespace edgeshift::cuda

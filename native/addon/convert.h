@@ -27,6 +27,8 @@ struct MappedLoad {
   std::vector<WeightSource> weights;
   std::vector<Place> places;
   std::vector<MappedFile> files;
+  // How the files' bytes are read: the request's spec and weights, as JSON.
+  std::string reading;
   // A repacked file to take the matrices from; an empty path = none.
   std::string packed_path, packed_key;
 };
@@ -41,7 +43,7 @@ MappedLoad read_load_request(const Napi::Object& request);
 // Maps the files (any thread) and points every weight to its bytes after checking that they lie inside the file.
 Status map_weights(MappedLoad& load);
 
-// Names what the files hold, by path, size and time of change, and the rung (LoadOptions::cache_key); empty when a file cannot
+// Names what the files hold, by path, size and time of change, how that is read, and the rung (LoadOptions::cache_key); empty when a file cannot
 // be looked at.
 std::string content_key(const MappedLoad& load);
 

@@ -181,6 +181,13 @@ void read_weight(const Napi::Object& object, MappedLoad& load) {
   load.weights.push_back(std::move(weight));
 }
 
+std::string to_json(Napi::Env env, const std::vector<napi_value>& values) {
+  const Napi::Array list = Napi::Array::New(env, values.size());
+  for (size_t i = 0; i < values.size(); ++i) list.Set(uint32_t(i), Napi::Value(env, values[i]));
+  const auto json = env.Global().Get("JSON").As<Napi::Object>();
+  return json.Get("stringify").As<Napi::Function>().Call(json, {list}).As<Napi::String>().Utf8Value();
+}
+
 }  // namespace
 
 std::vector<RopeTable> read_ropes(const Napi::Object& object) {
@@ -212,6 +219,7 @@ std::string read_string(const Napi::Object& object, const char* field) {
 MappedLoad read_load_request(const Napi::Object& request) {
   MappedLoad load;
   load.spec = read_spec(read_object(request, "spec"));
+  load.reading = to_json(request.Env(), {request.Get("spec"), request.Get("weights")});
   load.options.precision = read_precision(request);
   load.options.max_slots = read_int(request, "maxSlots", 1, 65536);
   load.options.max_batch_tokens = read_int(request, "maxBatchTokens", 1, 1 << 20);
@@ -254,7 +262,7 @@ Status map_weights(MappedLoad& load) {
 }
 
 std::string content_key(const MappedLoad& load) {
-  std::string key = join(static_cast<int>(load.options.precision));
+  std::string key = join(static_cast<int>(load.options.precision), "\n", load.reading);
   for (const std::string& path : load.paths) {
     std::error_code failed;
     const uintmax_t size = std::filesystem::file_size(path, failed);

@@ -23,9 +23,10 @@ class LoadTask : public Task {
     load_.options.cache_key = content_key(load_);
     load_.options.done_reading = &MappedFile::done_reading;
     load_.options.will_read = &MappedFile::will_read;
+    load_.options.intact = [this] { return intact(); };
     Result<std::unique_ptr<Model>> model = device_->backend().load(load_.spec, load_.weights, load_.options);
     // A torn file explains whatever else went wrong, and what seems right is not.
-    for (const MappedFile& file : load_.files) ES_RETURN_IF_ERROR(file.intact());
+    ES_RETURN_IF_ERROR(intact());
     load_.files.clear();
     packed_.file = PackedFile();
     load_.options.packed = nullptr;
@@ -41,6 +42,11 @@ class LoadTask : public Task {
   void failed() override { --device_->models; }
 
  private:
+  Status intact() const {
+    for (const MappedFile& file : load_.files) ES_RETURN_IF_ERROR(file.intact());
+    return Status();
+  }
+
   // One that cannot be used only means that the files are read.
   void open_packed() {
     if (load_.packed_path.empty()) return;

@@ -162,7 +162,9 @@ class CudaBackend final : public Backend {
     cpu::ThreadPool loaders(threads_up_to(kMaxLoadThreads));
     Result<cuda::DeviceWeights> weights = cuda::load_device_weights(loaders, spec, sources, options, staging_, state_.on.device.index, loads_);
     if (!weights.ok() || options.cache_key.empty()) return weights;
-    Status status = cache_.keep(options.cache_key, weights.value(), loads_);
+    // What was read of a torn file must not come back as if it were whole.
+    Status status = options.intact ? options.intact() : Status();
+    if (status.ok()) status = cache_.keep(options.cache_key, weights.value(), loads_);
     if (!status.ok()) return status;
     return weights;
   }

@@ -249,6 +249,8 @@ class VectorUpload {
   Status upload(Buffer& memory) {
     ES_RETURN_IF_ERROR(memory.allocate(host_.size() * 4));
     ES_CUDA_RETURN_IF_ERROR(cudaMemcpy(memory.as<void>(), host_.data(), host_.size() * 4, cudaMemcpyHostToDevice));
+    // The call may return before the last of it has arrived, and the load's stream does not wait for this one.
+    ES_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(nullptr));
     for (const auto& [offset, to] : places_) *to = memory.as<float>() + offset;
     return {};
   }

@@ -36,8 +36,10 @@ struct LoadOptions {
   int block_size = 0;
   // Told, from any thread, of bytes of the sources that will not be read again; may be empty.
   std::function<void(std::span<const uint8_t>)> done_reading;
-  // Names the files' content and the rung: a backend may keep what it made of them under it. Empty = not to be kept.
+  // Names the files' content, how it is read and the rung: a backend may keep what it made of them under it, if `intact` then
+  // says that all was read as the files hold it. Empty = not to be kept.
   std::string cache_key = {};
+  std::function<Status()> intact = {};
   KvDtype kv_dtype = KvDtype::fp16;
   // May be null; must outlive the load.
   PackedSource* packed = nullptr;

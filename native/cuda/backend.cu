@@ -46,7 +46,9 @@ Result<size_t> in_use(int index) {
 
 class PendingCopy final : public PendingStep {
  public:
+  explicit PendingCopy(int device) : device_(device) {}
   ~PendingCopy() override {
+    cudaSetDevice(device_);
     if (end_) cudaEventSynchronize(end_);
     if (begin_) cudaEventDestroy(begin_);
     if (end_) cudaEventDestroy(end_);
@@ -72,7 +74,9 @@ class PendingCopy final : public PendingStep {
 
   bool ready() const override { return cudaEventQuery(end_) == cudaSuccess; }
 
+  // On a thread that may have no device yet, which would be the first one.
   Status wait(StepResult& result) override {
+    ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_));
     ES_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(end_));
     float milliseconds = 0;
     ES_CUDA_RETURN_IF_ERROR(cudaEventElapsedTime(&milliseconds, begin_, end_));
@@ -81,6 +85,7 @@ class PendingCopy final : public PendingStep {
   }
 
  private:
+  const int device_;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
@@ -145,7 +150,7 @@ class CudaBackend final : public Backend {
   Result<std::unique_ptr<PendingStep>> copy_kv(const KvCopy& copy) override {
     if (Status status = check_copy(copy, state_.arena.bytes(), swap_bytes_); !status.ok()) return status;
     if (Status status = cuda::to_status(cudaSetDevice(state_.on.device.index), "cudaSetDevice"); !status.ok()) return status;
-    auto pending = std::make_unique<PendingCopy>();
+    auto pending = std::make_unique<PendingCopy>(state_.on.device.index);
     Status status = pending->start(copy, state_.arena.as<char>(), static_cast<char*>(swap_), state_.on.stream);
     if (!status.ok()) return status;
     return std::unique_ptr<PendingStep>(std::move(pending));

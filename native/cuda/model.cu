@@ -45,8 +45,10 @@ class CudaModel::Pending final : public PendingStep {
 
   bool ready() const override { return !flight_ || cudaEventQuery(flight_->end) == cudaSuccess; }
 
+  // On a thread that may have no device yet, which would be the first one.
   Status wait(StepResult& result) override {
-    Status status = read(result);
+    Status status = to_status(cudaSetDevice(model_.device_.on.device.index), "cudaSetDevice");
+    if (status.ok()) status = read(result);
     land();
     return status;
   }

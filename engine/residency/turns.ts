@@ -1,6 +1,6 @@
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
-import type { ManagedVariant, Place } from './device-slot.js'
+import type { DeviceSlot, ManagedVariant, Place } from './device-slot.js'
 
 /** A variant that others wait for serves at least this long after its load, milliseconds. */
 const TURN_MS = 2000
@@ -30,6 +30,13 @@ export class TurnKeeper {
   drain(places: readonly Place[], now: number): number {
     const wanted = new Set(places.map(({ managed }) => managed))
     for (const managed of this.draining) if (!wanted.has(managed)) this.release(managed)
+    const slots = [...new Set(places.map(({ slot }) => slot))]
+    return Math.min(Infinity, ...slots.map((slot) => this.drainOn(slot, places, now)))
+  }
+
+  /** Those on one device come to rest together, when the last of them has had its turn; other devices' turns are their own. */
+  private drainOn(slot: DeviceSlot, all: readonly Place[], now: number): number {
+    const places = all.filter((place) => place.slot === slot)
     const turnEnds = Math.max(...places.map((place) => place.loadedAt + this.turnOf(place)))
     if (now < turnEnds) return turnEnds
     return Math.min(Infinity, ...places.map((place) => this.hurry(place, now)))

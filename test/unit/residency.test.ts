@@ -37,6 +37,18 @@ interface Asked {
   prompt: number[]
 }
 
+/** A request that has begun and whose reader is slow: it keeps its variant at work, and its KV memory. */
+async function held(fake: FakeResidency, variant: string): Promise<Asked> {
+  const one = ask(fake, variant, { maxTokens: 28 })
+  while (one.collector.tokens.length === 0) await turnOfEventLoop()
+  pause(fake, [one], true)
+  return one
+}
+
+function pause({ engine }: FakeResidency, asked: readonly Asked[], paused: boolean): void {
+  for (const { sequence } of asked) if (sequence) engine.setPaused(sequence, paused)
+}
+
 /** Its end, after a check of its text. */
 async function answered({ collector, prompt }: Asked): Promise<FinishReason> {
   const { finishReason } = await collector.done
@@ -52,6 +64,12 @@ function native({ natives }: FakeResidency, id = 'cpu0') {
 
 const turnOfEventLoop = (): Promise<void> => new Promise((resolve) => setImmediate(resolve))
 const stateOf = ({ engine }: FakeResidency, name: string) => engine.variants.get(name)?.state
+
+function isDraining({ engine, residency }: FakeResidency, name: string): boolean {
+  const variant = engine.variants.get(name)
+  return variant !== undefined && residency.isDraining(variant)
+}
+
 const three = { 'a:int4': { weights: 40 }, 'b:int4': { weights: 40 }, 'c:int4': { weights: 40 } }
 
 describe('a request for a variant that is not resident', () => {
@@ -314,6 +332,23 @@ describe('several devices', () => {
     for (const open of opens) open()
     await Promise.all(asked.map(answered))
     expect(new Set(['a:int4', 'b:int4'].map((name) => fake.engine.variants.get(name)?.device)).size).toBe(2)
+  })
+
+  it('keep turns of their own: what was loaded late on one does not put off who waits for the other', async () => {
+    let now = 0
+    const on = (id: string) => ({ weights: 90, devices: [id] })
+    const variants = { 'a:int4': on('gpu0'), 'b:int4': on('gpu0'), 'x:int4': on('gpu1'), 'y:int4': on('gpu1') }
+    const fake = start({ variants, devices: { gpu0: 100, gpu1: 100 }, turnMs: 1000, clock: () => now })
+    const early = await held(fake, 'a:int4')
+    now = 900
+    const late = await held(fake, 'x:int4')
+    const waiting = [ask(fake, 'b:int4'), ask(fake, 'y:int4')]
+    now = 1001
+    fake.residency.review()
+    await turnOfEventLoop()
+    expect(['a:int4', 'x:int4'].map((name) => isDraining(fake, name))).toEqual([true, false])
+    pause(fake, [early, late], false)
+    await Promise.all([...waiting, early, late].map(answered))
   })
 })
 

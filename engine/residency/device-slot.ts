@@ -98,6 +98,14 @@ export function isBusy({ loaded }: Place): boolean {
   return loaded === undefined || loaded.resident.scheduler.size > 0
 }
 
+/** When an idle variant is unloaded; Infinity while it is at work or pinned. */
+export function expiry(place: Place): number {
+  const { variant, known, usedAt } = place.managed
+  if (isBusy(place)) return Infinity
+  if (place.key !== variant.name) return 0
+  return variant.pinned ? Infinity : usedAt + known.keepAliveMs
+}
+
 function residentState(place: Place, slabBytes: number): ResidentState {
   const { known, variant } = place.managed
   const { key: name, bytes, loadedAt } = place

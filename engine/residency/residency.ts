@@ -1,6 +1,6 @@
 import { FinishReason, type SequenceError, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine, Variant, VariantLoader, VariantOutlook } from '../engine.js'
-import { type DeviceSlot, isBusy, type ManagedVariant, type Place } from './device-slot.js'
+import { type DeviceSlot, expiry, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 import { detachVariant, type LoadedVariant, loadVariant } from './load.js'
 import type { LedgerWatch } from './driver-watch.js'
 import { type LoadPlan, planLoad, planShrink } from './plan.js'
@@ -133,7 +133,9 @@ export class Residency implements VariantLoader {
       }
       const starts = plan.kind === 'load' && slot
       if (starts) this.bring(managed, slot, plan)
-      await slot?.change
+      // Without a change nothing would be different the next time around.
+      if (!slot?.change) throw new ResidencyError('load_failed', `${name} is not being loaded`)
+      await slot.change
       if (starts && !managed.place) throw new ResidencyError('load_failed', `${name}: ${managed.variant.error}`)
     }
   }
@@ -265,26 +267,19 @@ export class Residency implements VariantLoader {
     slot.order.set(place.key, place)
     slot.setKvBytes(plan.kvBytes)
     this.setState(managed, VariantState.LOADING)
-    this.change(slot, async () => {
-      for (const free of leaving) await free()
-      await this.makeResident(place)
-    })
+    this.change(slot, [...leaving, () => this.makeResident(place)])
   }
 
   private clear(slot: DeviceSlot, places: readonly Place[]): void {
-    const leaving = places.map((place) => this.detach(place))
-    this.change(slot, async () => {
-      for (const free of leaving) await free()
-    })
+    this.change(
+      slot,
+      places.map((place) => this.detach(place)),
+    )
   }
 
-  private change(slot: DeviceSlot, work: () => Promise<void>): void {
+  private change(slot: DeviceSlot, parts: readonly (() => Promise<void>)[]): void {
     const run = async (): Promise<void> => {
-      try {
-        await work()
-      } catch (error) {
-        this.engine.options.log.error({ err: error, device: slot.id }, 'unloading failed')
-      }
+      await this.perform(slot, parts)
       slot.change = undefined
       slot.fitKv()
       for (const watch of this.watches) void watch.check()
@@ -293,6 +288,17 @@ export class Residency implements VariantLoader {
     }
     slot.change = run()
     this.engine.changed()
+  }
+
+  /** Unloads and loads in order; one that fails does not keep the others from being done. */
+  private async perform(slot: DeviceSlot, parts: readonly (() => Promise<void>)[]): Promise<void> {
+    for (const part of parts) {
+      try {
+        await part()
+      } catch (error) {
+        this.engine.options.log.error({ err: error, device: slot.id }, 'a load or unload failed')
+      }
+    }
   }
 
   private async makeResident(place: Place): Promise<void> {
@@ -389,12 +395,4 @@ export class Residency implements VariantLoader {
     )
     this.timer.unref()
   }
-}
-
-/** When an idle variant is unloaded; Infinity while it is at work or pinned. */
-function expiry(place: Place): number {
-  const { variant, known, usedAt } = place.managed
-  if (isBusy(place)) return Infinity
-  if (place.key !== variant.name) return 0
-  return variant.pinned ? Infinity : usedAt + known.keepAliveMs
 }

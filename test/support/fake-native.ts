@@ -27,6 +27,8 @@ export class FakeNativeDevice implements NativeDevice {
   readonly log: string[] = []
   /** Thrown by the next loads, one each. */
   readonly failures: Error[] = []
+  /** Thrown by the next unloads, one each. */
+  readonly unloadFailures: Error[] = []
   /** Set: what the device answers to everything. */
   dead: Error | undefined
   /** Set: the next loads wait for `open`. */
@@ -85,7 +87,14 @@ export class FakeNativeDevice implements NativeDevice {
     const sizes = this.sizes.get(request)
     if (!sizes) throw new Error('not a request of this test')
     this.log.push(`+${sizes.name}`)
-    return new FakeNativeModel(this.memory, sizes, () => this.log.push(`-${sizes.name}`))
+    return new FakeNativeModel(this.memory, sizes, () => this.unloadModel(sizes))
+  }
+
+  private unloadModel({ name }: Sizes): Promise<void> {
+    const failure = this.unloadFailures.shift()
+    if (failure) return Promise.reject(failure)
+    this.log.push(`-${name}`)
+    return Promise.resolve()
   }
 }
 
@@ -107,7 +116,7 @@ class FakeNativeModel extends FakeExecutor implements NativeModel {
   constructor(
     memory: FakeMemory,
     { weightBytes, workspaceBytes }: Sizes,
-    private readonly onUnload: () => void,
+    readonly unload: () => Promise<void>,
   ) {
     super(memory, BLOCK_SIZE, FAKE_VOCAB)
     this.weightBytes = weightBytes
@@ -115,11 +124,6 @@ class FakeNativeModel extends FakeExecutor implements NativeModel {
   }
 
   savePacked(): Promise<void> {
-    return Promise.resolve()
-  }
-
-  unload(): Promise<void> {
-    this.onUnload()
     return Promise.resolve()
   }
 }

@@ -193,6 +193,20 @@ describe('a load that fails', () => {
   })
 })
 
+describe('an unload that fails', () => {
+  it('keeps neither others from being unloaded nor the load from being done, and the device goes on', async () => {
+    const fake = start({ variants: { ...three, 'd:int4': { weights: 90 } } })
+    const empty = fake.ledger()
+    for (const name of ['a:int4', 'b:int4']) await answered(ask(fake, name))
+    native(fake).unloadFailures.push(new Error('no'))
+    expect(await answered(ask(fake, 'd:int4'))).toBe(FinishReason.LENGTH)
+    expect(native(fake).log).toEqual(['+a:int4', '+b:int4', '-b:int4', '+d:int4'])
+    await fake.residency.load('a:int4')
+    await fake.residency.unload('a:int4')
+    expect(fake.ledger()).toEqual(empty)
+  })
+})
+
 describe('variants that do not fit together', () => {
   it('take turns: everybody is served while both are asked for without end, and no text changes', async () => {
     const fake = start({ variants: { 'a:int4': { weights: 90 }, 'b:int4': { weights: 90 } }, turnMs: 5 })

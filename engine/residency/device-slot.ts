@@ -62,6 +62,11 @@ export class DeviceSlot {
     }
   }
 
+  /** The places with these keys, in their order. */
+  placesOf(keys: readonly string[]): Place[] {
+    return keys.flatMap((key) => this.order.get(key) ?? [])
+  }
+
   /** Lets the KV arena have so many bytes; what sequences hold above that goes when they end. */
   setKvBytes(bytes: number): void {
     const { arena } = this.open.device

@@ -10,9 +10,17 @@ import type { DeviceBudget, DeviceState, ResidentState, VariantDemand } from './
 export type LoadPlan =
   | { kind: 'resident' }
   | { kind: 'load'; device: string; evict: string[]; kvBytes: number }
-  /** `drain`: busy variants that have to come to rest first; none when only the device or KV memory is not free yet. */
-  | { kind: 'wait'; device: string; drain: string[]; kvBytes: number }
+  /** Nobody has to make room when only the device or KV memory is not free yet. */
+  | ({ kind: 'wait'; device: string; kvBytes: number } & Room)
   | { kind: 'refuse'; reason: string }
+
+/** Who has to leave a device. */
+export interface Room {
+  /** Idle variants. Where they wait for busy ones they must stay idle, or they never are all at once. */
+  evict: string[]
+  /** Busy variants, which have to come to rest first. */
+  drain: string[]
+}
 
 /** Share of a budget that the KV arena may take beyond what one sequence needs. */
 const KV_SHARE = 0.5
@@ -62,9 +70,9 @@ export function planLoad(
   )
   const [best] = options
   if (!best) return { kind: 'refuse', reason: refusal(demand, candidates) }
-  const { waits, names, kvBytes } = best
+  const { waits, room, kvBytes } = best
   const device = best.device.id
-  return waits ? { kind: 'wait', device, drain: names, kvBytes } : { kind: 'load', device, evict: names, kvBytes }
+  return waits ? { kind: 'wait', device, ...room, kvBytes } : { kind: 'load', device, evict: room.evict, kvBytes }
 }
 
 /**
@@ -92,15 +100,11 @@ export function planArena(
 }
 
 /** What has to go so that a device keeps within its budget: idle variants at once, busy ones when they are at rest. */
-export function planShrink(device: DeviceState): { evict: string[]; drain: string[] } {
+export function planShrink(device: DeviceState): Room {
   const idle = leave(device, device.residents.filter(isIdle), 0, 0, device.usedKvBytes)
-  if (idle) return { evict: idle.map(({ name }) => name), drain: [] }
+  if (idle) return roomOf(idle)
   const all = device.residents.filter(({ pinned }) => !pinned)
-  const going = leave(device, all.filter(isIdle).concat(busyOf(device)), 0, 0, 0) ?? all
-  return {
-    evict: going.filter(isIdle).map(({ name }) => name),
-    drain: going.flatMap(({ name, busy }) => (busy ? [name] : [])),
-  }
+  return roomOf(leave(device, all.filter(isIdle).concat(busyOf(device)), 0, 0, 0) ?? all)
 }
 
 /** Why a variant does not fit a device even with everything unpinned gone; undefined when it does. */
@@ -116,8 +120,7 @@ interface Option {
   index: number
   /** Not at once. */
   waits: boolean
-  /** Evicted, or to be drained. */
-  names: string[]
+  room: Room
   lostBytes: number
   freeBytes: number
   kvBytes: number
@@ -128,20 +131,20 @@ function optionOn(device: DeviceState, demand: VariantDemand, evict: boolean, in
   const minKv = minKvBytes(demand, device.slabBytes)
   const idle = evict ? device.residents.filter(isIdle) : []
   const going = leave(device, idle, need, minKv, device.usedKvBytes)
-  const option = (names: string[], lost: readonly ResidentState[], waits: boolean): Option => {
+  const option = (room: Room, lost: readonly ResidentState[], waits: boolean): Option => {
     const freeBytes = device.budgetBytes - device.overheadBytes - total(device.residents) + total(lost)
     const staying = device.residents.filter((resident) => !lost.includes(resident))
     const target = kvTarget(device, staying, { bytes: need, minKvBytes: minKv })
     // Blocks in use stay where they are, also when they are more than the share.
     const kvBytes = waits ? target : Math.max(target, device.usedKvBytes)
-    return { device, index, waits, names, lostBytes: total(lost), freeBytes, kvBytes }
+    return { device, index, waits, room, lostBytes: total(lost), freeBytes, kvBytes }
   }
-  if (going && !device.changing) return option(namesOf(going), going, false)
-  if (!evict) return device.changing && going ? option([], [], true) : undefined
+  if (going && !device.changing) return option(roomOf(going), going, false)
+  if (!evict) return device.changing && going ? option(roomOf([]), [], true) : undefined
   const later = leave(device, idle.concat(busyOf(device)), need, minKv, 0)
   if (!later) return undefined
   // While something is on its way here nobody is asked to make room: it may turn out not to be needed.
-  return option(device.changing ? [] : namesOf(later.filter(({ busy }) => busy)), later, true)
+  return option(roomOf(device.changing ? [] : later), later, true)
 }
 
 /**
@@ -192,6 +195,10 @@ function busyOf(device: DeviceState): ResidentState[] {
 
 function isIdle({ busy, pinned }: ResidentState): boolean {
   return !busy && !pinned
+}
+
+function roomOf(leaving: readonly ResidentState[]): Room {
+  return { evict: namesOf(leaving.filter(({ busy }) => !busy)), drain: namesOf(leaving.filter(({ busy }) => busy)) }
 }
 
 function namesOf(residents: readonly ResidentState[]): string[] {

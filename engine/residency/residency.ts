@@ -116,7 +116,7 @@ export class Residency implements VariantLoader {
     const plan = this.plan(managed)
     if (plan.kind === 'refuse') return { ...outlook, reason: plan.reason }
     if (plan.kind === 'load') return { ...outlook, loadable: true, room: plan.evict }
-    return plan.kind === 'wait' ? { ...outlook, queueable: true, room: plan.drain } : outlook
+    return plan.kind === 'wait' ? { ...outlook, queueable: true, room: [...plan.evict, ...plan.drain] } : outlook
   }
 
   /** Loads a variant, at the cost of idle ones if need be. Rejects with a ResidencyError. */
@@ -217,7 +217,7 @@ export class Residency implements VariantLoader {
     }
     if (plan.drain.length === 0 && !slot.change && !promised.has(slot)) slot.setKvBytes(plan.kvBytes)
     promised.add(slot)
-    return plan.drain.flatMap((key) => slot.order.get(key) ?? [])
+    return slot.placesOf([...plan.evict, ...plan.drain])
   }
 
   private preloadNext(promised: ReadonlySet<DeviceSlot>): void {
@@ -241,9 +241,8 @@ export class Residency implements VariantLoader {
     if (expired.length > 0) this.clear(slot, expired)
     if (slot.change || !slot.overBudget) return []
     const { evict, drain } = planShrink(slot.state())
-    const placesOf = (keys: readonly string[]): Place[] => keys.flatMap((key) => slot.order.get(key) ?? [])
-    if (evict.length > 0) this.clear(slot, placesOf(evict))
-    return placesOf(drain)
+    if (evict.length > 0) this.clear(slot, slot.placesOf(evict))
+    return slot.placesOf(drain)
   }
 
   /** Ends what waits for a variant that cannot be loaded. */
@@ -259,7 +258,7 @@ export class Residency implements VariantLoader {
 
   private bring(managed: ManagedVariant, slot: DeviceSlot, plan: LoadPlan & { kind: 'load' }): void {
     const { variant, known } = managed
-    const leaving = plan.evict.flatMap((key) => slot.order.get(key) ?? []).map((place) => this.detach(place))
+    const leaving = slot.placesOf(plan.evict).map((place) => this.detach(place))
     const bytes = known.demand.weightBytes + known.demand.workspaceBytes
     const place: Place = { key: known.name, managed, slot, bytes, loaded: undefined, loadedAt: 0, loadMs: 0 }
     managed.place = place

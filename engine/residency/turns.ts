@@ -1,6 +1,6 @@
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { Engine } from '../engine.js'
-import type { DeviceSlot, ManagedVariant, Place } from './device-slot.js'
+import { type DeviceSlot, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 
 /** A variant that others wait for serves at least this long after its load, milliseconds. */
 const TURN_MS = 2000
@@ -24,8 +24,8 @@ export class TurnKeeper {
   ) {}
 
   /**
-   * These shall come to rest, all others serve (again). Returns when to look again if nothing else happens: Infinity
-   * when nothing depends on time.
+   * These shall come to rest or stay at rest, all others serve (again). Returns when to look again if nothing else
+   * happens: Infinity when nothing depends on time.
    */
   drain(places: readonly Place[], now: number): number {
     const wanted = new Set(places.map(({ managed }) => managed))
@@ -37,7 +37,7 @@ export class TurnKeeper {
   /** Those on one device come to rest together, when the last of them has had its turn; other devices' turns are their own. */
   private drainOn(slot: DeviceSlot, all: readonly Place[], now: number): number {
     const places = all.filter((place) => place.slot === slot)
-    const turnEnds = Math.max(...places.map((place) => place.loadedAt + this.turnOf(place)))
+    const turnEnds = Math.max(...places.filter(isBusy).map((place) => place.loadedAt + this.turnOf(place)))
     if (now < turnEnds) return turnEnds
     return Math.min(Infinity, ...places.map((place) => this.hurry(place, now)))
   }
@@ -55,9 +55,10 @@ export class TurnKeeper {
       if (now >= preemptAt) scheduler.endAll(FinishReason.ERROR, now, REPLACED)
       return now >= preemptAt ? Infinity : preemptAt
     }
-    for (const sequence of scheduler.withdraw(now >= preemptAt)) this.engine.lobby.add(sequence)
+    const withdrawn = scheduler.withdraw(now >= preemptAt)
+    for (const sequence of withdrawn) this.engine.lobby.add(sequence)
     // Nothing ends here that would tell: it is at rest now.
-    if (scheduler.size === 0) this.engine.loader?.review()
+    if (withdrawn.length > 0 && scheduler.size === 0) this.engine.loader?.review()
     return now >= preemptAt ? Infinity : preemptAt
   }
 

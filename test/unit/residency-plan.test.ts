@@ -119,6 +119,11 @@ describe('planLoad', () => {
     expect(words(planLoad(free, demand('m', 300, both)))).toBe('load on b')
   })
 
+  it('names the idle ones that have to leave with the busy ones', () => {
+    const on = device('a', 1000, [resident('x', 400), resident('y', 400, busy)])
+    expect(planLoad([on], demand('m', 700))).toMatchObject({ kind: 'wait', evict: ['x'], drain: ['y'] })
+  })
+
   it('evicts nobody for what nobody asked for', () => {
     const full = device('a', 1000, [resident('x', 800)])
     expect(planLoad([full], demand('m', 300), { evict: false }).kind).toBe('refuse')

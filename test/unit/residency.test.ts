@@ -250,6 +250,32 @@ describe('variants that do not fit together', () => {
     expect(native(fake).log).toEqual(['+a:int4', '-a:int4', '+b:int4', '-b:int4', '+a:int4'])
   })
 
+  it('all come to rest for one that needs the room of several, and who is first stays at rest', async () => {
+    let now = 0
+    const variants = { 'a:int4': { weights: 45 }, 'b:int4': { weights: 45 }, 'c:int4': { weights: 90 } }
+    const fake = start({ variants, turnMs: 10, clock: () => now })
+    const [first, second] = [await held(fake, 'a:int4'), await held(fake, 'b:int4')]
+    const wanted = ask(fake, 'c:int4')
+    const pass = async (to: number): Promise<void> => {
+      now = to
+      fake.residency.review()
+      await turnOfEventLoop()
+    }
+    await pass(11)
+    pause(fake, [first], false)
+    await answered(first)
+    const again = ask(fake, 'a:int4')
+    for (let i = 0; i < 20; i++) await turnOfEventLoop()
+    expect(['a:int4', 'b:int4'].map((name) => isDraining(fake, name))).toEqual([true, true])
+    expect([again, wanted].map(({ collector }) => collector.tokens)).toEqual([[], []])
+    await pass(100)
+    await answered(wanted)
+    expect(native(fake).log.slice(0, 5)).toEqual(['+a:int4', '+b:int4', '-b:int4', '-a:int4', '+c:int4'])
+    pause(fake, [second], false)
+    await pass(200)
+    await Promise.all([second, again].map(answered))
+  })
+
   it('are loaded in the order in which they were asked for; a later one that fits does not take the room', async () => {
     const variants = { 'a:int4': { weights: 70 }, 'big:int4': { weights: 90 }, 'small:int4': { weights: 10 } }
     const fake = start({ variants, turnMs: 1 })

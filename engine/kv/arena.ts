@@ -68,13 +68,6 @@ export class KvArena {
     return (this.heldSlabs + this.touched.length) * this.slabBytes
   }
 
-  /** Bytes of slabs with a block in use: no limit brings the arena below them now. */
-  get usedBytes(): number {
-    let idle = 0
-    for (const owner of this.owners) idle += owner.idleSlabs()
-    return (this.heldSlabs - idle) * this.slabBytes
-  }
-
   /** Sets how many slabs pools may hold, up to those reserved; what is above it goes as soon as it is not in use. */
   setLimit(slabs: number): void {
     this.limit = Math.max(0, Math.min(slabs, this.reservedSlabs))

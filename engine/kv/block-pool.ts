@@ -133,6 +133,11 @@ export class BlockPool implements SlabOwner {
     return idle
   }
 
+  /** Slabs with a block in use. */
+  usedSlabs(): number {
+    return this.slabs.length - this.idleSlabs()
+  }
+
   releaseSlab(evict: boolean): boolean {
     const index = this.slabs.findIndex((s) => s.used === 0 && (evict || s.free.length === s.blocks.length))
     const slab = this.slabs[index]

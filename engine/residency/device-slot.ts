@@ -56,7 +56,6 @@ export class DeviceSlot {
       ...this.open.budget,
       slabBytes,
       fixedKvBytes: this.open.fixedKvBytes,
-      usedKvBytes: arena.usedBytes,
       changing: this.change !== undefined,
       residents: this.order.oldestFirst().map((place) => residentState(place, slabBytes)),
     }
@@ -113,7 +112,9 @@ export function expiry(place: Place): number {
 
 function residentState(place: Place, slabBytes: number): ResidentState {
   const { known, variant } = place.managed
-  const { key: name, bytes, loadedAt } = place
+  const { key: name, bytes, loaded, loadedAt } = place
+  const minKv = minKvBytes(known.demand, slabBytes)
+  const usedKv = (loaded?.resident.scheduler.pool.usedSlabs() ?? 0) * slabBytes
   const pinned = variant.pinned && variant.name === name
-  return { name, bytes, minKvBytes: minKvBytes(known.demand, slabBytes), pinned, busy: isBusy(place), loadedAt }
+  return { name, bytes, minKvBytes: minKv, usedKvBytes: usedKv, pinned, busy: isBusy(place), loadedAt }
 }

@@ -10,16 +10,21 @@ import type { DeviceBudget, DeviceState, ResidentState, VariantDemand } from './
 export type LoadPlan =
   | { kind: 'resident' }
   | { kind: 'load'; device: string; evict: string[]; kvBytes: number }
-  /** Nobody has to make room when only the device or KV memory is not free yet. */
+  /** Nobody has to make room while the device is being changed. */
   | ({ kind: 'wait'; device: string; kvBytes: number } & Room)
   | { kind: 'refuse'; reason: string }
 
-/** Who has to leave a device. */
+/** Who has to make room on a device; nobody is named twice. */
 export interface Room {
   /** Idle variants. Where they wait for busy ones they must stay idle, or they never are all at once. */
   evict: string[]
   /** Busy variants, which have to come to rest first. */
   drain: string[]
+  /**
+   * Busy variants that stay, pinned ones too, but use KV memory that is needed. Blocks that end are taken again by those
+   * at work, so that no slab ever comes free: they have to come to rest until enough of them has.
+   */
+  rest: string[]
 }
 
 /** Share of a budget that the KV arena may take beyond what one sequence needs. */
@@ -101,7 +106,7 @@ export function planArena(
 
 /** What has to go so that a device keeps within its budget: idle variants at once, busy ones when they are at rest. */
 export function planShrink(device: DeviceState): Room {
-  const idle = leave(device, device.residents.filter(isIdle), 0, 0, device.usedKvBytes)
+  const idle = leave(device, device.residents.filter(isIdle), 0, 0, usedKv(device.residents))
   if (idle) return roomOf(idle)
   const all = device.residents.filter(({ pinned }) => !pinned)
   return roomOf(leave(device, all.filter(isIdle).concat(busyOf(device)), 0, 0, 0) ?? all)
@@ -130,13 +135,14 @@ function optionOn(device: DeviceState, demand: VariantDemand, evict: boolean, in
   const need = bytesOf(demand)
   const minKv = minKvBytes(demand, device.slabBytes)
   const idle = evict ? device.residents.filter(isIdle) : []
-  const going = leave(device, idle, need, minKv, device.usedKvBytes)
+  const usedKvBytes = usedKv(device.residents)
+  const going = leave(device, idle, need, minKv, usedKvBytes)
   const option = (room: Room, lost: readonly ResidentState[], waits: boolean): Option => {
     const freeBytes = device.budgetBytes - device.overheadBytes - total(device.residents) + total(lost)
     const staying = device.residents.filter((resident) => !lost.includes(resident))
     const target = kvTarget(device, staying, { bytes: need, minKvBytes: minKv })
     // Blocks in use stay where they are, also when they are more than the share.
-    const kvBytes = waits ? target : Math.max(target, device.usedKvBytes)
+    const kvBytes = waits ? target : Math.max(target, usedKvBytes)
     return { device, index, waits, room, lostBytes: total(lost), freeBytes, kvBytes }
   }
   if (going && !device.changing) return option(roomOf(going), going, false)
@@ -144,11 +150,11 @@ function optionOn(device: DeviceState, demand: VariantDemand, evict: boolean, in
   const later = leave(device, idle.concat(busyOf(device)), need, minKv, 0)
   if (!later) return undefined
   // While something is on its way here nobody is asked to make room: it may turn out not to be needed.
-  return option(roomOf(device.changing ? [] : later), later, true)
+  return option(device.changing ? roomOf([]) : roomOf(later, rest(device, later, need, minKv)), later, true)
 }
 
 /**
- * Who of `candidates` (first to go first) has to leave so that `need` bytes with `minKv` of KV fit beside `usedKv`;
+ * Who of `candidates` (first to go first) has to leave so that `need` bytes with `minKv` of KV fit beside `usedKvBytes`;
  * undefined when all of them are not enough. Whoever could stay after all does, the last to go first.
  */
 function leave(
@@ -156,23 +162,43 @@ function leave(
   candidates: readonly ResidentState[],
   need: number,
   minKv: number,
-  usedKv: number,
+  usedKvBytes: number,
 ): ResidentState[] | undefined {
-  const going = new Set<ResidentState>()
-  const fitsNow = (): boolean => {
-    const staying = device.residents.filter((resident) => !going.has(resident))
-    return fits(device, staying, need, minKv, usedKv)
-  }
+  return fewest(candidates, (going) => fits(device, without(device.residents, going), need, minKv, usedKvBytes))
+}
+
+/**
+ * Who has to come to rest so that, once `leaving` have left, the KV memory in use leaves room for `need` bytes with
+ * `minKv` of KV. That they fit beside those who stay is known.
+ */
+function rest(device: DeviceState, leaving: readonly ResidentState[], need: number, minKv: number): ResidentState[] {
+  const staying = without(device.residents, new Set(leaving))
+  const working = [...busyOf(device), ...device.residents.filter(({ busy, pinned }) => busy && pinned)]
+  const candidates = working.filter((resident) => staying.includes(resident) && resident.usedKvBytes > 0)
+  const enough = (resting: ReadonlySet<ResidentState>): boolean =>
+    fits(device, staying, need, minKv, usedKv(without(staying, resting)))
+  return fewest(candidates, enough) ?? []
+}
+
+/**
+ * The first of `candidates` that are `enough` together; undefined when all of them are not. Of these, the last first,
+ * nobody without whom it is enough too.
+ */
+function fewest(
+  candidates: readonly ResidentState[],
+  enough: (chosen: ReadonlySet<ResidentState>) => boolean,
+): ResidentState[] | undefined {
+  const chosen = new Set<ResidentState>()
   for (const candidate of candidates) {
-    if (fitsNow()) break
-    going.add(candidate)
+    if (enough(chosen)) break
+    chosen.add(candidate)
   }
-  if (!fitsNow()) return undefined
-  for (const candidate of [...going].toReversed()) {
-    going.delete(candidate)
-    if (!fitsNow()) going.add(candidate)
+  if (!enough(chosen)) return undefined
+  for (const candidate of [...chosen].toReversed()) {
+    chosen.delete(candidate)
+    if (!enough(chosen)) chosen.add(candidate)
   }
-  return candidates.filter((candidate) => going.has(candidate))
+  return candidates.filter((candidate) => chosen.has(candidate))
 }
 
 function fits(
@@ -180,10 +206,10 @@ function fits(
   staying: readonly ResidentState[],
   need: number,
   minKv: number,
-  usedKv: number,
+  usedKvBytes: number,
 ): boolean {
   const { budgetBytes, overheadBytes, fixedKvBytes } = device
-  const smallest = Math.max(minKv, largestKv(staying), usedKv)
+  const smallest = Math.max(minKv, largestKv(staying), usedKvBytes)
   if (fixedKvBytes !== undefined && smallest > fixedKvBytes) return false
   return overheadBytes + total(staying) + need + (fixedKvBytes ?? smallest) <= budgetBytes
 }
@@ -197,8 +223,13 @@ function isIdle({ busy, pinned }: ResidentState): boolean {
   return !busy && !pinned
 }
 
-function roomOf(leaving: readonly ResidentState[]): Room {
-  return { evict: namesOf(leaving.filter(({ busy }) => !busy)), drain: namesOf(leaving.filter(({ busy }) => busy)) }
+function roomOf(leaving: readonly ResidentState[], resting: readonly ResidentState[] = []): Room {
+  const [idle, busy] = [leaving.filter((one) => !one.busy), leaving.filter((one) => one.busy)]
+  return { evict: namesOf(idle), drain: namesOf(busy), rest: namesOf(resting) }
+}
+
+function without(residents: readonly ResidentState[], gone: ReadonlySet<ResidentState>): ResidentState[] {
+  return residents.filter((resident) => !gone.has(resident))
 }
 
 function namesOf(residents: readonly ResidentState[]): string[] {
@@ -207,6 +238,10 @@ function namesOf(residents: readonly ResidentState[]): string[] {
 
 function total(residents: readonly Pick<ResidentState, 'bytes'>[]): number {
   return residents.reduce((sum, { bytes }) => sum + bytes, 0)
+}
+
+function usedKv(residents: readonly Pick<ResidentState, 'usedKvBytes'>[]): number {
+  return residents.reduce((sum, { usedKvBytes }) => sum + usedKvBytes, 0)
 }
 
 function largestKv(residents: readonly Pick<ResidentState, 'minKvBytes'>[]): number {

@@ -116,7 +116,9 @@ export class Residency implements VariantLoader {
     const plan = this.plan(managed)
     if (plan.kind === 'refuse') return { ...outlook, reason: plan.reason }
     if (plan.kind === 'load') return { ...outlook, loadable: true, room: plan.evict }
-    return plan.kind === 'wait' ? { ...outlook, queueable: true, room: [...plan.evict, ...plan.drain] } : outlook
+    return plan.kind === 'wait'
+      ? { ...outlook, queueable: true, room: [...plan.evict, ...plan.drain, ...plan.rest] }
+      : outlook
   }
 
   /** Loads a variant, at the cost of idle ones if need be. Rejects with a ResidencyError. */
@@ -217,7 +219,7 @@ export class Residency implements VariantLoader {
     }
     if (plan.drain.length === 0 && !slot.change && !promised.has(slot)) slot.setKvBytes(plan.kvBytes)
     promised.add(slot)
-    return slot.placesOf([...plan.evict, ...plan.drain])
+    return slot.placesOf([...plan.evict, ...plan.drain, ...plan.rest])
   }
 
   private preloadNext(promised: ReadonlySet<DeviceSlot>): void {

@@ -30,6 +30,8 @@ export interface ResidentState {
   bytes: number
   /** KV slabs of one sequence of the largest length, bytes. */
   minKvBytes: number
+  /** KV slabs that its sequences use now, bytes. */
+  usedKvBytes: number
   pinned: boolean
   /** Has sequences, running or waiting. */
   busy: boolean
@@ -42,8 +44,6 @@ export interface DeviceState extends DeviceBudget {
   slabBytes: number
   /** The KV arena's bytes where they are taken once and for all; undefined where it shrinks and grows. */
   fixedKvBytes: number | undefined
-  /** KV bytes in use by sequences now. */
-  usedKvBytes: number
   /** Least recently used first. */
   residents: readonly ResidentState[]
   /** Something is being loaded or unloaded here. */
@@ -52,5 +52,5 @@ export interface DeviceState extends DeviceBudget {
 
 /** A device with nothing on it whose KV arena can be of any size. */
 export function emptyDevice(budget: DeviceBudget, slabBytes: number): DeviceState {
-  return { ...budget, slabBytes, fixedKvBytes: undefined, usedKvBytes: 0, residents: [], changing: false }
+  return { ...budget, slabBytes, fixedKvBytes: undefined, residents: [], changing: false }
 }

@@ -9,6 +9,7 @@ import {
   planArena,
   planLoad,
   planShrink,
+  type Room,
 } from '../../engine/residency/plan.js'
 import { type DeviceState, emptyDevice, type ResidentState, type VariantDemand } from '../../engine/residency/state.js'
 
@@ -21,7 +22,8 @@ function demand(name: string, weights: number, overrides: Partial<VariantDemand>
 }
 
 function resident(name: string, mib: number, overrides: Partial<ResidentState> = {}): ResidentState {
-  return { name, bytes: mib * MIB, minKvBytes: 100 * MIB, pinned: false, busy: false, loadedAt: 0, ...overrides }
+  const still = { usedKvBytes: 0, pinned: false, busy: false, loadedAt: 0 }
+  return { name, bytes: mib * MIB, minKvBytes: 100 * MIB, ...still, ...overrides }
 }
 
 function device(
@@ -33,15 +35,19 @@ function device(
   return { ...emptyDevice({ id, budgetBytes: mib * MIB, overheadBytes: 20 * MIB }, SLAB), residents, ...overrides }
 }
 
-/** "load on a, evict x, y", "wait for x, y on a", "refuse: why" */
+/** "load on a - x - y", "wait for a - x (rest y)", "refuse: why" */
 function words(plan: LoadPlan): string {
   if (plan.kind === 'load') return [`load on ${plan.device}`, ...plan.evict].join(' - ')
-  if (plan.kind === 'wait') return [`wait for ${plan.device}`, ...plan.drain].join(' - ')
+  if (plan.kind === 'wait') {
+    const resting = plan.rest.length > 0 ? ` (rest ${plan.rest.join(', ')})` : ''
+    return [`wait for ${plan.device}`, ...plan.drain].join(' - ') + resting
+  }
   return plan.kind === 'refuse' ? `refuse: ${plan.reason}` : 'resident'
 }
 
 const busy = { busy: true }
 const pinned = { pinned: true }
+const using = (mib: number) => ({ ...busy, usedKvBytes: mib * MIB })
 
 describe('planLoad', () => {
   const cases: [string, DeviceState[], VariantDemand, string][] = [
@@ -72,10 +78,40 @@ describe('planLoad', () => {
       'wait for a - y',
     ],
     [
-      'waits for KV memory in use',
-      [device('a', 1000, [resident('x', 300, busy)], { usedKvBytes: 400 * MIB })],
+      'waits for KV memory in use, and asks who uses it to rest',
+      [device('a', 1000, [resident('x', 300, using(400))])],
       demand('m', 300),
-      'wait for a',
+      'wait for a (rest x)',
+    ],
+    [
+      'asks only those to rest whose KV memory is needed, the longest loaded first, pinned ones last',
+      [
+        device('a', 1000, [
+          resident('x', 100, { ...using(200), ...pinned }),
+          resident('y', 100, { ...using(100), loadedAt: 5 }),
+          resident('z', 100, { ...using(200), loadedAt: 9 }),
+        ]),
+      ],
+      demand('m', 300),
+      'wait for a (rest z)',
+    ],
+    [
+      'asks a pinned one to rest where nobody else can help',
+      [device('a', 1000, [resident('x', 300, { ...using(400), ...pinned })])],
+      demand('m', 300),
+      'wait for a (rest x)',
+    ],
+    [
+      'a busy one leaves, and with it its KV memory',
+      [device('a', 1000, [resident('x', 400, using(300)), resident('y', 100, using(100))])],
+      demand('m', 500),
+      'wait for a - x',
+    ],
+    [
+      'a busy one leaves and another rests',
+      [device('a', 1000, [resident('x', 400, using(50)), resident('y', 100, { ...using(400), loadedAt: 1 })])],
+      demand('m', 500),
+      'wait for a - x (rest y)',
     ],
     [
       'waits while the device is being changed, and asks nobody to go',
@@ -134,11 +170,11 @@ describe('planLoad', () => {
 describe('a lowered budget', () => {
   it('lets idle ones go, asks busy ones to, and never touches pinned ones', () => {
     const three = [resident('x', 300), resident('y', 300), resident('z', 200, pinned)]
-    expect(planShrink(device('a', 700, three))).toEqual({ evict: ['x'], drain: [] })
-    expect(planShrink(device('a', 400, three))).toEqual({ evict: ['x', 'y'], drain: [] })
-    expect(planShrink(device('a', 100, three))).toEqual({ evict: ['x', 'y'], drain: [] })
+    expect(planShrink(device('a', 700, three))).toEqual({ evict: ['x'], drain: [], rest: [] })
+    expect(planShrink(device('a', 400, three))).toEqual({ evict: ['x', 'y'], drain: [], rest: [] })
+    expect(planShrink(device('a', 100, three))).toEqual({ evict: ['x', 'y'], drain: [], rest: [] })
     const working = [resident('x', 300, busy), resident('y', 300)]
-    expect(planShrink(device('a', 200, working))).toEqual({ evict: ['y'], drain: ['x'] })
+    expect(planShrink(device('a', 200, working))).toEqual({ evict: ['y'], drain: ['x'], rest: [] })
   })
 })
 
@@ -157,6 +193,7 @@ const mib = (max: number) => fc.nat(max).map((n) => n * MIB)
 const residentState = fc.record({
   bytes: mib(400),
   minKvBytes: fc.nat(12).map((n) => n * SLAB),
+  usedKvBytes: fc.nat(8).map((n) => n * SLAB),
   pinned: fc.boolean(),
   busy: fc.boolean(),
   loadedAt: fc.nat(1000),
@@ -165,7 +202,6 @@ const state = (id: string) =>
   fc
     .record({
       budgetBytes: mib(2000),
-      usedKvBytes: fc.nat(20).map((n) => n * SLAB),
       fixed: fc.option(
         fc.nat(40).map((n) => n * SLAB),
         { nil: undefined },
@@ -173,18 +209,43 @@ const state = (id: string) =>
       changing: fc.boolean(),
       residents: fc.array(residentState, { maxLength: 6 }),
     })
-    .map(({ budgetBytes, usedKvBytes, fixed, changing, residents }): DeviceState => {
+    .map(({ budgetBytes, fixed, changing, residents }): DeviceState => {
+      let spare = fixed ?? Infinity
       const named = residents.map((one, index) => {
-        return { ...one, minKvBytes: Math.min(one.minKvBytes, fixed ?? Infinity), name: `${id}${index}` }
+        const minKvBytes_ = Math.min(one.minKvBytes, fixed ?? Infinity)
+        const usedKvBytes = one.busy ? Math.min(one.usedKvBytes, spare) : 0
+        spare -= usedKvBytes
+        return { ...one, minKvBytes: minKvBytes_, usedKvBytes, name: `${id}${index}` }
       })
-      const used = Math.min(usedKvBytes, fixed ?? Infinity)
-      return Object.assign(device(id, 0, named), { budgetBytes, usedKvBytes: used, fixedKvBytes: fixed, changing })
+      return Object.assign(device(id, 0, named), { budgetBytes, fixedKvBytes: fixed, changing })
     })
 const wish = fc.record({ weights: fc.nat(900), kv: fc.nat(40), blockUnits: fc.integer({ min: 1, max: 15 }) })
+
+function usedKv(residents: readonly ResidentState[]): number {
+  return residents.reduce((sum, { usedKvBytes }) => sum + usedKvBytes, 0)
+}
 
 function within(state_: DeviceState, staying: readonly ResidentState[], extra: number, kvBytes: number): boolean {
   const taken = staying.reduce((sum, { bytes }) => sum + bytes, state_.overheadBytes + extra)
   return taken + kvBytes <= state_.budgetBytes
+}
+
+/** A wait ends: somebody is asked to make room, nobody twice, and when all have there is enough. */
+function expectRoom(on: DeviceState, { evict, drain, rest }: Room, need: number, minKv: number): void {
+  const asked = [...evict, ...drain, ...rest]
+  expect(new Set(asked).size).toBe(asked.length)
+  expect(drain.length + rest.length > 0).toBe(!on.changing)
+  if (on.changing) return
+  const byName = new Map(on.residents.map((one) => [one.name, one]))
+  for (const name of evict) expect(byName.get(name)).toMatchObject({ busy: false, pinned: false })
+  for (const name of rest) expect(byName.get(name)).toMatchObject({ busy: true })
+  const staying = on.residents.filter(({ name }) => !evict.includes(name) && !drain.includes(name))
+  const smallest = (resting: readonly string[]): number => {
+    const used = usedKv(staying.filter(({ name }) => !resting.includes(name)))
+    return on.fixedKvBytes ?? Math.max(used, minKv, ...staying.map((one) => one.minKvBytes))
+  }
+  expect(within(on, staying, need, smallest(rest))).toBe(true)
+  for (const name of rest) expect(within(on, staying, need, smallest(rest.filter((one) => one !== name)))).toBe(false)
 }
 
 describe('every plan', () => {
@@ -207,14 +268,17 @@ describe('every plan', () => {
           expect([one.pinned, one.busy]).toEqual([false, plan.kind === 'wait'])
         }
         expect(on.changing && going.size > 0).toBe(false)
-        if (plan.kind === 'wait') return
+        if (plan.kind === 'wait') {
+          expectRoom(on, plan, need, minKvBytes(wanted, SLAB))
+          return
+        }
         expect(on.changing).toBe(false)
         const staying = on.residents.filter(({ name }) => !going.has(name))
         expect(within(on, staying, need, plan.kvBytes)).toBe(true)
-        expect(plan.kvBytes).toBeGreaterThanOrEqual(Math.max(on.usedKvBytes, minKvBytes(wanted, SLAB)))
+        expect(plan.kvBytes).toBeGreaterThanOrEqual(Math.max(usedKv(on.residents), minKvBytes(wanted, SLAB)))
         for (const name of going) {
           const kept = on.residents.filter((one) => !going.has(one.name) || one.name === name)
-          const smallest = Math.max(on.usedKvBytes, minKvBytes(wanted, SLAB), ...kept.map((one) => one.minKvBytes))
+          const smallest = Math.max(usedKv(kept), minKvBytes(wanted, SLAB), ...kept.map((one) => one.minKvBytes))
           expect(within(on, kept, need, on.fixedKvBytes ?? smallest)).toBe(false)
         }
       }),

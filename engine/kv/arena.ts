@@ -68,16 +68,10 @@ export class KvArena {
     return (this.heldSlabs + this.touched.length) * this.slabBytes
   }
 
-  /** Sets how many slabs pools may hold, up to those reserved; what is above it goes as soon as it is not in use. */
+  /** Sets how many slabs pools may hold, up to those reserved, and takes back what is above it and not in use. */
   setLimit(slabs: number): void {
     this.limit = Math.max(0, Math.min(slabs, this.reservedSlabs))
     this.trim()
-  }
-
-  /** Takes back what pools hold above the limit and do not use. */
-  trim(): void {
-    for (const owner of this.owners) while (this.heldSlabs > this.limit && owner.releaseSlab(true));
-    while (this.touched.length > 0 && this.heldSlabs + this.touched.length > this.limit) this.discardOne()
   }
 
   attach(owner: SlabOwner): void {
@@ -123,6 +117,12 @@ export class KvArena {
   mayAdmit(owner: SlabOwner): boolean {
     for (const first of this.starving) return first === owner
     return true
+  }
+
+  /** Takes back what pools hold above the limit and do not use. */
+  private trim(): void {
+    for (const owner of this.owners) while (this.heldSlabs > this.limit && owner.releaseSlab(true));
+    while (this.touched.length > 0 && this.heldSlabs + this.touched.length > this.limit) this.discardOne()
   }
 
   /** Slabs whose memory is there already go first. */

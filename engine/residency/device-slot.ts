@@ -66,16 +66,10 @@ export class DeviceSlot {
     return keys.flatMap((key) => this.order.get(key) ?? [])
   }
 
-  /** Lets the KV arena have so many bytes; what sequences hold above that goes when they end. */
+  /** Lets the KV arena have so many bytes; what sequences hold above that goes when they end, and is counted until then. */
   setKvBytes(bytes: number): void {
-    const { arena } = this.open.device
-    if (this.open.fixedKvBytes === undefined) arena.setLimit(Math.floor(bytes / arena.slabBytes))
-    this.settleKv()
-  }
-
-  /** Corrects the ledger to what the KV arena takes. */
-  settleKv(): void {
     const { arena, ledger } = this.open.device
+    if (this.open.fixedKvBytes === undefined) arena.setLimit(Math.floor(bytes / arena.slabBytes))
     ledger.settle(this.open.kvEntry, arena.bytes)
   }
 

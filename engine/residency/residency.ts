@@ -236,8 +236,8 @@ export class Residency implements VariantLoader {
   /** Unloads what nobody has used for long, what was replaced, and what is above the budget; returns who has to rest. */
   private release(slot: DeviceSlot): Place[] {
     if (slot.change) return []
-    slot.open.device.arena.trim()
-    slot.settleKv()
+    // Also where a request that KV memory was kept free for has gone; whoever still waits has it lowered again at once.
+    slot.fitKv()
     const now = this.engine.options.clock()
     const expired = slot.order.oldestFirst().filter((place) => expiry(place) <= now)
     if (expired.length > 0) this.clear(slot, expired)

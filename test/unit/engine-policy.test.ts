@@ -204,7 +204,7 @@ describe('KV arena', () => {
     const [first] = held
     if (!first) throw new Error('refused')
     one.release(first)
-    arena.trim()
+    arena.setLimit(1)
     expect([arena.bytes, arena.touchedBytes, discarded]).toEqual([1024, 1024, [0]])
     arena.setLimit(9)
     expect([arena.slabCount, one.available()]).toEqual([4, 3])

@@ -142,4 +142,19 @@ describe('a load that lacks only KV memory', () => {
     expect(new Set(await Promise.all(long.map(answered)))).toEqual(new Set([FinishReason.LENGTH]))
     expect(native(fake).log).toEqual(['+a:int4', '+b:int4'])
   })
+
+  it('leaves the limit of KV memory as it was when who waited has gone', async () => {
+    const fake = start({ variants })
+    const { arena } = fake.slot().open.device
+    const long = await heldKv(fake, 'a:int4', SLABS)
+    const before = arena.slabCount
+    const wanted = ask(fake, 'b:int4')
+    await turnOfEventLoop()
+    expect(arena.slabCount).toBeLessThan(before)
+    if (wanted.sequence) fake.engine.cancel(wanted.sequence)
+    await turnOfEventLoop()
+    expect(arena.slabCount).toBe(before)
+    pause(fake, long, false)
+    await Promise.all(long.map(answered))
+  })
 })

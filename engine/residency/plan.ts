@@ -104,12 +104,16 @@ export function planArena(
   return Math.max(minKv, Math.floor(spare / slabBytes) * slabBytes, 0)
 }
 
-/** What has to go so that a device keeps within its budget: idle variants at once, busy ones when they are at rest. */
+/**
+ * What has to go so that a device keeps within its budget: idle variants at once, busy ones when they are at rest, and
+ * the KV memory that those who stay use above it.
+ */
 export function planShrink(device: DeviceState): Room {
   const idle = leave(device, device.residents.filter(isIdle), 0, 0, usedKv(device.residents))
   if (idle) return roomOf(idle)
   const all = device.residents.filter(({ pinned }) => !pinned)
-  return roomOf(leave(device, all.filter(isIdle).concat(busyOf(device)), 0, 0, 0) ?? all)
+  const leaving = leave(device, all.filter(isIdle).concat(busyOf(device)), 0, 0, 0) ?? all
+  return roomOf(leaving, rest(device, leaving, 0, 0))
 }
 
 /** Why a variant does not fit a device even with everything unpinned gone; undefined when it does. */
@@ -169,14 +173,18 @@ function leave(
 
 /**
  * Who has to come to rest so that, once `leaving` have left, the KV memory in use leaves room for `need` bytes with
- * `minKv` of KV. That they fit beside those who stay is known.
+ * `minKv` of KV. Where that is never enough, since pinned weights are too much, nobody rests for less than a sequence.
  */
 function rest(device: DeviceState, leaving: readonly ResidentState[], need: number, minKv: number): ResidentState[] {
+  // Memory that is taken once and for all is not given back.
+  if (device.fixedKvBytes !== undefined) return []
   const staying = without(device.residents, new Set(leaving))
   const working = [...busyOf(device), ...device.residents.filter(({ busy, pinned }) => busy && pinned)]
   const candidates = working.filter((resident) => staying.includes(resident) && resident.usedKvBytes > 0)
-  const enough = (resting: ReadonlySet<ResidentState>): boolean =>
-    fits(device, staying, need, minKv, usedKv(without(staying, resting)))
+  const enough = (resting: ReadonlySet<ResidentState>): boolean => {
+    const used = usedKv(without(staying, resting))
+    return used <= largestKv(staying) || fits(device, staying, need, minKv, used)
+  }
   return fewest(candidates, enough) ?? []
 }
 

@@ -242,9 +242,9 @@ export class Residency implements VariantLoader {
     const expired = slot.order.oldestFirst().filter((place) => expiry(place) <= now)
     if (expired.length > 0) this.clear(slot, expired)
     if (slot.change || !slot.overBudget) return []
-    const { evict, drain } = planShrink(slot.state())
+    const { evict, drain, rest } = planShrink(slot.state())
     if (evict.length > 0) this.clear(slot, slot.placesOf(evict))
-    return slot.placesOf(drain)
+    return slot.placesOf([...drain, ...rest])
   }
 
   /** Ends what waits for a variant that cannot be loaded. */

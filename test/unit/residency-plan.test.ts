@@ -176,6 +176,20 @@ describe('a lowered budget', () => {
     const working = [resident('x', 300, busy), resident('y', 300)]
     expect(planShrink(device('a', 200, working))).toEqual({ evict: ['y'], drain: ['x'], rest: [] })
   })
+
+  it('lets nobody go where only KV memory is above it, but asks who uses that to rest', () => {
+    const working = [resident('x', 300, using(200)), resident('y', 300, { ...using(100), loadedAt: 1 })]
+    expect(planShrink(device('a', 1000, working))).toEqual({ evict: [], drain: [], rest: [] })
+    expect(planShrink(device('a', 800, working))).toEqual({ evict: [], drain: [], rest: ['x'] })
+    const three = [resident('x', 300, { ...using(200), ...pinned }), resident('y', 300, using(100))]
+    expect(planShrink(device('a', 500, three))).toEqual({ evict: [], drain: ['y'], rest: ['x'] })
+    expect(planShrink(device('a', 500, three, { fixedKvBytes: 300 * MIB })).rest).toEqual([])
+  })
+
+  it('never lets a pinned one that is too large rest for ever', () => {
+    const [large] = [resident('x', 600, { ...using(100), ...pinned })]
+    expect(planShrink(device('a', 500, [large]))).toEqual({ evict: [], drain: [], rest: [] })
+  })
 })
 
 describe('planArena', () => {
@@ -289,13 +303,17 @@ describe('every plan', () => {
   it('of a lowered budget evicts nobody busy or pinned, and what stays fits unless that is pinned', () => {
     fc.assert(
       fc.property(state('a'), (on) => {
-        const { evict, drain } = planShrink(on)
+        const { evict, drain, rest } = planShrink(on)
         const byName = new Map(on.residents.map((one) => [one.name, one]))
         for (const name of evict) expect(byName.get(name)).toMatchObject({ busy: false, pinned: false })
         for (const name of drain) expect(byName.get(name)).toMatchObject({ busy: true, pinned: false })
         const staying = on.residents.filter(({ name }) => !evict.includes(name) && !drain.includes(name))
-        const fits = within(on, staying, 0, on.fixedKvBytes ?? Math.max(0, ...staying.map((one) => one.minKvBytes)))
+        const least = Math.max(0, ...staying.map((one) => one.minKvBytes))
+        const fits = within(on, staying, 0, on.fixedKvBytes ?? least)
         expect(fits || on.fixedKvBytes !== undefined || staying.every((one) => one.pinned)).toBe(true)
+        for (const name of rest) expect(byName.get(name)).toMatchObject({ busy: true })
+        const used = usedKv(staying.filter(({ name }) => !rest.includes(name)))
+        expect(used <= least || within(on, staying, 0, used) || on.fixedKvBytes !== undefined).toBe(true)
       }),
     )
   })

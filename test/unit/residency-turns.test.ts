@@ -16,6 +16,8 @@ import {
 } from '../support/residency-requests.js'
 
 const start = fakeResidencies()
+/** Bytes of two slabs of the KV arena. */
+const SLABS = 2 * 8 * KV_UNIT_BYTES
 
 function isDraining({ engine, residency }: FakeResidency, name: string): boolean {
   const variant = engine.variants.get(name)
@@ -123,8 +125,7 @@ describe('variants of several devices', () => {
 })
 
 describe('a load that lacks only KV memory', () => {
-  // Beside it and `a` there is room for two slabs.
-  const SLABS = 2 * 8 * KV_UNIT_BYTES
+  // Beside both there is room for two slabs.
   const variants = { 'a:int4': { weights: 40 }, 'b:int4': { weights: 59 - SLABS / UNIT } }
 
   it.each([false, true])('waits until who uses it has come to rest; nobody leaves (pinned: %s)', async (pinned) => {
@@ -157,4 +158,26 @@ describe('a load that lacks only KV memory', () => {
     pause(fake, long, false)
     await Promise.all(long.map(answered))
   })
+})
+
+describe('a lowered budget', () => {
+  it.each([false, true])(
+    'is met though sequences use more KV memory, and their variant stays (pinned: %s)',
+    async (pinned) => {
+      let now = 0
+      const fake = start({ variants: { 'a:int4': { weights: 40 } }, turnMs: 10, clock: () => now })
+      const long = await heldKv(fake, 'a:int4', SLABS)
+      await fake.residency.pin('a:int4', pinned)
+      fake.slot().setBudget(40.5 * UNIT + SLABS)
+      for (now of [11, 100]) {
+        fake.residency.review()
+        await turnOfEventLoop()
+      }
+      expect(fake.slot().overBudget).toBe(false)
+      expect(isDraining(fake, 'a:int4')).toBe(false)
+      pause(fake, long, false)
+      expect(new Set(await Promise.all(long.map(answered)))).toEqual(new Set([FinishReason.LENGTH]))
+      expect(native(fake).log).toEqual(['+a:int4'])
+    },
+  )
 })

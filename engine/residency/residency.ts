@@ -1,4 +1,5 @@
 import { FinishReason, type SequenceError, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { MAX_TIMER_MS } from '../config/index.js'
 import type { Engine, Variant, VariantLoader, VariantOutlook } from '../engine.js'
 import { type DeviceSlot, expiry, isBusy, type ManagedVariant, type Place } from './device-slot.js'
 import { detachVariant, type LoadedVariant, loadVariant } from './load.js'
@@ -10,8 +11,6 @@ import { TurnKeeper } from './turns.js'
 /** Pause after the second failed load in a row, milliseconds; it doubles up to the limit. */
 const FIRST_COOLDOWN_MS = 1000
 const MAX_COOLDOWN_MS = 60_000
-/** setTimeout takes no more. */
-const MAX_TIMER_MS = 2 ** 31 - 1
 
 interface PlanOptions {
   evict?: boolean

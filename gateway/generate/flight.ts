@@ -27,21 +27,22 @@ export interface Work {
   maxTokens: number
 }
 
-/** One request's sequences in the engine: which choice has which, on which session. Owns them until they end. */
+/** One sequence: where it is, the rung it is for, and its id there. Each session counts its own ids. */
+export interface Sequence {
+  session: SequenceSession
+  route: Route
+  id: number
+}
+
+/** One request's sequences in the engines, which may be of several sessions. Owns them until they end. */
 export class Flight {
   readonly work: Work
-  #session: SequenceSession | undefined
-  /** Sequence id by choice; 0 while it has none. */
-  readonly #ids: number[]
+  /** By choice; undefined while it has none. */
+  readonly #sequences: (Sequence | undefined)[]
 
   constructor(work: Work) {
     this.work = work
-    this.#ids = Array.from({ length: work.request.n }, () => 0)
-  }
-
-  /** Where its sequences are, or were when it was lost. */
-  get session(): SequenceSession | undefined {
-    return this.#session
+    this.#sequences = Array.from({ length: work.request.n }, () => undefined)
   }
 
   /** Begins a choice, or goes on with one where it was lost. Throws context_length_exceeded and what submit throws. */
@@ -51,29 +52,30 @@ export class Flight {
     const length = { prompt: prompt.length, generated: choice.generated.length }
     const left = remainingBudget(length, maxTokens, request.maxTokens !== undefined, contextLimit, variant)
     const resolved = { variant, maxTokens: left, deadlineMs, text }
-    this.#session = session
     const id = session.submit(toSubmission(request, choice, prompt, seed, resolved), choice)
-    this.#ids[choice.index] = id
+    this.#sequences[choice.index] = { session, route, id }
     if (paused) session.setPaused(id, true)
   }
 
-  /** The choice's sequence has ended, or is lost. */
-  forget(choice: Choice): void {
-    this.#ids[choice.index] = 0
+  /** The choice's sequence has ended, or is lost; says where it was, undefined where it had none. */
+  forget({ index }: Choice): Sequence | undefined {
+    const sequence = this.#sequences[index]
+    this.#sequences[index] = undefined
+    return sequence
   }
 
   /** Stops the choice's sequence; nothing where it has none. */
   cancel(index: number): void {
-    const id = this.#ids[index]
-    if (id) this.#session?.cancel(id)
-    this.#ids[index] = 0
+    const sequence = this.#sequences[index]
+    this.#sequences[index] = undefined
+    sequence?.session.cancel(sequence.id)
   }
 
   cancelAll(): void {
-    for (let index = 0; index < this.#ids.length; index++) this.cancel(index)
+    for (let index = 0; index < this.#sequences.length; index++) this.cancel(index)
   }
 
   setPaused(paused: boolean): void {
-    for (const id of this.#ids) if (id) this.#session?.setPaused(id, paused)
+    for (const sequence of this.#sequences) sequence?.session.setPaused(sequence.id, paused)
   }
 }

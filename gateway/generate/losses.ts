@@ -1,17 +1,22 @@
 import type { GatewayError } from '../errors.js'
 import type { DegradeCause } from '../request.js'
 import type { Choice } from './choice.js'
+import type { Sequence } from './flight.js'
 
 /** Failures of a rung in a row, without the request getting on, after which the request leaves it. */
 const RUNG_FAILURES = 2
 /** Failures of rungs in a row, without the request getting on, after which the request fails. */
 const ALL_FAILURES = 4
 
+/** How a sequence was lost, and where. */
+export interface Loss {
+  at: Sequence
+  cause: DegradeCause
+  error: GatewayError
+}
+
 /** What one request has lost and not submitted again, and what it lost before. */
 export class Losses {
-  /** Of the loss that is being dealt with. */
-  cause: DegradeCause = 'engine_failed'
-  error: GatewayError | undefined
   readonly #choices: Choice[] = []
   readonly #failures = new Map<string, number>()
   #tokens = 0
@@ -21,13 +26,9 @@ export class Losses {
     return this.#choices.length
   }
 
-  /** Adds a choice; true when it is the first one, so that somebody has to deal with it. */
-  add(choice: Choice, cause: DegradeCause, error: GatewayError): boolean {
-    this.#choices.push(choice)
-    if (this.#choices.length > 1) return false
-    this.cause = cause
-    this.error = error
-    return true
+  /** Adds a choice; true when it is the first one, so that somebody has to deal with its loss. */
+  add(choice: Choice): boolean {
+    return this.#choices.push(choice) === 1
   }
 
   /** The lost choices, which are not lost any more. */

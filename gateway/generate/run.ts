@@ -14,7 +14,7 @@ import type { Lost, Route } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import { Choice, type ChoiceOwner, type Echo } from './choice.js'
 import { Flight, type Placement, type SequenceSession } from './flight.js'
-import { Losses } from './losses.js'
+import { type Loss, Losses } from './losses.js'
 import { answerBudget, checkTokenIds, drawSeed } from './submission.js'
 import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
 
@@ -171,10 +171,11 @@ export class Run implements GenerateHandle, ChoiceOwner {
 
   onLost(choice: Choice, cause: DegradeCause, error: GatewayError): void {
     if (this.#ended) return
-    this.#flight?.forget(choice)
-    if (cause === 'engine_failed') this.#blame()
+    const at = this.#flight?.forget(choice)
+    if (at === undefined) return
+    if (cause === 'engine_failed') this.#blame(at.session)
     // All choices of one failure are told in one turn; those that fail while it is dealt with go on with them.
-    if (this.#losses.add(choice, cause, error)) void this.#recover()
+    if (this.#losses.add(choice)) void this.#recover({ at, cause, error })
   }
 
   async #prepare(): Promise<void> {
@@ -254,58 +255,55 @@ export class Run implements GenerateHandle, ChoiceOwner {
   }
 
   /** The session ended with sequences of this run. */
-  #blame(): void {
-    const session = this.#flight?.session
-    if (session === undefined) return
+  #blame(session: SequenceSession): void {
     if (this.#standing.clear) for (const choice of this.#choices) choice.mark = choice.generated.length
     this.#env.gate.lost(this.#standing, session)
   }
 
   /** Goes on where the run was lost, or fails it. */
-  async #recover(): Promise<void> {
+  async #recover(loss: Loss): Promise<void> {
     try {
       // The session first tells all others that it has ended.
       await Promise.resolve()
       if (this.#ended) return
-      if (this.#losses.cause === 'rung_failed') await this.#settleRung()
+      const cause = loss.cause === 'rung_failed' ? await this.#settleRung(loss) : loss.cause
       if (this.#ended) return
-      this.#env.observer.onLost(this.record, this.#losses.cause)
+      const { route } = loss.at
+      // Another choice may have gone on elsewhere since.
+      this.record.route = route
+      this.#env.observer.onLost(this.record, cause)
       if (this.#standing.refused) throw poisoned()
-      const { route, usage } = this.record
-      if (route === undefined) return
+      const { usage } = this.record
       const failed = this.#losses.failedRungs
       const placement = await this.#place(() => {
         const request = { ...this.#request, promptTokens: usage.promptTokens, deadlineMs: this.#remainingMs() }
         return this.#env.nextPlacement({ request, route, failed, cause: 'failure' }, this.#signal)
       })
-      if (placement) this.#resubmit(placement)
+      if (placement) this.#resubmit(placement, cause)
     } catch (error) {
       this.onFailed(toGatewayError(error))
     }
   }
 
-  /** A step can fail alone or because the device, and with it the engine, is lost. */
-  async #settleRung(): Promise<void> {
-    const stopping = this.#losses.error?.code === 'shutting_down'
-    const session = this.#flight?.session
-    if (session) await this.#env.engineSettled(session, stopping, this.#signal)
+  /** A step can fail alone or because the device, and with it the engine, is lost: the cause it turns out to be. */
+  async #settleRung({ at: { session, route }, error }: Loss): Promise<DegradeCause> {
+    const stopping = error.code === 'shutting_down'
+    await this.#env.engineSettled(session, stopping, this.#signal)
     // The gate is done with it.
-    if (this.#ended) return
-    const { route } = this.record
-    if (session?.open === false) {
-      this.#losses.cause = 'engine_failed'
+    if (this.#ended) return 'rung_failed'
+    if (!session.open) {
       // Nobody is to blame for an engine that was asked to stop.
-      if (!stopping) this.#blame()
-    } else if (route && !this.#losses.countRung(route.variant, this.record.usage.completionTokens)) {
-      throw this.#losses.error
+      if (!stopping) this.#blame(session)
+      return 'engine_failed'
     }
+    if (!this.#losses.countRung(route.variant, this.record.usage.completionTokens)) throw error
+    return 'rung_failed'
   }
 
-  #resubmit(placement: Placement): void {
+  #resubmit(placement: Placement, cause: DegradeCause): void {
     const flight = this.#flight
     if (flight === undefined) return
     if (this.#standing.refused) throw poisoned()
-    const { cause } = this.#losses
     const choices = this.#losses.take()
     const replayed = choices.reduce((sum, { generated }) => sum + generated.length, 0)
     const { record } = this

@@ -3,7 +3,7 @@ import type { GenerateEvent } from '../../gateway/request.js'
 import { loadTextModel } from '../../gateway/text/model-text.js'
 import type { TextModel } from '../../gateway/text/types.js'
 import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
-import { CONTEXT, ladder, requestOf, settle, Setup } from '../support/fake-pipeline.js'
+import { CONTEXT, FakeSession, ladder, requestOf, settle, Setup } from '../support/fake-pipeline.js'
 import { TINY_STOP_TOKEN, tinyTokenizerAssets, tinyTokens } from '../support/tiny-tokenizer.js'
 
 let text: TextModel
@@ -337,6 +337,53 @@ describe('a stream whose rung fails', () => {
     await settle()
     expect(setup.session.submitted).toMatchObject([{ variant: 'm:int8', replayedTokens: 1 }])
     expect(ofType(setup.events, 'degraded')).toMatchObject([{ variant: 'm:int8', cause: 'engine_failed' }])
+  })
+})
+
+describe('a stream with choices on two engines', () => {
+  /** Two choices on one engine, of which the first fails alone and goes on at another, beside a stranger's two streams. */
+  async function split(overrides: Parameters<Setup['start']>[0] = {}) {
+    const setup = new Setup({}, text)
+    const first = setup.session
+    const handle = await setup.start({ ...PROMPT, n: 2, ...overrides })
+    const second = new FakeSession()
+    setup.session = second
+    const stranger: GenerateEvent[] = []
+    setup.pipeline.generate({ ...requestOf(), ...PROMPT, id: 's', n: 2 }, (event) => stranger.push(event))
+    await settle()
+    for (const id of [1, 2]) first.delta(id, tinyTokens('x'), RUNNING, START)
+    first.delta(1, [], FinishReason.ERROR, FAILED_STEP)
+    await settle()
+    expect(second.submitted.map(({ replayedTokens }) => replayedTokens)).toEqual([0, 0, 1])
+    return { setup, handle, first, second, stranger }
+  }
+
+  it('is held up, let go on and cancelled by the ids of each', async () => {
+    const { handle, first, second, stranger, setup } = await split()
+    handle.pause()
+    handle.resume()
+    handle.cancel()
+    expect(first.log).toEqual(['pause 2', 'resume 2', 'cancel 2'])
+    expect(second.log).toEqual(['pause 3', 'resume 3', 'cancel 3'])
+    for (const id of [1, 2]) second.delta(id, tinyTokens('y'), FinishReason.LENGTH, START)
+    expect(stranger.at(-1)?.type).toBe('usage')
+    expect(setup.pipeline.active).toBe(0)
+  })
+
+  it('is stopped where the stop string comes', async () => {
+    const { first, second } = await split({ stop: ['END'], maxTokens: 8 })
+    first.delta(2, tinyTokens('END'))
+    expect([first.log, second.log]).toEqual([['cancel 2'], []])
+  })
+
+  it('goes on with the choice whose engine dies, and leaves the other where it is', async () => {
+    const { setup, first, second } = await split()
+    first.die()
+    await settle()
+    expect(second.submitted.map(({ replayedTokens }) => replayedTokens)).toEqual([0, 0, 1, 1])
+    for (const id of [3, 4]) second.delta(id, tinyTokens('yz'), FinishReason.LENGTH)
+    expect([0, 1].map((index) => textOf(setup.events, index))).toEqual(['xyz', 'xyz'])
+    expect(setup.events.at(-1)?.type).toBe('usage')
   })
 })
 

@@ -1,3 +1,5 @@
+import { TrialLine } from './trial-line.js'
+
 /**
  * Which requests run together after the engine died under them, and which one is to blame.
  *
@@ -8,9 +10,10 @@
  * 2. Replays after a crash run together, but for suspects: requests that were in flight at two crashes in a row without
  *    coming through in between, and, where the engine died by itself (rather than being killed), those that had not come
  *    through since they were submitted.
- * 3. While there are suspects the gate is shut: first those run that are none, together; then the suspects, one at a
- *    time, in the order of least blame, most crashes, least progress, arrival. Where they are many, more at a time as more
- *    have come through (a quarter of their number). New requests wait until all have had their turn.
+ * 3. While suspects wait at an engine, or are tried there, its gate is shut: first those run that are none, together; then
+ *    the suspects, one at a time, in the order of least blame, most crashes, least progress, arrival. Where they are many,
+ *    more at a time as more have come through (a quarter of their number). New requests to it wait until all have had
+ *    their turn. A suspect whose engine or rung has not come back keeps nobody waiting: it is tried when it comes.
  * 4. A crash counts against a request if that was the only one in flight that had not come through, and had got no
  *    token since it was submitted. It is refused at once when the engine died by itself then and at the crash before; else
  *    the third such crash in a row refuses it, and before that it waits for all others.
@@ -26,10 +29,6 @@ export const CLEAR_TOKENS = 4
 const COUNTED_CRASHES = 3
 /** Crashes of the engine's own making in a row, the last of which counts against a request, after which it is refused. */
 const OWN_CRASHES = 2
-/** So many suspects with the same record, or fewer, are tried one at a time to the last. */
-const FEW = 32
-/** A trial does not wait longer for requests that get no token, milliseconds. */
-const ROUND_MS = 10_000
 
 /** One request before the gate. Made by its owner, changed by the gate alone. */
 export class Standing {
@@ -49,8 +48,6 @@ export class Standing {
   refused = false
   /** It has ended. */
   over = false
-  /** The session at whose end it was last lost. */
-  lostWith: object | undefined
   /** The one that it was last let in to. */
   session: object | undefined
 }
@@ -65,52 +62,36 @@ interface Crash {
   readonly lost: Map<Standing, boolean>
 }
 
-interface Waiting {
-  standing: Standing
-  resolve: () => void
-}
-
-/** Lets requests into the engine; see above. */
+/** Lets requests into the engines; see above. */
 export class TrialGate {
-  /** Let in and neither through nor ended: those that a crash may be blamed on. */
-  readonly #open = new Set<Standing>()
-  /** Lost at two crashes or more, neither through nor given up on. */
+  /** Lost at two crashes or more, neither through nor given up on; also those that are on their way to the next engine. */
   readonly #suspects = new Set<Standing>()
-  /** In the order of arrival. */
-  #queue: Waiting[] = []
-  /** Let in by the shut gate and not through yet. */
-  readonly #round = new Set<Standing>()
-  /** Suspects that came through since the last crash. */
-  #cleared = 0
+  /** By session, until it ends: what one engine's requests wait for is no affair of another's. */
+  readonly #lines = new Map<object, TrialLine>()
   /** By the session that ended: how one engine ended may be known only after the next one has, too. */
   readonly #crashes = new WeakMap<object, Crash>()
-  #timer: NodeJS.Timeout | undefined
-  #scheduled = false
 
   /** Requests that wait at the gate. */
   get waiting(): number {
-    return this.#queue.length
+    let sum = 0
+    for (const line of this.#lines.values()) sum += line.waiting
+    return sum
   }
 
   /** A request is about to be submitted to `session`. Undefined: now; otherwise when the promise resolves. It never rejects. */
   enter(standing: Standing, session: object): Promise<void> | undefined {
     standing.moved = false
+    this.#leave(standing)
     standing.session = session
-    this.#round.delete(standing)
-    if (this.#suspects.size === 0 && this.#queue.length === 0) {
-      if (!standing.clear) this.#open.add(standing)
-      return undefined
-    }
-    this.#schedule()
-    return new Promise((resolve) => this.#queue.push({ standing, resolve }))
+    // Nobody is let in to a session that has ended: its owner sees that, too.
+    return this.#crashes.has(session) ? undefined : this.#lineOf(session).enter(standing)
   }
 
   /** `session` ended with the request in flight; says by `refused` whether that was once too often. Once a session. */
   lost(standing: Standing, session: object): void {
-    if (standing.lostWith === session) return
-    standing.lostWith = session
-    standing.stuck = !standing.moved
     const crash = this.#crashOf(session)
+    if (crash.lost.has(standing)) return
+    standing.stuck = !standing.moved
     const { clear } = standing
     crash.lost.set(standing, clear)
     standing.blame = (clear ? 0 : standing.blame) + (crash.blamed === standing ? 1 : 0)
@@ -119,11 +100,11 @@ export class TrialGate {
     standing.clear = false
     standing.refused = standing.blame >= COUNTED_CRASHES
     if (standing.refused) this.#suspects.delete(standing)
-    else if (standing.crashes > 1) this.#suspects.add(standing)
+    else if (standing.crashes > 1) this.#suspect(standing)
     if (crash.own !== undefined) this.#weigh(standing, crash, crash.own)
   }
 
-  /** How the engine of `session` ended: `own` = by itself. Comes before the next engine takes requests. */
+  /** How the engine of `session` ended: `own` = by itself. Comes before that engine's next process takes requests. */
   verdict(session: object, own: boolean): void {
     const crash = this.#crashOf(session)
     if (crash.own !== undefined) return
@@ -132,11 +113,19 @@ export class TrialGate {
   }
 
   #weigh(standing: Standing, crash: Crash, own: boolean): void {
+    // It went on at another engine and has come through there.
+    if (standing.clear) return
     standing.ownCrashes = own ? standing.ownCrashes + 1 : 0
     if (!own || standing.refused || standing.over) return
     standing.refused = crash.blamed === standing && standing.ownCrashes >= OWN_CRASHES
     if (standing.refused) this.#suspects.delete(standing)
-    else if (crash.lost.get(standing) === false) this.#suspects.add(standing)
+    else if (crash.lost.get(standing) === false) this.#suspect(standing)
+  }
+
+  #suspect(standing: Standing): void {
+    this.#suspects.add(standing)
+    // It may run at another engine already.
+    this.#placeOf(standing)?.hold(standing)
   }
 
   /** The request got tokens; `clear`: by now it has come through. */
@@ -147,7 +136,7 @@ export class TrialGate {
     standing.crashes = 0
     standing.ownCrashes = 0
     standing.blame = 0
-    if (this.#suspects.delete(standing)) this.#cleared++
+    if (this.#suspects.delete(standing)) this.#placeOf(standing)?.countCleared()
     this.#leave(standing)
   }
 
@@ -166,87 +155,39 @@ export class TrialGate {
   end(standing: Standing): void {
     standing.over = true
     this.excuse(standing)
-    const place = this.#queue.findIndex((waiting) => waiting.standing === standing)
-    if (place >= 0) this.#queue.splice(place, 1)[0]?.resolve()
+    this.#placeOf(standing)?.dismiss(standing)
   }
 
-  /** What is asked once a crash, before it is told of the others. */
+  /** What is asked once a crash, before it is told of the others. Ends the session's line. */
   #crashOf(session: object): Crash {
     const known = this.#crashes.get(session)
     if (known) return known
+    const line = this.#lines.get(session)
     // Other engines of the box have nothing to do with it.
-    const open = [...this.#open].filter((standing) => standing.session === session)
+    const open = line?.open ?? []
     const [only] = open
     const blamed = open.length === 1 && only && !only.moved ? only : undefined
     const crash: Crash = { blamed, own: undefined, lost: new Map() }
     this.#crashes.set(session, crash)
-    for (const standing of open) {
-      this.#open.delete(standing)
-      this.#round.delete(standing)
-    }
-    this.#cleared = 0
-    // Those that wait have to look for the next engine first.
-    for (const { resolve } of this.#queue.splice(0)) resolve()
+    this.#lines.delete(session)
+    line?.close()
     return crash
   }
 
+  #lineOf(session: object): TrialLine {
+    const known = this.#lines.get(session)
+    if (known) return known
+    const line = new TrialLine(this.#suspects)
+    this.#lines.set(session, line)
+    return line
+  }
+
+  /** Where the request was last let in, or waits; undefined when that session has ended. */
+  #placeOf({ session }: Standing): TrialLine | undefined {
+    return session && this.#lines.get(session)
+  }
+
   #leave(standing: Standing): void {
-    this.#open.delete(standing)
-    this.#round.delete(standing)
-    if (this.#round.size === 0 && this.#queue.length > 0) this.#schedule()
+    this.#placeOf(standing)?.leave(standing)
   }
-
-  /** Those that a crash sends here come in the same turn of the event loop: the order is found when all are there. */
-  #schedule(): void {
-    if (this.#scheduled) return
-    this.#scheduled = true
-    setImmediate(() => {
-      this.#scheduled = false
-      if (this.#round.size === 0) this.#startRound()
-    })
-  }
-
-  #startRound(): void {
-    clearTimeout(this.#timer)
-    const next = chooseRound(this.#queue, this.#suspects, this.#cleared)
-    if (next.length === 0) return
-    const chosen = new Set(next)
-    this.#queue = this.#queue.filter((waiting) => !chosen.has(waiting))
-    for (const { standing } of next) if (!standing.clear) this.#open.add(standing)
-    if (this.#suspects.size > 0) {
-      for (const { standing } of next) this.#round.add(standing)
-      this.#timer = setTimeout(() => this.#giveUp(), ROUND_MS).unref()
-    }
-    for (const { resolve } of next) resolve()
-  }
-
-  /** Whoever got no token in all that time does not keep the others waiting. */
-  #giveUp(): void {
-    for (const standing of this.#round) this.#suspects.delete(standing)
-    this.#round.clear()
-    this.#schedule()
-  }
-}
-
-/** Who is let in next: everyone once no suspect is left, else as the rule says; nobody when suspects are on their way. */
-function chooseRound(queue: readonly Waiting[], suspects: ReadonlySet<Standing>, cleared: number): Waiting[] {
-  if (suspects.size === 0) return [...queue]
-  const others = queue.filter(({ standing }) => standing.crashes > 0 && !suspects.has(standing))
-  if (others.length > 0) return others
-  const next = queue
-    .filter(({ standing }) => suspects.has(standing))
-    .toSorted((a, b) => compareBlame(a.standing, b.standing))
-  return next.slice(0, trialSize(next, cleared))
-}
-
-/** How many suspects are tried at a time, from the first of the list on. */
-function trialSize([first, ...rest]: readonly Waiting[], cleared: number): number {
-  if (first === undefined || first.standing.blame > 0) return 1
-  const alike = 1 + rest.filter(({ standing }) => standing.crashes === first.standing.crashes).length
-  return alike + cleared <= FEW ? 1 : Math.max(1, Math.floor(cleared / 4))
-}
-
-/** Least to blame first; of these, who was in flight most often, which is the likelier to be to blame. */
-function compareBlame(a: Standing, b: Standing): number {
-  return a.blame - b.blame || b.crashes - a.crashes || Number(b.stuck) - Number(a.stuck)
 }

@@ -232,3 +232,97 @@ describe('TrialGate', () => {
     expect(gate.waiting).toBe(0)
   })
 })
+
+/** Engines of a box with one gate; a life is one session. */
+class Engines {
+  readonly gate = new TrialGate()
+  /** Who was let in, in order. */
+  readonly admitted: string[] = []
+  private readonly names = new Map<Standing, string>()
+
+  /** A request comes to an engine's life, for the first time or again. */
+  enter(standing: Standing, life: object, name = this.names.get(standing) ?? ''): Standing {
+    this.names.set(standing, name)
+    const turn = this.gate.enter(standing, life)
+    if (turn) void turn.then(() => this.admitted.push(name))
+    else this.admitted.push(name)
+    return standing
+  }
+
+  /** A life ends by itself under some requests. */
+  end(life: object, ...lost: Standing[]): void {
+    for (const standing of lost) this.gate.lost(standing, life)
+    this.gate.verdict(life, true)
+  }
+}
+
+describe('the gate of several engines', () => {
+  const [one, two] = [{ life: 1 }, { life: 2 }]
+
+  it('keeps nobody waiting at one for a suspect whose own engine has not come back', async () => {
+    const engines = new Engines()
+    const suspect = engines.enter(new Standing(), two, 'suspect')
+    engines.end(two, suspect)
+    engines.enter(new Standing(), one, 'new')
+    await settle()
+    expect(engines.admitted).toEqual(['suspect', 'new'])
+    expect(engines.gate.waiting).toBe(0)
+  })
+
+  it('tries a suspect that comes back later than others to the same engine before those that come after it', async () => {
+    const engines = new Engines()
+    const suspect = engines.enter(new Standing(), one, 'suspect')
+    engines.end(one, suspect)
+    const next = { life: 3 }
+    engines.enter(new Standing(), next, 'other rung')
+    await settle()
+    engines.enter(new Standing(), next, 'after')
+    engines.enter(suspect, next)
+    await settle()
+    expect(engines.admitted).toEqual(['suspect', 'other rung', 'suspect'])
+    engines.gate.progressed(suspect, true)
+    await settle()
+    expect(engines.admitted.slice(3)).toEqual(['after'])
+  })
+
+  it('tries the suspects of one by turns, whatever happens to another', async () => {
+    const engines = new Engines()
+    const [first, second] = ['first', 'second'].map((name) => engines.enter(new Standing(), one, name))
+    const other = engines.enter(new Standing(), two, 'other')
+    engines.gate.progressed(other, true)
+    if (first && second) engines.end(one, first, second)
+    const next = { life: 3 }
+    for (const standing of [first, second]) if (standing) engines.enter(standing, next)
+    await settle()
+    engines.end(two, other)
+    await settle()
+    expect(engines.admitted).toEqual(['first', 'second', 'other', 'first'])
+    if (first) engines.gate.progressed(first, true)
+    await settle()
+    expect(engines.admitted.slice(4)).toEqual(['second'])
+  })
+
+  it('lets new ones wait for a suspect that runs elsewhere before it is known how its engine ended', async () => {
+    const engines = new Engines()
+    const suspect = engines.enter(new Standing(), two, 'suspect')
+    engines.gate.lost(suspect, two)
+    engines.enter(suspect, one)
+    engines.gate.verdict(two, true)
+    engines.enter(new Standing(), one, 'new')
+    await settle()
+    expect(engines.admitted).toEqual(['suspect', 'suspect'])
+    engines.gate.progressed(suspect, true)
+    await settle()
+    expect(engines.admitted.slice(2)).toEqual(['new'])
+  })
+
+  it('does not suspect a request that came through elsewhere before it was known how its engine ended', async () => {
+    const engines = new Engines()
+    const request = engines.enter(new Standing(), two, 'request')
+    engines.gate.lost(request, two)
+    engines.enter(request, one)
+    engines.gate.progressed(request, true)
+    engines.gate.verdict(two, true)
+    expect(engines.gate.enter(new Standing(), one)).toBeUndefined()
+  })
+})

@@ -94,7 +94,7 @@ export class Core {
     this.#telemetry = telemetry
     const feedback = new RouteFeedback(knowledge.watch, knowledge.meter, routes, telemetry)
     this.engines = this.#newFleet(options, metrics, feedback)
-    const snapshot = () => ({ state: this.engines.state, status: this.engines.status })
+    const snapshot = () => ({ state: this.engines.state, offers: this.engines.offers })
     this.#models = new Models(config, options.loadText, snapshot, knowledge)
     routes.watch(metrics.registry, () => this.#models.list())
     const bounds = {
@@ -250,17 +250,17 @@ export class Core {
     const listener = {
       onConnected: (client: Parameters<Models['loadTexts']>[0]) => this.#models.loadTexts(client),
       onStep: (batchSize: number) => metrics.observeStep(batchSize),
-      onRestart: (ended: object | undefined, byItself: boolean) => {
-        metrics.countRestart()
-        if (ended) this.#pipeline.gate.verdict(ended, byItself)
-        feedback.onEngineEnd()
-      },
     }
     const waiters = new Waiters()
     const served = server.engines === 'per_device' ? devices.map(({ id }) => id) : [undefined]
     const supervisors = served.map((device, place) => {
       const log = options.log.child({ component: 'engine', ...(device !== undefined && { device }) })
-      return new EngineSupervisor({ ...settings, device, place }, listener, waiters, log)
+      const onRestart = (ended: object | undefined, byItself: boolean): void => {
+        metrics.countRestart()
+        if (ended) this.#pipeline.gate.verdict(ended, byItself)
+        feedback.onEngineEnd(place)
+      }
+      return new EngineSupervisor({ ...settings, device, place }, { ...listener, onRestart }, waiters, log)
     })
     return new EngineFleet(supervisors, waiters)
   }

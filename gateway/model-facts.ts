@@ -1,14 +1,15 @@
 /** From the configuration and what the engine says to what the router decides from and clients are listed. Pure. */
 import type { ModelConfig, Precision } from '../engine/config/index.js'
-import { type EngineStatus, VariantState, type VariantStatus } from '../proto/gen/edgeshift/v1/engine.js'
+import { VariantState } from '../proto/gen/edgeshift/v1/engine.js'
+import type { Offer, Offers } from './engine-client/merge-status.js'
 import type { EngineState } from './engine-client/supervisor.js'
 import type { ModelFacts, RungFacts } from './router/facts.js'
 
-/** What is known of the engine at a moment. */
+/** What is known of the engines at a moment. */
 export interface EngineSnapshot {
   state: EngineState
   /** Undefined while no session is open. */
-  status: EngineStatus | undefined
+  offers: Offers | undefined
 }
 
 const STATES: Record<VariantState, RungFacts['state']> = {
@@ -26,9 +27,9 @@ const PRECISIONS: readonly Precision[] = ['fp16', 'int8', 'int4']
 const USUAL_QUALITY: Record<Precision, number> = { fp16: 1, int8: 0.995, int4: 0.95 }
 
 /** One model, without the marks of its breakers and its ladder. `created` is in Unix seconds. */
-export function toModelFacts(config: ModelConfig, { state, status }: EngineSnapshot, created: number): ModelFacts {
-  const known = new Map(status?.variants.map((variant) => [variant.name, variant]))
-  const variants = rungsOf(config, known).map((rung) => toRungFacts(rung, known.get(rung.name), state))
+export function toModelFacts(config: ModelConfig, { state, offers }: EngineSnapshot, created: number): ModelFacts {
+  const known: Offers = offers ?? new Map()
+  const variants = rungsOf(config, known).map((rung) => toRungFacts(rung, known.get(rung.name) ?? [], state))
   const longest = Math.max(0, ...variants.map(({ maxModelLen }) => maxModelLen))
   return {
     id: config.id,
@@ -46,12 +47,13 @@ export function toModelFacts(config: ModelConfig, { state, status }: EngineSnaps
 type RungName = Pick<RungFacts, 'name' | 'precision'>
 
 /** As configured; where a rung's precision is read from its file, as the engine has read them. */
-function rungsOf({ id, variants }: ModelConfig, known: ReadonlyMap<string, VariantStatus>): RungName[] {
+function rungsOf({ id, variants }: ModelConfig, known: Offers): RungName[] {
   const stated = variants.flatMap(({ precision }) => (precision ? [{ name: `${id}:${precision}`, precision }] : []))
   if (stated.length === variants.length) return stated
-  const read = [...known.values()].flatMap(({ name, model, precision }) =>
-    model === id && isPrecision(precision) ? [{ name, precision }] : [],
-  )
+  const read = [...known.values()].flatMap(([best]) => {
+    if (best?.variant.model !== id || !isPrecision(best.variant.precision)) return []
+    return [{ name: best.variant.name, precision: best.variant.precision }]
+  })
   if (read.length > 0) return read
   // Until the engine has read the files, requests wait for a rung of any name.
   const free = PRECISIONS.filter((precision) => !stated.some((rung) => rung.precision === precision))
@@ -62,30 +64,42 @@ function isPrecision(text: string): text is Precision {
   return PRECISIONS.some((precision) => precision === text)
 }
 
-function toRungFacts(rung: RungName, known: VariantStatus | undefined, engine: EngineState): RungFacts {
-  const { name, precision } = rung
-  const unmeasured = { tokensPerSecond: 0, promptTokensPerSecond: 0, loadMs: 0, waitMs: 0 }
-  const common = { name, precision, quality: USUAL_QUALITY[precision], ...unmeasured, breaker: CLOSED }
-  if (known) {
-    const { weightBytes, neededBytes, device, error, loadable, queueable, maxModelLen } = known
-    const { pinned, loads, room, running, waiting: queued } = known
-    const memory = { weightBytes, neededBytes, device, loadable, queueable, room, pinned, loads }
-    const told = { ...memory, maxModelLen, running, queued }
-    const { derivation, quality } = known
-    return {
-      ...common,
-      ...told,
-      state: STATES[known.state],
-      ...(derivation && { derivation }),
-      ...(quality && { measured: quality, quality: Math.min(1, quality.referencePerplexity / quality.perplexity) }),
-      ...(error && { error }),
-    }
+function toRungFacts(rung: RungName, offers: readonly Offer[], engine: EngineState): RungFacts {
+  const [best, ...elsewhere] = offers.map((offer) => toldFacts(rung, offer))
+  return best ? { ...best, elsewhere } : untoldFacts(rung, engine)
+}
+
+/** What one engine says of it. */
+function toldFacts(rung: RungName, { engine, variant }: Offer): RungFacts {
+  const { weightBytes, neededBytes, device, error, loadable, queueable, maxModelLen } = variant
+  const { pinned, loads, room, running, waiting: queued, derivation, quality } = variant
+  const memory = { weightBytes, neededBytes, device, loadable, queueable, room, pinned, loads }
+  return {
+    ...unmeasured(rung),
+    ...memory,
+    engine,
+    maxModelLen,
+    running,
+    queued,
+    state: STATES[variant.state],
+    ...(derivation && { derivation }),
+    ...(quality && { measured: quality, quality: Math.min(1, quality.referencePerplexity / quality.perplexity) }),
+    ...(error && { error }),
   }
-  const entry = { ...common, ...NOTHING_TOLD }
+}
+
+/** Nobody has said anything of it. */
+function untoldFacts(rung: RungName, engine: EngineState): RungFacts {
+  const entry = { ...unmeasured(rung), ...NOTHING_TOLD }
   // Without a session every rung is on its way, unless the engine keeps dying.
   const failed = engine === 'crash_loop' || engine === 'up'
   const error = engine === 'up' ? 'the engine does not know it' : 'the engine keeps failing'
   return failed ? { ...entry, state: 'failed', error } : { ...entry, state: 'loading' }
+}
+
+function unmeasured({ name, precision }: RungName) {
+  const figures = { tokensPerSecond: 0, promptTokensPerSecond: 0, loadMs: 0, waitMs: 0 }
+  return { name, precision, quality: USUAL_QUALITY[precision], ...figures, breaker: CLOSED, elsewhere: [] }
 }
 
 const CLOSED = { state: 'closed' } as const
@@ -94,6 +108,7 @@ const NOTHING_TOLD = {
   weightBytes: 0,
   neededBytes: 0,
   device: '',
+  engine: 0,
   loadable: false,
   queueable: false,
   room: [],

@@ -59,7 +59,7 @@ export class Models implements ModelDirectory {
     const { watch, now } = this.#knowledge
     const cached = this.#cache
     const current =
-      cached?.snapshot.status === snapshot.status &&
+      cached?.snapshot.offers === snapshot.offers &&
       cached?.snapshot.state === snapshot.state &&
       cached?.version === watch.version &&
       now() - cached.madeAt < FACTS_MS
@@ -179,13 +179,13 @@ export class Models implements ModelDirectory {
     const { watch, meter } = this.#knowledge
     for (const rung of facts.variants) {
       meter.follow(rung, now)
-      Object.assign(rung, meter.measured(rung))
+      for (const place of [rung, ...rung.elsewhere]) Object.assign(place, meter.measured(place))
     }
     return watch.mark(facts)
   }
 
   #probed(result: RouteResult): RouteResult {
-    if (result.kind === 'serve' && result.route.probe) this.#knowledge.watch.probing(result.route.variant)
+    if (result.kind === 'serve' && result.route.probe) this.#knowledge.watch.probing(result.route)
     return result
   }
 

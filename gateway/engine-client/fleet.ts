@@ -1,5 +1,5 @@
 import type { EngineClient, EngineStatus } from '../../proto/gen/edgeshift/v1/engine.js'
-import { type MergedStatus, mergeStatus } from './merge-status.js'
+import { type MergedStatus, mergeStatus, type Offers } from './merge-status.js'
 import type { ExitInfo } from './process.js'
 import type { EngineSession } from './session.js'
 import type { EngineState, EngineSupervisor } from './supervisor.js'
@@ -55,9 +55,14 @@ export class EngineFleet {
     return this.#merge()?.status
   }
 
-  /** Where a variant's requests go now, or undefined while nobody takes them. */
-  sessionFor(variant: string): EngineSession | undefined {
-    return this.#engineFor(variant)?.session
+  /** What each of them has of every variant; undefined while there is no status. The same object as long as that is. */
+  get offers(): Offers | undefined {
+    return this.#merge()?.offers
+  }
+
+  /** The session of an engine by its place, or undefined while it takes no requests. */
+  sessionAt(engine: number): EngineSession | undefined {
+    return this.#engines[engine]?.session
   }
 
   /** For calls beside the session about a variant, or about none in particular. */
@@ -107,8 +112,8 @@ export class EngineFleet {
   }
 
   #engineFor(variant: string): Supervised | undefined {
-    const place = this.#merge()?.engineOf.get(variant)
-    return place === undefined ? undefined : this.#engines[place]
+    const [best] = this.offers?.get(variant) ?? []
+    return best && this.#engines[best.engine]
   }
 
   #merge(): MergedStatus | undefined {

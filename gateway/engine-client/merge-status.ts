@@ -6,14 +6,18 @@ import {
   type VariantStatus,
 } from '../../proto/gen/edgeshift/v1/engine.js'
 
-/** What the engines say together, and which of them each variant's requests go to, by place in the list. */
+/** What the engines say together, and which of them has what. */
 export interface MergedStatus {
   status: EngineStatus
-  engineOf: ReadonlyMap<string, number>
+  offers: Offers
 }
 
+/** By variant, the engines that know it: who serves it soonest in front. */
+export type Offers = ReadonlyMap<string, readonly Offer[]>
+
 /** Of one variant, what one engine says and can give it. */
-interface Offer {
+export interface Offer {
+  /** By its place among the engines of the box. */
   engine: number
   variant: VariantStatus
   freeBytes: number
@@ -30,20 +34,17 @@ export function mergeStatus(
   const told = statuses.flatMap((status, engine) => (status ? [{ status, engine }] : []))
   const [first, ...others] = told
   if (!first) return undefined
-  const best = new Map<string, Offer>()
-  for (const { status, engine } of told) {
-    const freeBytes = status.devices.reduce((sum, device) => sum + freeBytesOf(device), 0)
-    for (const variant of status.variants) {
-      const offer = { engine, variant, freeBytes }
-      const other = best.get(variant.name)
-      if (!other || isBetter(offer, other)) best.set(variant.name, offer)
-    }
+  const offers = new Map<string, Offer[]>()
+  for (const offer of told.flatMap(offersOf)) {
+    const { name } = offer.variant
+    offers.set(name, [...(offers.get(name) ?? []), offer])
   }
-  const engineOf = new Map(Array.from(best.values(), ({ variant, engine }) => [variant.name, engine]))
-  if (others.length === 0 && !awaited) return { status: first.status, engineOf }
-  const variants = Array.from(best.values(), ({ variant }) =>
-    awaited && rank(variant) > AT_ONCE ? { ...variant, state: VariantState.LOADING } : variant,
-  )
+  for (const [name, found] of offers) {
+    const sorted = found.toSorted(compareOffers)
+    offers.set(name, awaited && sorted.every(isLater) ? sorted.map(asOnItsWay) : sorted)
+  }
+  if (others.length === 0 && !awaited) return { status: first.status, offers }
+  const variants = [...offers.values()].flatMap(([best]) => best?.variant ?? [])
   const all = told.map(({ status }) => status)
   const sum = (of: (status: EngineStatus) => number): number => all.reduce((total, status) => total + of(status), 0)
   return {
@@ -61,8 +62,26 @@ export function mergeStatus(
       packed: mergePacked(all),
       configWaiting: [...new Set(all.flatMap(({ configWaiting }) => configWaiting))],
     },
-    engineOf,
+    offers,
   }
+}
+
+function offersOf({ status, engine }: { status: EngineStatus; engine: number }): Offer[] {
+  const freeBytes = status.devices.reduce((sum, device) => sum + freeBytesOf(device), 0)
+  const [device, ...others] = status.devices
+  // Where an engine has only one, that is the device of what it has not loaded yet, too.
+  const only = others.length === 0 ? device?.id : undefined
+  return status.variants.map((variant) => ({
+    engine,
+    variant: variant.device === '' && only !== undefined ? { ...variant, device: only } : variant,
+    freeBytes,
+  }))
+}
+
+const isLater = ({ variant }: Offer): boolean => rank(variant) > AT_ONCE
+
+function asOnItsWay(offer: Offer): Offer {
+  return { ...offer, variant: { ...offer.variant, state: VariantState.LOADING } }
 }
 
 function freeBytesOf({ budgetBytes, ledger }: DeviceStatus): number {
@@ -81,10 +100,9 @@ function rank({ state, loadable, queueable, room }: VariantStatus): number {
 }
 
 /** By rank; of those alike the one with the shorter queue, then the one with more free memory. */
-function isBetter(a: Offer, b: Offer): boolean {
+function compareOffers(a: Offer, b: Offer): number {
   const load = ({ variant }: Offer): number => variant.running + variant.waiting
-  const order = rank(a.variant) - rank(b.variant) || load(a) - load(b) || b.freeBytes - a.freeBytes
-  return order < 0
+  return rank(a.variant) - rank(b.variant) || load(a) - load(b) || b.freeBytes - a.freeBytes
 }
 
 function mergePacked(all: readonly EngineStatus[]): EngineStatus['packed'] {

@@ -21,7 +21,7 @@ export interface PipelineLimits {
 
 /** The part of the engines that requests need. */
 export type EngineAccess = Pick<EngineFleet, 'waitFor' | 'waiting' | 'confirm' | 'up'> & {
-  sessionFor(variant: string): SequenceSession | undefined
+  sessionAt(engine: number): SequenceSession | undefined
 }
 
 /** The part of the directory that requests need. */
@@ -130,7 +130,7 @@ export class Pipeline implements Generator, RunEnvironment {
     if (result.kind === 'refuse') throw new GatewayError(result.refusal.code, result.refusal.message, result.refusal)
     if (result.kind === 'wait') return undefined
     const { route } = result
-    const session = this.#engine.sessionFor(route.variant)
+    const session = this.#engine.sessionAt(route.engine)
     if (!session?.open) return undefined
     return { session, route, contextLimit: this.#models.contextLimit(route.variant) }
   }

@@ -54,9 +54,10 @@ export function describeDecision(
   const rungs = about && { rungs: about.variants.map(outlookOf) }
   if (result.kind === 'wait') return { ...head, why: result.why, ...rungs }
   if (result.kind === 'refuse') return { ...head, code: result.refusal.code, why: result.refusal.message, ...rungs }
-  const { model, variant, code, reason } = result.route
+  const { model, variant, engine, code, reason } = result.route
   const all = models.flatMap(({ variants }) => variants)
-  const rung = all.find(({ name }) => name === variant)
+  const named = all.find(({ name }) => name === variant)
+  const rung = named?.elsewhere.find((other) => other.engine === engine) ?? named
   if (!rung) return { ...head, ...rungs }
   return { ...head, model, variant, device: rung.device, code, reason, ...costOf(rung, request, all), ...rungs }
 }

@@ -2,6 +2,7 @@
 import type { ModelFacts, MoveCause, Refusal, Route, RouteCode, RouteRequest, RungFacts } from './facts.js'
 import { type Exclusion, explainExclusion } from './limits.js'
 import { awaitsReturn, bestFromLevel, type Wish } from './order.js'
+import { trialPlace } from './places.js'
 import { type Out, type Standing, standingOf } from './standing.js'
 
 /** A request on its way through a ladder; rungs are indices, 0 = best. */
@@ -23,10 +24,10 @@ interface Explanation {
   text: string
 }
 
-/** The route to a rung; one whose breaker is half open is served as its probe. */
+/** The route to a rung; where its breaker is half open the request is its probe. */
 export function toRoute(model: string, rung: RungFacts, { code, text }: Explanation): Route {
-  const probe = rung.breaker.state === 'half_open'
-  return { model, variant: rung.name, code, reason: `${code}: ${text}`, probe }
+  const { name: variant, engine, breaker } = trialPlace(rung) ?? rung
+  return { model, variant, engine, code, reason: `${code}: ${text}`, probe: breaker.state === 'half_open' }
 }
 
 /** Why the rung at `index` serves; `left` is where the one tried first stood, when it was passed over. */

@@ -23,6 +23,10 @@ export interface RungFacts {
   state: 'unloaded' | 'loading' | 'ready' | 'failed'
   weightBytes: number
   device: string
+  /** The engine that it is told of, by its place among those of the box. */
+  engine: number
+  /** The same rung as other engines have it, who serves it soonest in front. Theirs is empty. */
+  elsewhere: readonly RungFacts[]
   /** Why it failed, or why it is not resident and cannot be. */
   error?: string
   /** Not resident, but a submit loads it now. */
@@ -119,12 +123,18 @@ export type RouteCode =
   | `degraded_${MoveCause}`
   | `raised_${MoveCause}`
 
-/** The rung that serves a request, and why this one. */
-export interface Route {
-  /** Id of the model. */
-  model: string
+/** A rung at one engine. */
+export interface RungPlace {
   /** "model:rung". */
   variant: string
+  /** By its place among the engines of the box. */
+  engine: number
+}
+
+/** The rung that serves a request, where, and why this one. */
+export interface Route extends RungPlace {
+  /** Id of the model. */
+  model: string
   code: RouteCode
   /** "code: a sentence". */
   reason: string

@@ -1,7 +1,7 @@
 import type { RunObserver, RunRecord } from '../generate/run.js'
 import type { GatewayError } from '../errors.js'
 import type { DegradeCause } from '../request.js'
-import type { Route } from './facts.js'
+import type { Route, RungPlace } from './facts.js'
 import type { RungMeter } from './meter.js'
 import type { RouteTelemetry } from './telemetry.js'
 import type { RungWatch } from './watch.js'
@@ -12,14 +12,19 @@ const NO_VERDICT: ReadonlySet<string> = new Set(['cancelled', 'shutting_down', '
 /** Without a token for that long a rung is too slow; deadlines below it are the client's affair. */
 const SLOW_MS = 5000
 
+/** What is known of the rungs at one engine, by variant. */
+interface EngineLife {
+  /** Those that gave a token since its start: when it dies, that is not held against them. */
+  readonly proven: Set<string>
+  /** Those that its death was held against: it is one failure, however long it takes to tell all requests. */
+  readonly blamed: Set<string>
+  /** Which request was last lost there before any token. Outlives the engine's process. */
+  readonly lost: Map<string, RunRecord>
+}
+
 /** Turns what requests saw into what the router knows: measured figures, successes and failures. Tells `next`, too. */
 export class RouteFeedback implements RunObserver {
-  /** Rungs that gave a token since the engine's start: when it dies, that is not held against them. */
-  readonly #proven = new Set<string>()
-  /** Rungs that this engine's death was held against: it is one failure, however long it takes to tell all requests. */
-  readonly #blamed = new Set<string>()
-  /** By rung, which request was last lost there before any token. */
-  readonly #lost = new Map<string, RunRecord>()
+  readonly #engines = new Map<number, EngineLife>()
 
   constructor(
     private readonly watch: RungWatch,
@@ -41,7 +46,7 @@ export class RouteFeedback implements RunObserver {
     const { route, firstTokenAt, submittedAt, queueUs, usage } = record
     if (route) {
       const ms = firstTokenAt - submittedAt - queueUs / 1000
-      this.watch.succeeded(route.variant, route.probe)
+      this.watch.succeeded(route, route.probe)
       this.meter.prefill(route.variant, usage.promptTokens - usage.cachedTokens, ms)
     }
     this.next.onFirstToken(record)
@@ -50,14 +55,13 @@ export class RouteFeedback implements RunObserver {
   onTokens(record: RunRecord, count: number, gapMs: number): void {
     const { route } = record
     if (route && gapMs > 0) this.meter.tokens(route.variant, count, gapMs)
-    if (route && !this.#proven.has(route.variant)) this.#prove(route)
+    if (route && !this.#life(route).proven.has(route.variant)) this.#prove(route)
     this.next.onTokens(record, count, gapMs)
   }
 
   onLost(record: RunRecord, cause: DegradeCause): void {
     const { route } = record
-    if (route && (cause === 'rung_failed' || this.#isAgainst(route, record)))
-      this.watch.failed(route.variant, 'failure')
+    if (route && (cause === 'rung_failed' || this.#isAgainst(route, record))) this.watch.failed(route, 'failure')
     this.next.onLost(record, cause)
   }
 
@@ -71,37 +75,47 @@ export class RouteFeedback implements RunObserver {
     this.next.onEnd(record, error)
   }
 
-  /** The engine's process ended. */
-  onEngineEnd(): void {
-    this.#proven.clear()
-    this.#blamed.clear()
+  /** An engine's process ended; `engine` is its place among those of the box. */
+  onEngineEnd(engine: number): void {
+    const life = this.#engines.get(engine)
+    life?.proven.clear()
+    life?.blamed.clear()
   }
 
   /** A replay gives no first token, so any token counts. */
-  #prove({ variant, probe }: Route): void {
-    this.#proven.add(variant)
-    this.watch.succeeded(variant, probe)
+  #prove(route: Route): void {
+    this.#life(route).proven.add(route.variant)
+    this.watch.succeeded(route, route.probe)
   }
 
   /** An engine that dies again under the same request and no other says more of the request than of the rung. */
-  #isAgainst({ variant }: Route, record: RunRecord): boolean {
-    if (this.#proven.has(variant)) return false
-    const before = this.#lost.get(variant)
-    this.#lost.set(variant, record)
-    if (this.#blamed.has(variant)) return false
-    this.#blamed.add(variant)
+  #isAgainst(at: RungPlace, record: RunRecord): boolean {
+    const { proven, blamed, lost } = this.#life(at)
+    if (proven.has(at.variant)) return false
+    const before = lost.get(at.variant)
+    lost.set(at.variant, record)
+    if (blamed.has(at.variant)) return false
+    blamed.add(at.variant)
     return before !== record
+  }
+
+  #life({ engine }: RungPlace): EngineLife {
+    const known = this.#engines.get(engine)
+    if (known) return known
+    const life = { proven: new Set<string>(), blamed: new Set<string>(), lost: new Map<string, RunRecord>() }
+    this.#engines.set(engine, life)
+    return life
   }
 
   #judge({ route, submittedAt, endedAt, firstTokenAt }: RunRecord, error: GatewayError | undefined): void {
     if (!route || submittedAt < 0) return
     if (error === undefined) {
-      this.watch.succeeded(route.variant, route.probe)
+      this.watch.succeeded(route, route.probe)
       this.meter.served(route.variant, endedAt - submittedAt)
     } else if (error.code === 'deadline_exceeded' && firstTokenAt < 0 && endedAt - submittedAt >= SLOW_MS) {
-      this.watch.failed(route.variant, 'deadline')
+      this.watch.failed(route, 'deadline')
     } else if (route.probe && NO_VERDICT.has(error.code)) {
-      this.watch.abandoned(route.variant)
+      this.watch.abandoned(route)
     }
   }
 }

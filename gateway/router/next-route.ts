@@ -19,7 +19,10 @@ export function nextRoute(model: ModelFacts, lost: Lost): RouteResult {
   const coming = variants.some((rung) => !failed.has(rung.name) && isComing(rung))
   // A rung whose precision is read from its file has no name before the engine has read it.
   if (!own && coming) return { kind: 'wait', why: `'${route.variant}' is not known yet` }
-  const again: RouteResult = { kind: 'serve', route: { ...route, probe: own?.breaker.state === 'half_open' } }
+  const again: RouteResult = {
+    kind: 'serve',
+    route: { ...route, engine: own?.engine ?? route.engine, probe: own?.breaker.state === 'half_open' },
+  }
   if (own && usable(own)) return again
   const why = own && !failed.has(own.name) ? whyNot(own) : `'${route.variant}' failed`
   if (own && !failed.has(own.name) && standingOf(own).kind === 'coming') return { kind: 'wait', why }

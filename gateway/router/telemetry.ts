@@ -62,8 +62,10 @@ export class RouteTelemetry implements WatchListener {
       collect: () => {
         breakers.reset()
         for (const { variants } of models()) {
-          for (const { name: variant, device, breaker } of variants) {
-            breakers.set({ variant, device }, BREAKER_LEVELS[breaker.state])
+          for (const rung of variants) {
+            for (const { name: variant, device, breaker } of [rung, ...rung.elsewhere]) {
+              breakers.set({ variant, device }, BREAKER_LEVELS[breaker.state])
+            }
           }
         }
       },

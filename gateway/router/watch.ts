@@ -8,8 +8,9 @@ import {
   INTACT,
   viewOf,
 } from './breaker.js'
-import type { BreakerView, ModelFacts, MoveCause, RungFacts } from './facts.js'
+import type { BreakerView, ModelFacts, MoveCause, RungFacts, RungPlace } from './facts.js'
 import { type LadderMove, type LadderState, moveLadder, type Step, UNPLACED } from './ladder.js'
+import { bestPlace } from './places.js'
 import { rankOf } from './precision.js'
 import { standingOf } from './standing.js'
 
@@ -32,7 +33,7 @@ export interface WatchListener {
   onBreaker(variant: string, device: string, state: 'open' | 'closed', cause: MoveCause): void
 }
 
-/** What is remembered of a rung to find its breaker again. */
+/** What is remembered of a rung at an engine to find its breaker again. */
 interface Known {
   device: string
   policy: BreakerPolicy
@@ -47,6 +48,7 @@ export class RungWatch {
   readonly #listener: WatchListener
   readonly #breakers = new Map<string, Breaker>()
   readonly #ladders = new Map<string, LadderState>()
+  /** By rung and engine. */
   readonly #known = new Map<string, Known>()
   readonly #moves: MoveRecord[] = []
   #version = 0
@@ -66,55 +68,60 @@ export class RungWatch {
     return this.#moves
   }
 
-  /** The facts with every rung's breaker and the model's place on its ladder, which may move by this look. */
+  /**
+   * The facts with every rung's breaker, at the engine that serves it best by that, and the model's place on its ladder,
+   * which may move by this look.
+   */
   mark(model: ModelFacts): ModelFacts {
     const now = this.#now()
     const policy = breakerPolicy(model)
-    const variants = model.variants.map((rung) => {
-      this.#known.set(rung.name, { device: rung.device, policy })
-      return { ...rung, breaker: viewOf(this.#breakerOf(rung.name), policy, now) }
-    })
+    const see = (rung: RungFacts): RungFacts => {
+      const at = placeOf(rung)
+      this.#known.set(keyOf(at), { device: rung.device, policy })
+      return { ...rung, breaker: viewOf(this.#breakerOf(at), policy, now), elsewhere: [] }
+    }
+    const variants = model.variants.map((rung) => bestPlace([see(rung), ...rung.elsewhere.map(see)]))
     const marked = { ...model, variants }
     const { at, cause, flapping } = this.#look(marked, now)
     return { ...marked, level: at, levelCause: cause, flapping }
   }
 
   /** A rung failed a request, or a load. */
-  failed(variant: string, cause: MoveCause): void {
-    const known = this.#known.get(variant)
+  failed(at: RungPlace, cause: MoveCause): void {
+    const known = this.#known.get(keyOf(at))
     if (!known) return
-    const before = this.#breakerOf(variant)
+    const before = this.#breakerOf(at)
     const now = this.#now()
     if (now - before.lastFailureAt < ONE_FAILURE_MS) return
     const after = afterFailure(before, cause, known.policy, now)
-    this.#setBreaker(variant, after)
-    if (after.tripped && !before.tripped) this.#listener.onBreaker(variant, known.device, 'open', cause)
+    this.#setBreaker(at, after)
+    if (after.tripped && !before.tripped) this.#listener.onBreaker(at.variant, known.device, 'open', cause)
   }
 
   /** A rung answered. */
-  succeeded(variant: string, wasProbe: boolean): void {
-    const before = this.#breakerOf(variant)
+  succeeded(at: RungPlace, wasProbe: boolean): void {
+    const before = this.#breakerOf(at)
     if (before.failures === 0) return
     const after = afterSuccess(before, wasProbe)
     if (after === before) return
-    this.#setBreaker(variant, after)
-    const device = this.#known.get(variant)?.device ?? ''
-    if (before.tripped) this.#listener.onBreaker(variant, device, 'closed', before.cause)
+    this.#setBreaker(at, after)
+    const device = this.#known.get(keyOf(at))?.device ?? ''
+    if (before.tripped) this.#listener.onBreaker(at.variant, device, 'closed', before.cause)
   }
 
   /** A request was sent as the probe of a rung; until it ends no other one goes there. */
-  probing(variant: string): void {
-    this.#setBreaker(variant, afterProbe(this.#breakerOf(variant), this.#now()))
+  probing(at: RungPlace): void {
+    this.#setBreaker(at, afterProbe(this.#breakerOf(at), this.#now()))
   }
 
   /** The probe ended without a verdict. */
-  abandoned(variant: string): void {
-    this.#setBreaker(variant, afterAbandonedProbe(this.#breakerOf(variant)))
+  abandoned(at: RungPlace): void {
+    this.#setBreaker(at, afterAbandonedProbe(this.#breakerOf(at)))
   }
 
   #look(model: ModelFacts, now: number): LadderState {
     const before = this.#ladders.get(model.id) ?? UNPLACED
-    const steps = model.variants.map((rung) => toStep(rung, model, this.#breakerOf(rung.name).lastFailureAt))
+    const steps = model.variants.map((rung) => toStep(rung, model, this.#breakerOf(placeOf(rung)).lastFailureAt))
     const { degrade_on: degradeOn, recover_after: recoverAfterMs, min_dwell: minDwellMs } = model.policy
     const { state, move } = moveLadder(before, steps, { degradeOn, recoverAfterMs, minDwellMs }, now)
     this.#ladders.set(model.id, state)
@@ -128,18 +135,27 @@ export class RungWatch {
     this.#listener.onMove(move)
   }
 
-  #breakerOf(variant: string): Breaker {
-    return this.#breakers.get(this.#key(variant)) ?? INTACT
+  #breakerOf(at: RungPlace): Breaker {
+    return this.#breakers.get(this.#nameOf(at)) ?? INTACT
   }
 
-  #setBreaker(variant: string, breaker: Breaker): void {
-    this.#breakers.set(this.#key(variant), breaker)
+  #setBreaker(at: RungPlace, breaker: Breaker): void {
+    this.#breakers.set(this.#nameOf(at), breaker)
     this.#version++
   }
 
-  #key(variant: string): string {
-    return `${variant}@${this.#known.get(variant)?.device ?? ''}`
+  /** By the device, which an engine of several may change. */
+  #nameOf(at: RungPlace): string {
+    return `${at.variant}@${this.#known.get(keyOf(at))?.device ?? ''}`
   }
+}
+
+function placeOf({ name: variant, engine }: RungFacts): RungPlace {
+  return { variant, engine }
+}
+
+function keyOf({ variant, engine }: RungPlace): string {
+  return `${variant} ${engine}`
 }
 
 function breakerPolicy({ policy }: ModelFacts): BreakerPolicy {

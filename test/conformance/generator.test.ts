@@ -77,7 +77,7 @@ function pipeline(): Pipeline {
   }
   const session = new PlayingSession()
   const engine: EngineAccess = {
-    sessionFor: () => session,
+    sessionAt: () => session,
     up: true,
     waiting: 0,
     waitFor: async (probe) => probe(),

@@ -6,6 +6,7 @@ import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason } from '../../proto/gen/edgeshift/v1/engine.js'
 import { type Config, parseConfig } from '../../engine/config/index.js'
 import { engineStatus } from '../../engine/server/status.js'
+import { mergeStatus } from '../../gateway/engine-client/merge-status.js'
 import { toModelFacts } from '../../gateway/model-facts.js'
 import { decideRoute } from '../../gateway/router/decide.js'
 import type { ModelFacts, RouteRequest } from '../../gateway/router/facts.js'
@@ -68,7 +69,7 @@ class Box {
   }
 
   get facts(): ModelFacts {
-    const snapshot = { state: 'up' as const, status: engineStatus(this.engine.engine) }
+    const snapshot = { state: 'up' as const, offers: mergeStatus([engineStatus(this.engine.engine)], false)?.offers }
     const [model] = config(SMALL_GB).models
     if (!model) throw new Error('the configuration has a model')
     return this.watch.mark(toModelFacts(model, snapshot, 0))

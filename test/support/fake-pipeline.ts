@@ -85,11 +85,11 @@ export class Setup {
       textOf: () => text,
       contextLimit: () => CONTEXT,
     }
-    const sessionFor = () => (this.session.open || this.session.dying ? this.session : undefined)
+    const sessionAt = () => (this.session.open || this.session.dying ? this.session : undefined)
     const engine: EngineAccess = {
-      sessionFor,
+      sessionAt,
       get up() {
-        return sessionFor() !== undefined
+        return sessionAt() !== undefined
       },
       waiting: 0,
       confirm: () => this.confirmed,

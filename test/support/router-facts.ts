@@ -21,6 +21,8 @@ function rungFacts(id: string, precision: Precision, sketch: RungSketch, scale: 
     state: 'ready',
     weightBytes: BYTES[precision] * scale,
     device: 'cpu0',
+    engine: 0,
+    elsewhere: [],
     loadable: false,
     queueable: false,
     room: [],

@@ -316,6 +316,18 @@ describe('a stream whose rung fails', () => {
     expect(setup.session.submitted).toHaveLength(2)
   })
 
+  it('is tried once more at the rung of the choice that failed, wherever another went on', async () => {
+    const setup = withLadder()
+    await setup.start({ ...PROMPT, n: 2 })
+    for (const id of [1, 2]) setup.session.delta(id, tinyTokens('x'), RUNNING, START)
+    await failStep(setup, 1)
+    await failStep(setup, 3)
+    setup.session.delta(4, tinyTokens('y'))
+    await failStep(setup, 2)
+    const rungs = ['m:fp16', 'm:fp16', 'm:fp16', 'm:int8', 'm:fp16']
+    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(rungs)
+  })
+
   it('gives up when one rung after the other fails', async () => {
     const setup = withLadder()
     await setup.start(PROMPT)

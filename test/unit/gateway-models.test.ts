@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events'
 import { status as grpcStatus } from '@grpc/grpc-js'
 import { describe, expect, it, test } from 'vitest'
 import { parseConfig } from '../../engine/config/index.js'
+import { mergeStatus } from '../../gateway/engine-client/merge-status.js'
 import type { EngineSnapshot } from '../../gateway/model-facts.js'
 import { type ConfiguredModels, Models, type TextLoader } from '../../gateway/models.js'
 import { RungMeter } from '../../gateway/router/meter.js'
@@ -32,7 +33,7 @@ const rungs = (snapshot: EngineSnapshot) => {
 }
 
 test('rungs whose precision is read from files: one to wait for, then those that the engine has read', () => {
-  expect(rungs({ state: 'starting', status: undefined })).toEqual([['m:fp16 loading'], ['n:int4 loading']])
+  expect(rungs({ state: 'starting', offers: undefined })).toEqual([['m:fp16 loading'], ['n:int4 loading']])
   const variant = (model: string, precision: string, state: VariantState) => ({
     name: `${model}:${precision}`,
     model,
@@ -46,7 +47,10 @@ test('rungs whose precision is read from files: one to wait for, then those that
       variant('n', 'int4', VariantState.LOADING),
     ],
   })
-  expect(rungs({ state: 'up', status })).toEqual([['m:int8 ready', 'm:int4 failed'], ['n:int4 loading']])
+  expect(rungs({ state: 'up', offers: mergeStatus([status], false)?.offers })).toEqual([
+    ['m:int8 ready', 'm:int4 failed'],
+    ['n:int4 loading'],
+  ])
 })
 
 test('what rounding took and what was measured reach the list of models and the router', () => {
@@ -58,7 +62,7 @@ test('what rounding took and what was measured reach the list of models and the 
       { name: 'm:fp16', model: 'm', precision: 'fp16', state: VariantState.READY },
     ],
   })
-  const models = modelsOf({ state: 'up', status })
+  const models = modelsOf({ state: 'up', offers: mergeStatus([status], false)?.offers })
   expect(models.find('n').variants[0]?.quality).toBe(0.95)
   expect(encodeModelNamed(models, 'n')).toMatchObject({
     variants: [
@@ -77,7 +81,8 @@ describe('loadTexts', () => {
   const edit = (path: string): ConfiguredModels =>
     parseConfig(`models: [{ id: m, variants: [{ precision: int4, path: ${path} }] }]`, 'models.yaml')
   const ready = { name: 'm:int4', model: 'm', precision: 'int4', state: VariantState.READY }
-  const snapshot: EngineSnapshot = { state: 'up', status: EngineStatus.fromPartial({ variants: [ready] }) }
+  const status = EngineStatus.fromPartial({ variants: [ready] })
+  const snapshot: EngineSnapshot = { state: 'up', offers: mergeStatus([status], false)?.offers }
 
   /** An engine that has taken the given edit; its only text file holds the edit's digest. */
   function engineWith(inUse: () => ConfiguredModels): EngineClient {

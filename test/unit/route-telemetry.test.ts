@@ -37,7 +37,7 @@ class Box {
 
   fail(cause: MoveCause): void {
     for (let i = 0; i < 3; i++) {
-      this.watch.failed('m:fp16', cause)
+      this.watch.failed({ variant: 'm:fp16', engine: 0 }, cause)
       this.now += 200
     }
     void this.facts
@@ -68,6 +68,19 @@ it('counts moves, breakers and their causes, also that a rung kept missing deadl
   expect(await box.samples('edgeshift_breaker_state')).toEqual([
     'edgeshift_breaker_state{variant="m:fp16",device="cpu0"} 1',
   ])
+})
+
+it('exports the breaker of each device that has a rung', async () => {
+  const box = new Box({})
+  const [fp16] = box.facts.variants
+  if (!fp16) throw new Error('the model has a rung')
+  box.rungs = [{ elsewhere: [{ ...fp16, engine: 1, device: 'cpu1' }] }, 'ready', 'ready']
+  void box.facts
+  box.fail('failure')
+  expect(await box.samples('edgeshift_breaker_state')).toEqual([
+    'edgeshift_breaker_state{variant="m:fp16",device="cpu0"} 2',
+  ])
+  expect(await box.registry.metrics()).toContain('edgeshift_breaker_state{variant="m:fp16",device="cpu1"} 0')
 })
 
 it('raises an alarm, as a metric, in the log and in health, for a model that flaps, which stays down', async () => {

@@ -25,6 +25,8 @@ const SILENT = {
 /** A router that hears of requests as the pipeline tells them. */
 class Heard {
   now = 0
+  /** A second engine has every rung, too. */
+  elsewhere = false
   readonly registry = new Registry()
   readonly telemetry = new RouteTelemetry(this.registry, pino({ level: 'silent' }))
   readonly watch = new RungWatch(() => this.now, this.telemetry)
@@ -34,6 +36,7 @@ class Heard {
   get facts(): ModelFacts {
     const facts = modelFacts('m', ['ready', 'ready', 'ready'])
     for (const rung of facts.variants) Object.assign(rung, this.meter.measured(rung))
+    if (this.elsewhere) for (const rung of facts.variants) rung.elsewhere = [{ ...rung, engine: 1, device: 'cpu1' }]
     return this.watch.mark(facts)
   }
 
@@ -42,7 +45,7 @@ class Heard {
     this.now += 1000
     const result = decideRoute(routeRequest(), [this.facts])
     if (result.kind !== 'serve') throw new Error(result.kind)
-    if (result.route.probe) this.watch.probing(result.route.variant)
+    if (result.route.probe) this.watch.probing(result.route)
     return recordOf(result.route)
   }
 
@@ -92,18 +95,35 @@ describe('what requests saw', () => {
     const heard = new Heard()
     // A replay's tokens count too, and it has had its first one before.
     for (let i = 0; i < 9; i++) {
-      heard.feedback.onEngineEnd()
+      heard.feedback.onEngineEnd(0)
       heard.feedback.onTokens(heard.send(), 1, 10)
       heard.feedback.onLost(heard.send(), 'engine_failed')
     }
     expect(heard.send().route?.variant).toBe('m:fp16')
     // One death is one failure, however many requests it takes and however long they take to hear of it.
     for (let i = 0; i < 3; i++) {
-      heard.feedback.onEngineEnd()
+      heard.feedback.onEngineEnd(0)
       expect(heard.send().route?.variant).toBe('m:fp16')
       for (let j = 0; j < 9; j++) heard.feedback.onLost(heard.send(), 'engine_failed')
     }
     expect(heard.send().route?.variant).toBe('m:int8')
+  })
+
+  it('holds the death of an engine against the rung there, whatever it gave at another', () => {
+    const heard = new Heard()
+    const there = (): RunRecord => {
+      const record = heard.send()
+      return { ...record, route: record.route && { ...record.route, engine: 1 } }
+    }
+    heard.elsewhere = true
+    for (let i = 0; i < 3; i++) {
+      heard.feedback.onTokens(heard.send(), 1, 10)
+      heard.feedback.onEngineEnd(1)
+      heard.feedback.onLost(there(), 'engine_failed')
+    }
+    const [fp16] = heard.facts.variants
+    expect(fp16).toMatchObject({ engine: 0, breaker: { state: 'closed' } })
+    expect(fp16?.elsewhere).toMatchObject([{ engine: 1, breaker: { state: 'open' } }])
   })
 
   it('does not hold against a rung that one request kills the engine again and again', () => {
@@ -111,7 +131,7 @@ describe('what requests saw', () => {
     const poison = heard.send()
     for (let i = 0; i < 9; i++) {
       heard.now += 1000
-      heard.feedback.onEngineEnd()
+      heard.feedback.onEngineEnd(0)
       heard.feedback.onLost(poison, 'engine_failed')
     }
     expect(heard.send().route?.variant).toBe('m:fp16')

@@ -8,6 +8,7 @@ type Rungs = [RungSketch, RungSketch, RungSketch]
 const route: Route = {
   model: 'm',
   variant: 'm:int8',
+  engine: 0,
   code: 'requested',
   reason: 'requested: as asked for',
   probe: false,

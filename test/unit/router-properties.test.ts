@@ -195,7 +195,14 @@ describe('a request that was lost', () => {
   it('goes on at its own rung, at the nearest that may serve, or ends in one error', () => {
     fc.assert(
       fc.property(lost, ({ asked, facts, from, failed, cause }) => {
-        const before: Route = { model: 'a', variant: `a:${from}`, code: 'highest', reason: 'highest: x', probe: false }
+        const before: Route = {
+          model: 'a',
+          variant: `a:${from}`,
+          engine: 0,
+          code: 'highest',
+          reason: 'highest: x',
+          probe: false,
+        }
         const result = nextRoute(facts, { request: asked, route: before, failed: new Set(failed), cause })
         const found = servedBy(result, [facts])
         const variant = found?.route.variant

@@ -9,6 +9,8 @@ type Rungs = [RungSketch, RungSketch, RungSketch]
 
 const SECOND = 1000
 
+const at = (rung: string, engine = 0) => ({ variant: `m:${rung}`, engine })
+
 /** A box whose time and rungs the test sets. */
 class Box {
   now = 0
@@ -44,7 +46,7 @@ class Box {
   fail(rung: string, times = 3): this {
     for (let i = 0; i < times; i++) {
       this.now += 200
-      this.watch.failed(`m:${rung}`, 'failure')
+      this.watch.failed(at(rung), 'failure')
     }
     void this.facts
     return this
@@ -54,7 +56,7 @@ class Box {
   serve(model = 'm'): string {
     const result = decideRoute(routeRequest({ model }), [this.facts])
     if (result.kind !== 'serve') return result.kind
-    if (result.route.probe) this.watch.probing(result.route.variant)
+    if (result.route.probe) this.watch.probing(result.route)
     return `${result.route.variant.split(':')[1]} ${result.route.code}`
   }
 
@@ -137,7 +139,7 @@ describe('failures', () => {
     expect(box.wait(59).serve()).toBe('int8 degraded_failure')
     expect(box.wait(1).serve()).toBe('fp16 probe')
     expect(box.serve()).toBe('int8 degraded_failure')
-    box.watch.succeeded('m:fp16', true)
+    box.watch.succeeded(at('fp16'), true)
     expect(box.serve()).toBe('int8 recovering')
     expect(box.wait(60).serve()).toBe('fp16 highest')
     expect(box.breakers).toEqual(['m:fp16@cpu0 open', 'm:fp16@cpu0 closed'])
@@ -154,7 +156,7 @@ describe('failures', () => {
 
   it('that come together are one', () => {
     const box = new Box().set('ready', 'ready', 'ready')
-    for (let i = 0; i < 100; i++) box.watch.failed('m:fp16', 'failure')
+    for (let i = 0; i < 100; i++) box.watch.failed(at('fp16'), 'failure')
     expect(box.serve()).toBe('fp16 highest')
   })
 
@@ -178,7 +180,7 @@ describe('any course of events', () => {
     fc.constantFrom('fp16', 'int8', 'int4').map((rung) => (box: Box) => box.fail(rung)),
     fc.integer({ min: 1, max: 300 }).map((seconds) => (box: Box) => box.wait(seconds, 10)),
     fc.constantFrom('fp16', 'int8', 'int4').map((rung) => (box: Box) => {
-      box.watch.succeeded(`m:${rung}`, true)
+      box.watch.succeeded(at(rung), true)
       return box
     }),
   )

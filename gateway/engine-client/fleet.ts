@@ -70,6 +70,12 @@ export class EngineFleet {
     return this.#engineFor(variant)?.client ?? this.anyClient
   }
 
+  /** For calls to every engine that knows a variant, who serves it soonest in front; to any one where none does. */
+  clientsFor(variant: string): EngineClient[] {
+    const knowing = (this.offers?.get(variant) ?? []).flatMap(({ engine }) => this.#engines[engine]?.client ?? [])
+    return knowing.length === 0 && this.anyClient ? [this.anyClient] : knowing
+  }
+
   /** For calls that any engine answers. */
   get anyClient(): EngineClient | undefined {
     return this.#engines.find(({ session }) => session)?.client

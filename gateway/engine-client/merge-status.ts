@@ -40,7 +40,7 @@ export function mergeStatus(
     offers.set(name, [...(offers.get(name) ?? []), offer])
   }
   for (const [name, found] of offers) {
-    const sorted = found.toSorted(compareOffers)
+    const sorted = withPins(found.toSorted(compareOffers))
     offers.set(name, awaited && sorted.every(isLater) ? sorted.map(asOnItsWay) : sorted)
   }
   if (others.length === 0 && !awaited) return { status: first.status, offers }
@@ -76,6 +76,14 @@ function offersOf({ status, engine }: { status: EngineStatus; engine: number }):
     variant: variant.device === '' && only !== undefined ? { ...variant, device: only } : variant,
     freeBytes,
   }))
+}
+
+/** A variant is pinned where any engine keeps it. */
+function withPins(offers: Offer[]): Offer[] {
+  if (!offers.some(({ variant }) => variant.pinned)) return offers
+  return offers.map((offer) =>
+    offer.variant.pinned ? offer : { ...offer, variant: { ...offer.variant, pinned: true } },
+  )
 }
 
 const isLater = ({ variant }: Offer): boolean => rank(variant) > AT_ONCE

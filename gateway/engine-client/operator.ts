@@ -20,7 +20,7 @@ const CODES: Partial<Record<grpcStatus, ErrorCode>> = {
   [grpcStatus.RESOURCE_EXHAUSTED]: 'insufficient_memory',
 }
 
-type Engines = Pick<EngineFleet, 'clientFor' | 'status' | 'refresh' | 'size'>
+type Engines = Pick<EngineFleet, 'clientFor' | 'clientsFor' | 'status' | 'refresh' | 'size'>
 type Reply = (error: ServiceError | null, status: VariantStatus) => void
 type Asked = (client: EngineClient, reply: Reply) => ClientUnaryCall
 
@@ -51,8 +51,9 @@ export class EngineOperator implements Operator {
     return answer
   }
 
+  /** At every engine that has it, or may have it later. */
   pin(variant: string, pinned: boolean): Promise<VariantResidency> {
-    return this.#ask(variant, (client, reply) => client.pin({ variant, pinned }, reply))
+    return this.#askAll(this.engines.clientsFor(variant), (client, reply) => client.pin({ variant, pinned }, reply))
   }
 
   #unloadOne(variant: string): Promise<VariantResidency> {
@@ -61,10 +62,19 @@ export class EngineOperator implements Operator {
 
   async #ask(variant: string, ask: Asked): Promise<VariantResidency> {
     const client = this.engines.clientFor(variant)
-    if (!client) throw noEngine()
-    const answer = await within<VariantStatus>(TIMEOUT_MS, (resolve, reject) =>
-      ask(client, (error, value) => (error ? reject(toError(error)) : resolve(value))),
+    return this.#askAll(client ? [client] : [], ask)
+  }
+
+  /** The answer of the first of them. */
+  async #askAll(clients: readonly EngineClient[], ask: Asked): Promise<VariantResidency> {
+    const [answer] = await Promise.all(
+      clients.map((client) =>
+        within<VariantStatus>(TIMEOUT_MS, (resolve, reject) =>
+          ask(client, (error, value) => (error ? reject(toError(error)) : resolve(value))),
+        ),
+      ),
     )
+    if (!answer) throw noEngine()
     await this.engines.refresh()
     return toResidency(answer)
   }

@@ -7,7 +7,7 @@ import { GatewayError } from './errors.js'
 import { type EngineSnapshot, toModelFacts } from './model-facts.js'
 import type { GenerateInput } from './request.js'
 import { decideRoute } from './router/decide.js'
-import type { Lost, ModelFacts, RouteRequest, RouteResult } from './router/facts.js'
+import type { Lost, ModelFacts, Route, RouteRequest, RouteResult } from './router/facts.js'
 import type { RungMeter } from './router/meter.js'
 import { nextRoute } from './router/next-route.js'
 import { findTarget } from './router/target.js'
@@ -84,6 +84,11 @@ export class Models implements ModelDirectory {
   /** Where a request that was lost goes on. */
   nextRoute(lost: Lost): RouteResult {
     return this.#probed(nextRoute(this.find(lost.route.model), lost))
+  }
+
+  /** A route was given, but no request was sent there: where it was a probe, the next request may be it. */
+  unsent(route: Route): void {
+    if (route.probe) this.#knowledge.watch.abandoned(route)
   }
 
   /** Longest prompt plus answer on a rung, tokens. */

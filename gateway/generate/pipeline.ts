@@ -2,7 +2,7 @@ import { GatewayError } from '../errors.js'
 import type { EngineFleet } from '../engine-client/fleet.js'
 import type { Models } from '../models.js'
 import type { GenerateHandle, GenerateRequest, GenerateSink, Generator } from '../request.js'
-import type { Lost, RouteResult } from '../router/facts.js'
+import type { Lost, Route, RouteResult } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import type { Placement, SequenceSession } from './flight.js'
 import { Run, type RunEnvironment, type RunObserver, type RunRecord } from './run.js'
@@ -25,7 +25,7 @@ export type EngineAccess = Pick<EngineFleet, 'waitFor' | 'waiting' | 'confirm' |
 }
 
 /** The part of the directory that requests need. */
-export type ModelAccess = Pick<Models, 'route' | 'nextRoute' | 'textOf' | 'contextLimit'>
+export type ModelAccess = Pick<Models, 'route' | 'nextRoute' | 'unsent' | 'textOf' | 'contextLimit'>
 
 /** Text, routing and engine behind every protocol. Knows every request in flight until its last event. */
 export class Pipeline implements Generator, RunEnvironment {
@@ -120,6 +120,10 @@ export class Pipeline implements Generator, RunEnvironment {
     return find() ?? this.#await(find, lost.request.deadlineMs, this.#limits.failoverWaitMs, signal)
   }
 
+  unsent(route: Route): void {
+    this.#models.unsent(route)
+  }
+
   async engineSettled(session: SequenceSession, stopping: boolean, signal: () => AbortSignal): Promise<void> {
     if (!stopping) return this.#engine.confirm(session, signal())
     await this.#engine.waitFor(() => (session.open ? undefined : true), this.#limits.failoverWaitMs, signal())
@@ -131,7 +135,10 @@ export class Pipeline implements Generator, RunEnvironment {
     if (result.kind === 'wait') return undefined
     const { route } = result
     const session = this.#engine.sessionAt(route.engine)
-    if (!session?.open) return undefined
+    if (!session?.open) {
+      this.unsent(route)
+      return undefined
+    }
     return { session, route, contextLimit: this.#models.contextLimit(route.variant) }
   }
 

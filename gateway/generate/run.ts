@@ -1,4 +1,3 @@
-import { randomUUID } from 'node:crypto'
 import type { SequenceStart } from '../../proto/gen/edgeshift/v1/engine.js'
 import { GatewayError, toGatewayError } from '../errors.js'
 import type {
@@ -15,7 +14,8 @@ import type { TextModel } from '../text/types.js'
 import { Choice, type ChoiceOwner, type Echo } from './choice.js'
 import { Flight, type Placement, type SequenceSession } from './flight.js'
 import { type Loss, Losses } from './losses.js'
-import { answerBudget, checkTokenIds, drawSeed } from './submission.js'
+import { echoOf, encode } from './prompt.js'
+import { answerBudget, checkTokenIds, drawSeed, newTraceparent } from './submission.js'
 import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
 
 /** What a run needs from around it. Each wait ends early when `signal` aborts, then with `cancelled`. */
@@ -31,6 +31,8 @@ export interface RunEnvironment {
   ): Placement | Promise<Placement>
   /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
   nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement>
+  /** A place was found, but nothing is sent there: where the route was a probe, another request may be it. */
+  unsent(route: Route): void
   /** Resolves when it is known whether the session's engine outlived what it just reported; `stopping`: when it is gone. */
   engineSettled(session: SequenceSession, stopping: boolean, signal: () => AbortSignal): Promise<void>
   /** Milliseconds, monotonic. */
@@ -85,6 +87,8 @@ export class Run implements GenerateHandle, ChoiceOwner {
   readonly #losses = new Losses()
   #abort: AbortController | undefined
   #flight: Flight | undefined
+  /** Where it goes next, until the record says that it went there. */
+  #placed: Route | undefined
   /** Those not finished. */
   readonly #choices = new Set<Choice>()
   #started = false
@@ -208,15 +212,30 @@ export class Run implements GenerateHandle, ChoiceOwner {
     for (;;) {
       const found = find()
       const placement = found instanceof Promise ? await found : found
-      if (this.#ended) return undefined
+      this.#placed = placement.route
+      if (this.#ended) break
       // It may have become known only now how the engine ended.
       if (this.#standing.refused) throw poisoned()
       const turn = this.#env.gate.enter(this.#standing, placement.session)
       if (turn) await this.#untilDeadline(turn)
-      if (this.#ended) return undefined
+      if (this.#ended) break
       if (placement.session.open) return placement
+      this.#giveBack()
       this.#env.gate.retreat(this.#standing)
     }
+    this.#giveBack()
+    return undefined
+  }
+
+  #giveBack(): void {
+    if (this.#placed) this.#env.unsent(this.#placed)
+    this.#placed = undefined
+  }
+
+  /** From now on what happens to the request is told of the place. */
+  #goTo(route: Route): void {
+    this.record.route = route
+    this.#placed = undefined
   }
 
   async #untilDeadline(turn: Promise<void>): Promise<void> {
@@ -231,7 +250,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     const { route, contextLimit } = placement
     const maxTokens = answerBudget(prompt.length, request.maxTokens, contextLimit, route.variant)
     const echo = request.echo ? echoOf(request, prompt, text) : undefined
-    this.record.route = route
+    this.#goTo(route)
     this.record.submittedAt = this.#env.now()
     this.#env.observer.onSubmit(this.record)
     const flight = new Flight({ request, prompt, text, seed: request.sampling.seed ?? drawSeed(), maxTokens })
@@ -308,7 +327,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     const replayed = choices.reduce((sum, { generated }) => sum + generated.length, 0)
     const { record } = this
     const { variant, reason } = placement.route
-    record.route = placement.route
+    this.#goTo(placement.route)
     record.failovers++
     this.#env.observer.onFailover(record, cause, replayed)
     const index = choices[0]?.index ?? 0
@@ -360,6 +379,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
     this.#abort?.abort()
     this.#flight?.cancelAll()
     this.#env.gate.end(this.#standing)
+    this.#giveBack()
     this.record.endedAt = this.#env.now()
     this.#env.observer.onEnd(this.record, error)
   }
@@ -376,22 +396,4 @@ function poisoned(): GatewayError {
 /** No token is wanted and no figure of the prompt's: there is nothing for the engine to do. */
 function answerEmpty(choice: Choice): void {
   choice.onDelta({ sequenceId: 0, tokens: [], logprobs: [], promptLogprobs: [], finishReason: 2 })
-}
-
-/** A W3C traceparent (version 00, sampled) for a request that brings none. */
-function newTraceparent(): string {
-  // UUIDs come from a pool of random bytes: a tenth of randomBytes' cost.
-  const trace = randomUUID().replaceAll('-', '')
-  return `00-${trace}-${randomUUID().replaceAll('-', '').slice(0, 16)}-01`
-}
-
-/** The request's prompt as token ids. */
-function encode({ input, tenant }: GenerateRequest, text: TextModel): number[] | Promise<number[]> {
-  if (input.kind === 'tokens') return input.tokens
-  return input.kind === 'chat' ? text.encodeChat(input.messages, tenant) : text.encodePrompt(input.text, tenant)
-}
-
-/** The prompt as the client wrote it, or its decoded text when it was ids or a conversation. */
-function echoOf({ input }: GenerateRequest, tokens: number[], text: TextModel): Echo {
-  return { text: input.kind === 'text' ? input.text : text.decode(tokens, false), tokens }
 }

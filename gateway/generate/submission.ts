@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import type { Submission } from '../engine-client/session.js'
 import { GatewayError } from '../errors.js'
 import type { GenerateRequest, Sampling } from '../request.js'
@@ -130,4 +131,11 @@ export function toSubmission(
       topLogprobs: request.topLogprobs,
     },
   }
+}
+
+/** A W3C traceparent (version 00, sampled) for a request that brings none. */
+export function newTraceparent(): string {
+  // UUIDs come from a pool of random bytes: a tenth of randomBytes' cost.
+  const trace = randomUUID().replaceAll('-', '')
+  return `00-${trace}-${randomUUID().replaceAll('-', '').slice(0, 16)}-01`
 }

@@ -6,9 +6,6 @@ import type { RungMeter } from './meter.js'
 import type { RouteTelemetry } from './telemetry.js'
 import type { RungWatch } from './watch.js'
 
-/** Endings that say nothing of the rung: the probe that ends so has to be repeated. */
-const NO_VERDICT: ReadonlySet<string> = new Set(['cancelled', 'shutting_down', 'queue_full', 'deadline_exceeded'])
-
 /** Without a token for that long a rung is too slow; deadlines below it are the client's affair. */
 const SLOW_MS = 5000
 
@@ -62,6 +59,7 @@ export class RouteFeedback implements RunObserver {
   onLost(record: RunRecord, cause: DegradeCause): void {
     const { route } = record
     if (route && (cause === 'rung_failed' || this.#isAgainst(route, record))) this.watch.failed(route, 'failure')
+    else if (route?.probe) this.watch.abandoned(route)
     this.next.onLost(record, cause)
   }
 
@@ -109,12 +107,13 @@ export class RouteFeedback implements RunObserver {
 
   #judge({ route, submittedAt, endedAt, firstTokenAt }: RunRecord, error: GatewayError | undefined): void {
     if (!route || submittedAt < 0) return
-    if (error === undefined) {
+    if (error === undefined && firstTokenAt >= 0) {
       this.watch.succeeded(route, route.probe)
       this.meter.served(route.variant, endedAt - submittedAt)
-    } else if (error.code === 'deadline_exceeded' && firstTokenAt < 0 && endedAt - submittedAt >= SLOW_MS) {
+    } else if (error?.code === 'deadline_exceeded' && firstTokenAt < 0 && endedAt - submittedAt >= SLOW_MS) {
       this.watch.failed(route, 'deadline')
-    } else if (route.probe && NO_VERDICT.has(error.code)) {
+    } else if (route.probe) {
+      // It ended without a verdict on the rung, or that was told when it was lost.
       this.watch.abandoned(route)
     }
   }

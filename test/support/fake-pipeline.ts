@@ -6,7 +6,7 @@ import { RunTelemetry } from '../../gateway/generate/observer.js'
 import { Pipeline, type EngineAccess, type PipelineLimits } from '../../gateway/generate/pipeline.js'
 import { Metrics } from '../../gateway/metrics.js'
 import type { GenerateEvent, GenerateHandle, GenerateRequest } from '../../gateway/request.js'
-import type { ModelFacts } from '../../gateway/router/facts.js'
+import type { ModelFacts, Route } from '../../gateway/router/facts.js'
 import type { TextModel } from '../../gateway/text/types.js'
 import { FinishReason, type SequenceDelta } from '../../proto/gen/edgeshift/v1/engine.js'
 import { fakeText } from './fake-text.js'
@@ -76,12 +76,15 @@ export class Setup {
   waiting = 0
   /** When the engine has answered whether it outlived a failed step. */
   confirmed: Promise<void> = Promise.resolve()
+  /** Routes that were given and not used. */
+  readonly unsent: Route[] = []
   private checks: (() => void)[] = []
 
   constructor(limits: Partial<PipelineLimits> = {}, text: TextModel = fakeText()) {
     this.model.variants = ladder(['int4'])
     const models = {
       ...routesOf(this.model),
+      unsent: (route: Route) => void this.unsent.push(route),
       textOf: () => text,
       contextLimit: () => CONTEXT,
     }

@@ -92,5 +92,6 @@ export function routesOf(model: ModelFacts) {
   return {
     route: (request: RouteRequest): RouteResult => decideRoute(request, [model]),
     nextRoute: (lost: Lost): RouteResult => nextRoute(model, lost),
+    unsent: (): void => undefined,
   }
 }

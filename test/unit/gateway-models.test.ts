@@ -11,22 +11,22 @@ import type { TextModel } from '../../gateway/text/types.js'
 import { encodeModel } from '../../gateway/protocols/grpc/encode.js'
 import { encodeModelNamed } from '../../gateway/protocols/openai/models.js'
 import { type EngineClient, EngineStatus, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
+import { routeRequest } from '../support/router-facts.js'
 import { Turn } from '../support/turn.js'
 
 const config = parseConfig(
   'models: [{ id: m, variants: [{ path: x }, { path: y }] }, { id: n, variants: [{ precision: int4, path: z }] }]',
   'models.yaml',
 )
+const newWatch = (now: () => number) => new RungWatch(now, { onMove: () => undefined, onBreaker: () => undefined })
+const noText: TextLoader = () => Promise.reject(new Error('no text here'))
 const modelsOf = (
   snapshot: EngineSnapshot,
   configured: ConfiguredModels = config,
-  load: TextLoader = () => Promise.reject(new Error('no text here')),
-) =>
-  new Models(configured, load, () => snapshot, {
-    watch: new RungWatch(() => 0, { onMove: () => undefined, onBreaker: () => undefined }),
-    meter: new RungMeter(),
-    now: () => 0,
-  })
+  load = noText,
+  now = () => 0,
+  watch = newWatch(now),
+) => new Models(configured, load, () => snapshot, { watch, meter: new RungMeter(), now })
 const rungs = (snapshot: EngineSnapshot) => {
   const models = modelsOf(snapshot)
   return models.list().map(({ variants }) => variants.map(({ name, state }) => `${name} ${state}`))
@@ -51,6 +51,31 @@ test('rungs whose precision is read from files: one to wait for, then those that
     ['m:int8 ready', 'm:int4 failed'],
     ['n:int4 loading'],
   ])
+})
+
+test('a probe that was not sent leaves its place to the next request', () => {
+  const status = EngineStatus.fromPartial({
+    variants: [{ name: 'n:int4', model: 'n', precision: 'int4', state: VariantState.READY }],
+  })
+  let now = 0
+  const watch = newWatch(() => now)
+  const offers = mergeStatus([status], false)?.offers
+  const models = modelsOf({ state: 'up', offers }, config, noText, () => now, watch)
+  const ask = () => {
+    now += 1000
+    const result = models.route(routeRequest({ model: 'n' }))
+    return result.kind === 'serve' ? result.route : undefined
+  }
+  for (let i = 0; i < 3; i++) {
+    const route = ask()
+    if (route) watch.failed(route, 'failure')
+  }
+  expect(ask()).toBeUndefined()
+  now += 60_000
+  const probe = ask()
+  expect([probe?.probe, ask()]).toEqual([true, undefined])
+  if (probe) models.unsent(probe)
+  expect(ask()?.probe).toBe(true)
 })
 
 test('what rounding took and what was measured reach the list of models and the router', () => {

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { choiceSeed } from '../../gateway/generate/submission.js'
+import { Standing } from '../../gateway/generate/trial.js'
 import type { GenerateEvent, GenerateRequest } from '../../gateway/request.js'
 import { FinishReason, type TokenLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
 import { CONTEXT, requestOf, settle, Setup } from '../support/fake-pipeline.js'
@@ -215,6 +216,64 @@ describe('Pipeline', () => {
     setup.session.delta(1, 'x', FinishReason.LENGTH)
     await drained
     expect(setup.events.at(-1)).toEqual(usage(1))
+  })
+})
+
+describe('a place that a request does not use', () => {
+  /** The gate of the setup's engine is shut for a suspect that is tried there. */
+  async function shut({ pipeline: { gate }, session }: Setup): Promise<Standing> {
+    const [suspect, dead] = [new Standing(), {}]
+    void gate.enter(suspect, dead)
+    gate.lost(suspect, dead)
+    gate.verdict(dead, true)
+    void gate.enter(suspect, session)
+    await settle()
+    return suspect
+  }
+
+  it('is given back when the request is cancelled at the gate', async () => {
+    const setup = new Setup()
+    await shut(setup)
+    const handle = await setup.start()
+    expect([setup.pipeline.gate.waiting, setup.unsent]).toEqual([1, []])
+    handle.cancel()
+    expect(setup.unsent).toMatchObject([{ variant: 'm:int4' }])
+    await settle()
+    expect([setup.pipeline.gate.waiting, setup.unsent.length, setup.session.submitted]).toEqual([0, 1, []])
+  })
+
+  it('is given back when its session ends while the request waits for its turn', async () => {
+    const setup = new Setup()
+    const suspect = await shut(setup)
+    await setup.start()
+    const { session } = setup
+    setup.die()
+    setup.pipeline.gate.lost(suspect, session)
+    await setup.restart()
+    expect(setup.unsent).toHaveLength(1)
+    setup.pipeline.gate.end(suspect)
+    await settle()
+    expect(setup.session.submitted).toHaveLength(1)
+    expect(setup.unsent).toHaveLength(1)
+  })
+
+  it('is given back when its engine is ending', async () => {
+    const setup = new Setup()
+    setup.session.open = false
+    setup.session.dying = true
+    await setup.start()
+    const given = setup.unsent.length
+    expect(given).toBeGreaterThan(0)
+    await setup.restart()
+    expect([setup.session.submitted.length, setup.unsent.length]).toEqual([1, given])
+  })
+
+  it('is given back when the answer does not fit there', async () => {
+    const setup = new Setup()
+    for (const rung of setup.model.variants) rung.maxModelLen = 2 * CONTEXT
+    await setup.start({ maxTokens: CONTEXT })
+    expect(setup.error?.code).toBe('context_length_exceeded')
+    expect(setup.unsent).toHaveLength(1)
   })
 })
 

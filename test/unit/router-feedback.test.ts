@@ -81,13 +81,18 @@ describe('what requests saw', () => {
     ])
   })
 
-  it('tries again with another request when the client of the probe goes away', () => {
+  it.each<[string, (heard: Heard, probe: RunRecord) => void]>([
+    ['its client goes away', ({ feedback }, probe) => feedback.onEnd(probe, new GatewayError('cancelled', 'gone'))],
+    ['it is refused', ({ feedback }, probe) => feedback.onEnd(probe, new GatewayError('poison_request', 'no'))],
+    ['it needed no token', ({ feedback }, probe) => feedback.onEnd(probe, undefined)],
+    ['the engine dies of something else', ({ feedback }, probe) => feedback.onLost(probe, 'engine_failed')],
+  ])('tries again with another request when the probe tells nothing: %s', (_, end) => {
     const heard = new Heard()
+    heard.feedback.onTokens(heard.send(), 1, 10)
     for (let i = 0; i < 3; i++) heard.feedback.onLost(heard.send(), 'rung_failed')
     void heard.facts
     heard.now += 60_000
-    const probe = heard.send()
-    heard.feedback.onEnd(probe, new GatewayError('cancelled', 'gone'))
+    end(heard, heard.send())
     expect(heard.send().route).toMatchObject({ variant: 'm:fp16', probe: true })
   })
 
@@ -149,7 +154,8 @@ describe('what requests saw', () => {
   it('becomes figures: tokens, prompts, queue and loads', () => {
     const heard = new Heard()
     const record = heard.send()
-    heard.feedback.onFirstToken({ ...record, firstTokenAt: 115 })
+    record.firstTokenAt = 115
+    heard.feedback.onFirstToken(record)
     heard.feedback.onTokens(record, 2, 100)
     heard.feedback.onEnd(record, undefined)
     const [fp16] = heard.facts.variants

@@ -325,4 +325,81 @@ describe('the gate of several engines', () => {
     engines.gate.verdict(two, true)
     expect(engines.gate.enter(new Standing(), one)).toBeUndefined()
   })
+
+  it('lets everyone in at last, whatever happens to the engines and in whatever order it is told', async () => {
+    for (let seed = 1; seed <= 60; seed++) {
+      const random = randoms(seed)
+      const pick = (count: number): number => Math.floor(random() * count)
+      const gate = new TrialGate()
+      const lives = [{}, {}, {}]
+      const untold: object[] = []
+      const running = new Map<Standing, object>()
+      const away = new Set<Standing>()
+      const enter = (standing: Standing, life: object): void => {
+        const go = (): void => {
+          if (standing.over) return
+          if (lives.includes(life)) running.set(standing, life)
+          else {
+            gate.retreat(standing)
+            away.add(standing)
+          }
+        }
+        const turn = gate.enter(standing, life)
+        if (turn) void turn.then(go)
+        else go()
+      }
+      const again = (): void => {
+        for (const standing of away) {
+          if (standing.refused) gate.end(standing)
+          else enter(standing, lives[pick(3)] ?? {})
+        }
+        away.clear()
+      }
+      const end = (standing: Standing): void => {
+        running.delete(standing)
+        gate.end(standing)
+      }
+      const die = (place: number): void => {
+        const dead = lives[place] ?? {}
+        lives[place] = {}
+        untold.push(dead)
+        for (const [standing, life] of running) {
+          if (life !== dead) continue
+          gate.lost(standing, dead)
+          running.delete(standing)
+          away.add(standing)
+        }
+      }
+      const tell = (): void => {
+        for (const life of untold.splice(0)) gate.verdict(life, random() < 0.7)
+      }
+      for (let event = 0; event < 80; event++) {
+        const some = [...running.keys()][pick(Math.max(1, running.size))]
+        const what = random()
+        if (what < 0.35) enter(new Standing(), lives[pick(3)] ?? {})
+        else if (what < 0.5) die(pick(3))
+        else if (what < 0.65) tell()
+        else if (what < 0.75) again()
+        else if (some && what < 0.85) gate.progressed(some, random() < 0.5)
+        else if (some && what < 0.9) gate.excuse(some)
+        else if (some && what < 0.95) end(some)
+        if (random() < 0.5) await settle()
+      }
+      tell()
+      for (let turn = 0; turn < 300 && running.size + away.size + gate.waiting > 0; turn++) {
+        again()
+        await settle()
+        for (const standing of running.keys()) {
+          gate.progressed(standing, true)
+          end(standing)
+        }
+      }
+      expect({ seed, waiting: gate.waiting, running: running.size, away: away.size }).toEqual({
+        seed,
+        waiting: 0,
+        running: 0,
+        away: 0,
+      })
+    }
+  })
 })

@@ -3,14 +3,15 @@ import type { TokenizerFile } from './assets.js'
 
 /**
  * Text to ids by the `tokenizers` library, off the event loop, with every special token taken out of its vocabulary:
- * whatever the text holds, no id of a control token comes out.
+ * whatever the text holds, no id of a control token comes out. The ids are of this text, whole and alone: nothing is cut
+ * off, padded or left to chance.
  */
 export class BpeEncoder {
   readonly #tokenizer: Tokenizer
   #waiting: Job[] = []
 
   constructor(file: TokenizerFile) {
-    this.#tokenizer = Tokenizer.fromString(JSON.stringify(withoutSpecial(file)))
+    this.#tokenizer = Tokenizer.fromString(JSON.stringify(withoutTraining(withoutSpecial(file))))
   }
 
   /** Ids of each text. */
@@ -77,4 +78,12 @@ function withoutSpecial(file: TokenizerFile): TokenizerFile {
       merges: file.model.merges.filter(isPlain),
     },
   }
+}
+
+/**
+ * Without what a file keeps from training, where texts are cut or padded to the length of a batch and merges are left
+ * out at random.
+ */
+function withoutTraining(file: TokenizerFile): TokenizerFile {
+  return { ...file, truncation: null, padding: null, model: { ...file.model, dropout: null } }
 }

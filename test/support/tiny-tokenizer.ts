@@ -45,3 +45,19 @@ export function tinyTokenizerAssets(contextLength: number): ModelAsset[] {
   }
   return ggufText(tokenizer, contextLength)
 }
+
+/** tokenizer.json as `ggufText` writes it, as far as tests change it. */
+export interface TokenizerJson {
+  added_tokens: { id: number; content: string }[]
+  model: { vocab: Record<string, number>; merges: [string, string][] }
+}
+
+/** The same assets with a changed tokenizer.json. */
+export function changedTokenizerAssets(change: (file: TokenizerJson) => object): ModelAsset[] {
+  return tinyTokenizerAssets(8192).map(({ name, data }) => {
+    if (name !== 'tokenizer.json') return { name, data }
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- this package's own file
+    const file = JSON.parse(Buffer.from(data).toString()) as TokenizerJson
+    return { name, data: Buffer.from(JSON.stringify(change(file))) }
+  })
+}

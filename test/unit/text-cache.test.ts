@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { EncodingCache } from '../../gateway/text/encoding-cache.js'
 import { loadTextModel } from '../../gateway/text/model-text.js'
-import { tinyTokenizerAssets } from '../support/tiny-tokenizer.js'
+import { changedTokenizerAssets, TINY_VOCAB_SIZE, tinyTokenizerAssets, tinyTokens } from '../support/tiny-tokenizer.js'
 
 const zeros = (length: number): number[] => Array.from({ length }, () => 0)
 
@@ -26,6 +26,41 @@ it('encodes many texts of one turn as it does each alone', async () => {
   const texts = Array.from({ length: 100 }, (_, i) => `${'é'.repeat(i * 30)} text ${i}`)
   const together = await Promise.all(texts.map((text) => model.encode(text, false)))
   for (const [i, text] of texts.entries()) expect(model.decode(together[i] ?? [], false)).toBe(text)
+  await model.close()
+})
+
+it.each([
+  ['a truncation', { truncation: { direction: 'Right', max_length: 8, strategy: 'LongestFirst', stride: 0 } }],
+  [
+    'a padding',
+    {
+      padding: {
+        ...{ strategy: 'BatchLongest', direction: 'Right', pad_to_multiple_of: null },
+        ...{ pad_id: 0, pad_type_id: 0, pad_token: '<|endoftext|>' },
+      },
+    },
+  ],
+])('encodes a text whole and alone, though the file has %s', async (_, change) => {
+  const model = await loadTextModel(
+    changedTokenizerAssets((file) => ({ ...file, ...change })),
+    0,
+  )
+  const texts = ['ab', 'a text of more than eight bytes']
+  const together = await Promise.all(texts.map((text) => model.encodePrompt(text, text)))
+  expect(together).toEqual(texts.map(tinyTokens))
+  await model.close()
+})
+
+it('encodes a text with every merge, though the file drops them at random', async () => {
+  const model = await loadTextModel(
+    changedTokenizerAssets((file) => {
+      const vocab = { ...file.model.vocab, ab: TINY_VOCAB_SIZE }
+      return { ...file, model: { ...file.model, vocab, merges: [['a', 'b']], dropout: 1 } }
+    }),
+    0,
+  )
+  const ids = await model.encode('ab'.repeat(100), false)
+  expect(ids).toEqual(Array.from({ length: 100 }, () => TINY_VOCAB_SIZE))
   await model.close()
 })
 

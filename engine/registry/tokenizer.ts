@@ -10,6 +10,15 @@ const UNKNOWN = 2
 const CONTROL = 3
 const USER_DEFINED = 4
 
+/**
+ * What ends a turn goes by these names where the metadata does not state its id: many files state an end of text only,
+ * which a chat model never writes (Phi-3, derivatives of Gemma). llama.cpp finds them in the same way.
+ */
+const TURN_ENDS: readonly [key: string, names: readonly string[]][] = [
+  ['eot', ['<|eot_id|>', '<|im_end|>', '<|end|>', '<end_of_turn>']],
+  ['eom', ['<|eom_id|>']],
+]
+
 const MAX_TOKEN_LENGTH = 4096
 const MAX_TEMPLATE_LENGTH = 1 << 20
 
@@ -59,7 +68,8 @@ export function readTokenizer(metadata: Metadata, vocabSize: number): GgufTokeni
   const ids = checkTokens(metadata, tokens)
   const merges = byteLevel ? metadata.texts('tokenizer.ggml.merges') : []
   checkMerges(metadata, merges, ids)
-  const types = readTypes(metadata, tokens.length)
+  const unstatedEnds = turnEndsByName(metadata, ids)
+  const types = withControl(readTypes(metadata, tokens.length), unstatedEnds)
   const special = (name: string) =>
     metadata.has(`tokenizer.ggml.${name}_token_id`)
       ? metadata.integer(`tokenizer.ggml.${name}_token_id`, 0, vocabSize - 1)
@@ -78,7 +88,9 @@ export function readTokenizer(metadata: Metadata, vocabSize: number): GgufTokeni
     userDefined: idsOf(types, (type) => type === USER_DEFINED),
     pre,
     bosId,
-    eosIds: [...new Set([special('eos'), special('eot'), special('eom')].filter((id) => id !== undefined))],
+    eosIds: [...new Set([special('eos'), special('eot'), special('eom'), ...unstatedEnds])].filter(
+      (id) => id !== undefined,
+    ),
     unknownId: special('unknown'),
     paddingId: special('padding'),
     addBos,
@@ -124,28 +136,36 @@ function readTypes(metadata: Metadata, count: number): ArrayLike<number> {
   return types
 }
 
+function turnEndsByName(metadata: Metadata, ids: ReadonlyMap<string, number>): number[] {
+  const unstated = TURN_ENDS.filter(([key]) => !metadata.has(`tokenizer.ggml.${key}_token_id`))
+  return unstated.flatMap(([, names]) => names.flatMap((name) => ids.get(name) ?? []))
+}
+
+function withControl(types: ArrayLike<number>, ids: readonly number[]): ArrayLike<number> {
+  return ids.length === 0 ? types : Array.from(types, (type, id) => (ids.includes(id) ? CONTROL : type))
+}
+
 function idsOf(types: ArrayLike<number>, wanted: (type: number) => boolean): number[] {
   const ids: number[] = []
   for (let id = 0; id < types.length; id++) if (wanted(types[id] ?? 0)) ids.push(id)
   return ids
 }
 
-function checkTokens(metadata: Metadata, tokens: readonly string[]): ReadonlySet<string> {
-  const seen = new Set<string>()
+function checkTokens(metadata: Metadata, tokens: readonly string[]): ReadonlyMap<string, number> {
+  const ids = new Map<string, number>()
   for (const [id, token] of tokens.entries()) {
     if (token.length === 0 || token.length > MAX_TOKEN_LENGTH)
       throw metadata.invalid(`token ${id} has ${token.length} characters`)
-    if (seen.has(token)) throw metadata.invalid(`token ${id} (${JSON.stringify(token.slice(0, 40))}) occurs twice`)
-    seen.add(token)
+    if (ids.has(token)) throw metadata.invalid(`token ${id} (${JSON.stringify(token.slice(0, 40))}) occurs twice`)
+    ids.set(token, id)
   }
-  return seen
+  return ids
 }
 
-function checkMerges(metadata: Metadata, merges: readonly string[], tokens: ReadonlySet<string>): void {
+function checkMerges(metadata: Metadata, merges: readonly string[], ids: ReadonlyMap<string, number>): void {
   for (const [index, merge] of merges.entries()) {
     const [left, right, more] = merge.split(' ')
-    const known =
-      left && right && more === undefined && tokens.has(left) && tokens.has(right) && tokens.has(left + right)
+    const known = left && right && more === undefined && ids.has(left) && ids.has(right) && ids.has(left + right)
     if (!known)
       throw metadata.invalid(
         `merge ${index} (${JSON.stringify(merge.slice(0, 40))}) is not a pair of tokens that make a token`,

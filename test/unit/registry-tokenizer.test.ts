@@ -1,6 +1,8 @@
 import { describe, expect, test } from 'vitest'
-import type { GgufFile } from '../../engine/native.js'
+import type { GgufFile, GgufValue } from '../../engine/native.js'
 import { modelAssets } from '../../engine/registry/index.js'
+import { Metadata } from '../../engine/registry/metadata.js'
+import { readTokenizer } from '../../engine/registry/tokenizer.js'
 import { card, change, fault } from '../support/gguf-cards.js'
 import { TINY_TOKENS, tinyGguf } from '../support/tiny-gguf.js'
 
@@ -129,5 +131,44 @@ describe('a tokenizer', () => {
     })
     expect(parse('generation_config.json')).toEqual({ bos_token_id: 0, eos_token_id: [1, 2] })
     expect(assets.get('chat_template.jinja')).toBe('{{ x }}')
+  })
+})
+
+describe('an end of a turn', () => {
+  const ID = 15
+  const read = (name: string, type: number, changes: Record<string, GgufValue> = {}) => {
+    const { metadata } = tinyGguf({
+      'tokenizer.ggml.tokens': [...TINY_TOKENS.slice(0, ID), name],
+      'tokenizer.ggml.token_type': [3, 3, 2, ...TINY_TOKENS.slice(3, ID).map(() => 1), type],
+      ...changes,
+    })
+    return readTokenizer(new Metadata('x.gguf', metadata), TINY_TOKENS.length)
+  }
+
+  test.each([
+    ['<|eot_id|>', 3],
+    ['<|im_end|>', 3],
+    ['<|end|>', 3],
+    ['<|end|>', 1],
+    ['<end_of_turn>', 4],
+    ['<|eom_id|>', 3],
+  ])('is found by its name, %s of type %i, and is no text', (name, type) => {
+    expect(read(name, type)).toMatchObject({ eosIds: [1, ID], control: [0, 1, 2, ID], userDefined: [] })
+  })
+
+  test('is not looked for where the metadata states it', () => {
+    const eot = { 'tokenizer.ggml.eot_token_id': 2 }
+    expect(read('<|end|>', 1, eot)).toMatchObject({ eosIds: [1, 2], control: [0, 1, 2] })
+    expect(read('<|eom_id|>', 3, eot).eosIds).toEqual([1, 2, ID])
+    expect(read('<|eom_id|>', 3, { ...eot, 'tokenizer.ggml.eom_token_id': 2 }).eosIds).toEqual([1, 2])
+  })
+
+  test('is not made up: a vocabulary without one has the EOS alone', () => {
+    expect(read('end_of_turn', 1)).toMatchObject({ eosIds: [1], control: [0, 1, 2] })
+  })
+
+  test('is taken out of the merging of a SentencePiece vocabulary', () => {
+    const changes = { 'tokenizer.ggml.model': 'llama', 'tokenizer.ggml.scores': TINY_TOKENS.map(() => 0) }
+    expect(read('<|end|>', 1, changes).sentencePiece?.normal).not.toContain(ID)
   })
 })

@@ -3,7 +3,13 @@ import { z } from 'zod'
 import type { ModelAsset } from './types.js'
 
 const fallbackStep = z.looseObject({ type: z.literal('ByteFallback') })
-const addedToken = z.object({ id: z.int().min(0), content: z.string().min(1), special: z.boolean() })
+const addedToken = z.object({
+  id: z.int().min(0),
+  content: z.string().min(1),
+  special: z.boolean(),
+  lstrip: z.boolean().default(false),
+  rstrip: z.boolean().default(false),
+})
 
 const byteLevel = z.looseObject({ type: z.literal('ByteLevel') })
 const byteFallback = z.looseObject({

@@ -6,23 +6,34 @@
 const FIRST_PRIVATE = 0xe000
 const LAST_PRIVATE = 0xf8ff
 
+/** As the tokenizers library has it, unlike \s here: with U+0085, without U+FEFF. None is a surrogate pair. */
+const WHITE_SPACE = /^\p{White_Space}$/u
+
 /** Text between special tokens, or the id of one. */
 export type Segment = string | number
 
+/** A special token; white space on the side that it strips belongs to it. */
+export interface SpecialToken {
+  id: number
+  content: string
+  lstrip: boolean
+  rstrip: boolean
+}
+
 /** The special tokens of a model. */
 export class SpecialTokens {
-  readonly #ids: ReadonlyMap<string, number>
+  readonly #tokens: ReadonlyMap<string, SpecialToken>
   readonly #any: RegExp | undefined
   /** Proper beginnings and ends of special tokens: text that may become one together with its neighbours. */
   readonly #heads = new Set<string>()
   readonly #tails = new Set<string>()
   readonly #longest: number
 
-  constructor(tokens: readonly { id: number; content: string }[]) {
+  constructor(tokens: readonly SpecialToken[]) {
     // One of a single character could not be told from text, nor broken up: it stays text.
     const usable = tokens.filter(({ content }) => Array.from(content).length > 1)
-    this.#ids = new Map(usable.map(({ id, content }) => [content, id]))
-    const contents = [...this.#ids.keys()].toSorted((a, b) => b.length - a.length)
+    this.#tokens = new Map(usable.map((token) => [token.content, token]))
+    const contents = [...this.#tokens.keys()].toSorted((a, b) => b.length - a.length)
     this.#longest = contents[0]?.length ?? 0
     // The longest alternative comes first, as in the tokenizers library: leftmost, then longest.
     if (contents.length > 0) this.#any = new RegExp(contents.map(escapeRegExp).join('|'), 'gu')
@@ -34,15 +45,19 @@ export class SpecialTokens {
     }
   }
 
-  /** Cuts text at its special tokens; no empty text in between. */
+  /** Cuts text at its special tokens and the white space that they strip; no empty text in between. */
   split(text: string): Segment[] {
     if (this.#any === undefined) return text === '' ? [] : [text]
     const segments: Segment[] = []
     let end = 0
     for (const match of text.matchAll(this.#any)) {
-      if (match.index > end) segments.push(text.slice(end, match.index))
-      segments.push(this.#ids.get(match[0]) ?? 0)
-      end = match.index + match[0].length
+      const token = this.#tokens.get(match[0])
+      if (token === undefined) continue
+      const stop = token.lstrip ? spaceBefore(text, match.index, end) : match.index
+      if (stop > end) segments.push(text.slice(end, stop))
+      segments.push(token.id)
+      end = match.index + token.content.length
+      if (token.rstrip) end = spaceAfter(text, end)
     }
     if (end < text.length) segments.push(text.slice(end))
     return segments
@@ -81,6 +96,20 @@ export function unusedMark(texts: readonly string[]): string | undefined {
     if (!used.has(unit)) return String.fromCharCode(unit)
   }
   return undefined
+}
+
+/** Where the white space that ends at `end` begins, not before `start`. A regular expression would try every beginning. */
+function spaceBefore(text: string, end: number, start: number): number {
+  let at = end
+  while (at > start && WHITE_SPACE.test(text[at - 1] ?? '')) at--
+  return at
+}
+
+/** Where the white space that begins at `start` ends. */
+function spaceAfter(text: string, start: number): number {
+  let at = start
+  while (at < text.length && WHITE_SPACE.test(text[at] ?? '')) at++
+  return at
 }
 
 /** The mark after the first character. */

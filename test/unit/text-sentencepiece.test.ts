@@ -44,11 +44,11 @@ const KINDS: Record<string, object> = {
   },
 }
 
-function tokenizerJson(kind: object): string {
+function tokenizerJson(kind: object, strips = { lstrip: false, rstrip: false }): string {
   const bytes = Array.from({ length: 256 }, (_, byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`)
   const names = [...SPECIAL, ...bytes, ...LETTERS, ...MERGES.map((pair) => pair.join(''))]
   const added = SPECIAL.map((content, id) => ({
-    ...{ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true },
+    ...{ id, content, single_word: false, ...strips, normalized: false, special: true },
   }))
   return JSON.stringify({
     version: '1.0',
@@ -84,12 +84,13 @@ const load = (json: string): Promise<TextModel> =>
     0,
   )
 
+const NOTHING_ADDED = { addSpecialTokens: false }
 const TEXTS = ['ab abc', ' ab', '  a b', 'ab\nc', 'é 漢 1.', '', 'abc']
 
 describe.each(Object.entries(KINDS))('%s', (_, kind) => {
   const json = tokenizerJson(kind)
   const reference = Tokenizer.fromString(json)
-  const idsOf = async (text: string) => (await reference.encode(text, null, { addSpecialTokens: false })).getIds()
+  const idsOf = async (text: string) => (await reference.encode(text, null, NOTHING_ADDED)).getIds()
 
   test.each(TEXTS)('%j', async (text) => {
     const model = await load(json)
@@ -107,6 +108,14 @@ describe.each(Object.entries(KINDS))('%s', (_, kind) => {
       { role: 'user' as const, content: 'abc' },
     ]
     expect(await model.encodeChat(messages, '')).toEqual(await idsOf('<s>[INST] ab c [/INST][INST] abc [/INST]'))
+    await model.close()
+  })
+
+  test('a chat: white space that special tokens strip, as in Phi-3', async () => {
+    const stripping = tokenizerJson(kind, { lstrip: true, rstrip: true })
+    const model = await load(stripping)
+    const expected = await Tokenizer.fromString(stripping).encode('<s>[INST] ab c [/INST]', null, NOTHING_ADDED)
+    expect(await model.encodeChat([{ role: 'user', content: 'ab c' }], '')).toEqual(expected.getIds())
     await model.close()
   })
 

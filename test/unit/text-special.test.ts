@@ -1,14 +1,17 @@
-import { array, assert, constantFrom, property } from 'fast-check'
+import { array, assert, asyncProperty, constantFrom, property } from 'fast-check'
+import { Tokenizer } from 'tokenizers'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { SpecialTokens, unusedMark } from '../../gateway/text/special-tokens.js'
 import { loadTextModel } from '../../gateway/text/model-text.js'
 import type { TextModel } from '../../gateway/text/types.js'
 import { smollm2Assets } from '../support/smollm2.js'
+import { changedTokenizerAssets } from '../support/tiny-tokenizer.js'
 
 const control = (ids: readonly number[]) => ids.filter((id) => id < 17)
 const MARK = '\ue000'
+const plain = (id: number, content: string) => ({ id, content, lstrip: false, rstrip: false })
 const special = new SpecialTokens(
-  ['<|a|>', '<|a|>b', '<s>', '[X]', 'word'].map((content, index) => ({ id: index + 100, content })),
+  ['<|a|>', '<|a|>b', '<s>', '[X]', 'word'].map((content, index) => plain(index + 100, content)),
 )
 
 const isText = (text: string) => special.split(text).every((part) => typeof part === 'string')
@@ -28,8 +31,70 @@ describe('splitting', () => {
 
   test('a model without special tokens, and tokens of one character', () => {
     expect(new SpecialTokens([]).split('a<s>')).toEqual(['a<s>'])
-    expect(new SpecialTokens([{ id: 1, content: '<' }]).split('a<s>')).toEqual(['a<s>'])
+    expect(new SpecialTokens([plain(1, '<')]).split('a<s>')).toEqual(['a<s>'])
     expect(new SpecialTokens([]).guard('a<s>', MARK)).toBe('a<s>')
+  })
+})
+
+describe('stripping', () => {
+  const strips = new SpecialTokens([
+    { ...plain(1, '<left>'), lstrip: true },
+    { ...plain(2, '<right>'), rstrip: true },
+    { ...plain(3, '<both>'), lstrip: true, rstrip: true },
+    plain(4, '<none>'),
+  ])
+  test.each([
+    { text: 'a \n<left> b', segments: ['a', 1, ' b'] },
+    { text: 'a <right> \n b ', segments: ['a ', 2, 'b '] },
+    { text: ' <both>  <both> ', segments: [3, 3] },
+    { text: '<right> <none> <left>', segments: [2, 4, 1] },
+    { text: '<none> <right> ', segments: [4, ' ', 2] },
+    { text: `<right> ${MARK} x`, segments: [2, `${MARK} x`] },
+  ])('$text', ({ text, segments }) => {
+    expect(strips.split(text)).toEqual(segments)
+  })
+
+  test('a long run of spaces takes no longer than its length', () => {
+    const spaces = ' '.repeat(1_000_000)
+    const segments = strips.split(`a${spaces}b<both>${spaces}`)
+    expect(segments.map((part) => (typeof part === 'string' ? part.length : part))).toEqual([1_000_002, 3])
+  })
+
+  test('the same ids as the tokenizers library, whatever white space there is', async () => {
+    const flags = [{ lstrip: true }, { rstrip: true }, { lstrip: true, rstrip: true }]
+    const assets = changedTokenizerAssets((file) => ({
+      ...file,
+      added_tokens: file.added_tokens.map((token, i) => Object.assign(token, flags[i])),
+    }))
+    const json = assets.find(({ name }) => name === 'tokenizer.json')?.data ?? Buffer.of()
+    const reference = Tokenizer.fromString(Buffer.from(json).toString())
+    const model = await loadTextModel(assets, 0)
+    const spaces = [
+      ' ',
+      '\t',
+      '\n',
+      '\v',
+      '\f',
+      '\r',
+      '\u0085',
+      '\u00a0',
+      '\u1680',
+      '\u2003',
+      '\u2028',
+      '\u202f',
+      '\u3000',
+    ]
+    const others = ['\u001c', '\u180e', '\u200b', '\u2060', '\ufeff', 'a', '😀', '<|im', '_end|>']
+    const pieces = constantFrom('<|endoftext|>', '<|im_start|>', '<|im_end|>', ...spaces, ...others)
+    await assert(
+      asyncProperty(array(pieces, { maxLength: 12 }), async (parts) => {
+        const text = parts.join('')
+        const expected = await reference.encode(text, null, { addSpecialTokens: false })
+        expect(await model.encode(text, true)).toEqual(expected.getIds())
+      }),
+      { numRuns: 500 },
+    )
+    await model.close()
   })
 })
 

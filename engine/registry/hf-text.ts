@@ -14,6 +14,8 @@ const id = z
   .int()
   .min(0)
   .max(2 ** 31)
+/** Ids by token. A record of zod's would leave out a token named __proto__. */
+const vocabulary = z.custom<Readonly<Record<string, number>>>(isVocabulary, 'not ids by token')
 const addedToken = z.looseObject({ id, content: z.string() })
 const kindSchema = z.looseObject({ model: z.looseObject({ type: z.string().nullish() }) })
 const tokenizerSchema = z.looseObject({
@@ -21,7 +23,7 @@ const tokenizerSchema = z.looseObject({
     .array(addedToken)
     .max(1 << 20)
     .default([]),
-  model: z.looseObject({ vocab: z.record(z.string(), id) }),
+  model: z.looseObject({ vocab: vocabulary }),
   post_processor: z.looseObject({}).nullish(),
 })
 
@@ -77,6 +79,11 @@ export function readHfText(folder: string, config: RawConfig, contextLength: num
     json('generation_config.json', { bos_token_id: bosId, eos_token_id: [...new Set(endings)] }),
     ...(template === undefined ? [] : [{ name: 'chat_template.jinja', data: Buffer.from(template) }]),
   ]
+}
+
+function isVocabulary(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false
+  return Object.values(value).every((each) => id.safeParse(each).success)
 }
 
 function readConfig<T>(file: string, schema: z.ZodType<T>): T {

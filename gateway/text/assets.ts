@@ -2,14 +2,23 @@
 import { z } from 'zod'
 import type { ModelAsset } from './types.js'
 
+const id = z.int().min(0)
 const fallbackStep = z.looseObject({ type: z.literal('ByteFallback') })
 const addedToken = z.object({
-  id: z.int().min(0),
+  id,
   content: z.string().min(1),
   special: z.boolean(),
   lstrip: z.boolean().default(false),
   rstrip: z.boolean().default(false),
 })
+
+/** Ids by token. A record of zod's would leave out a token named __proto__. */
+const vocabulary = z.custom<Readonly<Record<string, number>>>(isVocabulary, 'not ids by token')
+
+function isVocabulary(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false
+  return Object.values(value).every((each) => id.safeParse(each).success)
+}
 
 const byteLevel = z.looseObject({ type: z.literal('ByteLevel') })
 const byteFallback = z.looseObject({
@@ -21,7 +30,7 @@ const tokenizerSchema = z.looseObject({
   added_tokens: z.array(addedToken.loose()),
   model: z.looseObject({
     type: z.literal('BPE'),
-    vocab: z.record(z.string(), z.int().min(0)),
+    vocab: vocabulary,
     merges: z.array(z.union([z.string(), z.tuple([z.string(), z.string()])])),
   }),
   pre_tokenizer: z.unknown(),
@@ -40,7 +49,7 @@ const tokenizerConfigSchema = z.looseObject({
 })
 
 const generationSchema = z.looseObject({
-  eos_token_id: z.union([z.int().min(0), z.array(z.int().min(0))]).nullish(),
+  eos_token_id: z.union([id, z.array(id)]).nullish(),
 })
 
 /** tokenizer.json: a byte-level BPE, or one with tokens for single bytes (SentencePiece). */

@@ -76,6 +76,22 @@ test('added tokens without an embedding are left out; others of that kind are an
   expect(() => modelAssets(card())).toThrow('token "beyond" has id 288 of 288 embeddings')
 })
 
+test('a token named like a prototype is one of the vocabulary', () => {
+  const tokenizer = readJson('tokenizer.json') as Json & { added_tokens: Json[]; model: Json & { vocab: Json } }
+  const named = (place: unknown) => {
+    const vocab = { ...tokenizer.model.vocab, ['__proto__']: place }
+    const image = { ...tokenizer.added_tokens[0], id: 288, content: '<image>' }
+    const added_tokens = [...tokenizer.added_tokens, image]
+    write('tokenizer.json', { ...tokenizer, added_tokens, model: { ...tokenizer.model, vocab } })
+  }
+  named(5)
+  expect(asset('tokenizer.json')).toContain('"__proto__":5')
+  named(288)
+  expect(() => modelAssets(card())).toThrow('token "__proto__" has id 288 of 288 embeddings')
+  named(-1)
+  expect(() => modelAssets(card())).toThrow('tokenizer.json: model.vocab: not ids by token')
+})
+
 test('other tokenizers are refused by name', () => {
   write('tokenizer.json', { ...readJson('tokenizer.json'), model: { type: 'Unigram', vocab: [['a', -1]] } })
   expect(() => modelAssets(card())).toThrow('model.type "Unigram" is not supported (BPE is)')

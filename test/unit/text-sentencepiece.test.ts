@@ -143,3 +143,18 @@ test('another decoder is refused by name', async () => {
     'tokenizer.json: decoder: neither a ByteLevel decoder nor a sequence with ByteFallback',
   )
 })
+
+test('a token named like a prototype has its id and text', async () => {
+  const name = '__proto__'
+  const file = JSON.parse(tokenizerJson(KINDS['no space'] ?? {})) as { model: { vocab: Record<string, number> } }
+  const size = Object.keys(file.model.vocab).length
+  const model = await load(
+    JSON.stringify({ ...file, model: { ...file.model, vocab: { ...file.model.vocab, [name]: size } } }),
+  )
+  expect(model.vocabSize).toBe(size + 1)
+  expect(model.tokenText(size)).toBe(name)
+  await model.close()
+  await expect(load(JSON.stringify({ ...file, model: { ...file.model, vocab: { a: '1' } } }))).rejects.toThrow(
+    'tokenizer.json: model.vocab: not ids by token',
+  )
+})

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -33,6 +34,7 @@ const ladder = (...rungs: string[]) => model('variants:', ...rungs.map((rung) =>
 
 test('defaults', () => {
   expect(parseConfig(MODEL, '/box/models.yaml')).toEqual({
+    digest: createHash('sha256').update(MODEL).digest('hex'),
     server: {
       http: { host: '127.0.0.1', port: 8080 },
       grpc: { host: '127.0.0.1', port: 8081 },

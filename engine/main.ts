@@ -38,6 +38,8 @@ const HUNG_SIGNAL = 'SIGALRM'
 const DRAIN_MS = 5000
 /** Time for the last messages to be written out. */
 const FLUSH_MS = 500
+/** Bytes of log that wait where standard error takes no more. */
+const MAX_UNWRITTEN = 2 ** 20
 /** One runs while the host reads the last one's tokens. */
 const STEPS_IN_FLIGHT = 2
 
@@ -58,7 +60,10 @@ const args = new Command('edgeshift-engine')
   .parse()
   .opts<Arguments>()
 // Written at once: what says why the engine is about to die has to be out before it does.
-const destination = pino.destination({ dest: 2, sync: true })
+const destination = pino.destination({ dest: 2, sync: true, maxLength: MAX_UNWRITTEN })
+// What cannot be written must not end what works: it waits for the next line. The library's last flush would wait for ever.
+destination.on('error', () => undefined)
+destination.flushSync = () => undefined
 const log = pino({ name: 'engine', level: process.env.EDGESHIFT_LOG_LEVEL ?? 'info' }, destination)
 main(args, log).catch((error: unknown) => {
   log.fatal({ err: error }, 'the engine cannot run')

@@ -1,6 +1,10 @@
-/** No room on the disk for a repacked file: the load succeeds, the engine says so and serves on, no partial file is left. */
+/**
+ * No room on the disk for a repacked file: the load succeeds, the engine says so and serves on, no partial file is left.
+ * None for the log: the engine serves on.
+ */
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readdirSync } from 'node:fs'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
 import { FinishReason, VariantState } from '../../proto/gen/edgeshift/v1/engine.js'
@@ -69,4 +73,17 @@ describe('a full disk', { timeout: 60_000 }, () => {
     expect(packed).toBeUndefined()
     expect(engine.log.some(({ msg }) => msg === 'no repacked files: the folder cannot be used')).toBe(true)
   })
+
+  it.skipIf(!existsSync('/dev/full'))(
+    "does not matter where it holds the engine's log (skipped without /dev/full)",
+    async () => {
+      const engine = EngineProcess.start(config, () => ['bash', '-c', 'exec "$@" 2>/dev/full', 'bash'])
+      running.push(engine)
+      expect(await engine.settled()).toMatchObject({ variants: [{ state: VariantState.READY }] })
+      expect(await engine.ask('m:int4', [1, 2, 3], 3)).toMatchObject({ finishReason: FinishReason.LENGTH })
+      const exited = once(engine.child, 'exit')
+      engine.child.kill('SIGTERM')
+      expect(await exited).toEqual([0, null])
+    },
+  )
 })

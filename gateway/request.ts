@@ -133,7 +133,10 @@ export interface DegradedEvent {
   replayedTokens: number
 }
 
-/** Receives a request's events synchronously as they happen; must not throw. Nothing follows usage or error. */
+/**
+ * Receives a request's events synchronously as they happen. What it throws becomes the request's error, but for usage
+ * and error, which nothing follows.
+ */
 export type GenerateSink = (event: GenerateEvent) => void
 
 /** A running request. Every method may be called at any time, also after the end. */

@@ -1,7 +1,7 @@
 import { FinishReason, type SequenceDelta, type SequenceStart } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { TokenLogprob as EngineLogprob } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { SequenceListener } from '../engine-client/session.js'
-import { type ErrorCode, GatewayError, isErrorCode } from '../errors.js'
+import { type ErrorCode, GatewayError, isErrorCode, toGatewayError } from '../errors.js'
 import type { DegradeCause, TokenLogprob } from '../request.js'
 import type { OutputText, TextModel } from '../text/types.js'
 
@@ -109,7 +109,20 @@ export class Choice implements SequenceListener {
     return this.#started
   }
 
+  /** A failure in here is this request's: the session has others to tell. */
   onDelta(delta: SequenceDelta): void {
+    try {
+      this.#take(delta)
+    } catch (error) {
+      this.#owner.onFailed(toGatewayError(error))
+    }
+  }
+
+  onLost(error: GatewayError): void {
+    this.#owner.onLost(this, 'engine_failed', error)
+  }
+
+  #take(delta: SequenceDelta): void {
     const failed = failure(delta)
     if (failed && isRungFailure(delta, failed)) return this.#owner.onLost(this, 'rung_failed', failed)
     if (failed) return this.#owner.onFailed(failed)
@@ -117,10 +130,6 @@ export class Choice implements SequenceListener {
     if (delta.tokens.length > 0 && this.#takeTokens(delta)) return
     if (delta.finishReason === FinishReason.UNSPECIFIED) return
     this.#finish(delta.finishReason === FinishReason.STOP ? 'stop' : 'length')
-  }
-
-  onLost(error: GatewayError): void {
-    this.#owner.onLost(this, 'engine_failed', error)
   }
 
   #start(delta: SequenceDelta): void {

@@ -167,6 +167,17 @@ describe('an unforeseen failure', () => {
 })
 
 describe('a whole answer', () => {
+  it('that cannot be encoded is an error of its request', async () => {
+    services.generator.script = (run) => {
+      run.start()
+      // JSON has none.
+      run.text('x', 0, [1n as unknown as number])
+      run.finish()
+    }
+    const answered = await post(CHAT, body({ return_token_ids: true }))
+    expect(answered).toMatchObject({ status: 500, json: failure('internal') })
+  })
+
   it('is cut off when its reader stalls', async () => {
     await restart({ stallMs: 40 })
     services.generator.script = answer('x'.repeat(16 * 1024 * 1024))

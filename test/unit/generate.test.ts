@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest'
+import { GatewayError } from '../../gateway/errors.js'
 import { choiceSeed } from '../../gateway/generate/submission.js'
 import { Standing } from '../../gateway/generate/trial.js'
 import type { GenerateEvent, GenerateRequest } from '../../gateway/request.js'
@@ -89,6 +90,25 @@ describe('Pipeline', () => {
     expect(setup.error).toMatchObject({ code: 'queue_full', message: 'full', retryAfterMs: 250 })
     expect(setup.session.log).toEqual(['cancel 1'])
     expect(setup.events).toHaveLength(1)
+  })
+
+  it.each([
+    ['internal', new RangeError('too large'), { message: 'internal error' }],
+    ['invalid_request', new GatewayError('invalid_request', 'too much'), { message: 'too much' }],
+  ])('ends a request with %s that its reader cannot take, and no other', async (code, thrown, error) => {
+    const setup = new Setup()
+    const events: GenerateEvent[] = []
+    setup.pipeline.generate(requestOf(), (event) => {
+      if (event.type === 'text') throw thrown
+      events.push(event)
+    })
+    await setup.start()
+    setup.session.delta(1, 'x')
+    setup.session.delta(2, 'y', FinishReason.LENGTH)
+    expect(events).toMatchObject([started, { type: 'error', error: { code, ...error } }])
+    expect(setup.session.log).toEqual(['cancel 1'])
+    expect(setup.events.at(-1)).toEqual(usage(1))
+    expect(setup.pipeline.active).toBe(0)
   })
 
   it('shows prompt and log probabilities when asked to echo', async () => {

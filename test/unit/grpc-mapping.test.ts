@@ -81,6 +81,17 @@ describe('answers', () => {
       usage: { promptTokens: 1, completionTokens: 3, cachedTokens: 0 },
     })
   })
+
+  it('hold an echoed prompt of any length, up to the bound on log probabilities', () => {
+    const builder = new ResponseBuilder('id', 1)
+    const logprobs = Array.from({ length: 300_000 }, (_, id) => ({ id, token: 'x', logprob: -1, top: [] }))
+    const add = (): void => builder.add({ type: 'text', index: 0, text: 'x', tokens: [], logprobs })
+    add()
+    expect(builder.build()).toMatchObject({ choices: [{ logprobs: { length: 300_000 } }] })
+    add()
+    add()
+    expect(add).toThrow(expect.objectContaining({ code: 'invalid_request' }))
+  })
 })
 
 describe('statuses', () => {

@@ -114,4 +114,29 @@ describe('a whole answer', () => {
       ],
     })
   })
+
+  it('collects an echoed prompt of any length', () => {
+    const answer = new Collected(1)
+    const tokens = Array.from({ length: 300_000 }, (_, i) => i)
+    const logprobs = tokens.map(() => entry('x'))
+    answer.add({ type: 'text', index: 0, text: 'x', tokens, logprobs })
+    expect(answer.choices[0]).toMatchObject({ tokens: { length: 300_000 }, logprobs: { length: 300_000 } })
+  })
+
+  it('refuses more log probabilities than can be sent whole, counting all choices and alternatives', () => {
+    const answer = new Collected(2)
+    const logprobs = Array.from({ length: 25_000 }, () => ({
+      ...entry('x'),
+      top: Array.from({ length: 19 }, () => ({ id: 2, token: 'y', logprob: -2 })),
+    }))
+    const add = (index: number): void => answer.add({ type: 'text', index, text: 'x', tokens: [], logprobs })
+    add(0)
+    add(1)
+    expect(() => answer.add({ type: 'text', index: 0, text: 'x', tokens: [1], logprobs: [entry('z')] })).toThrow(
+      expect.objectContaining({
+        code: 'invalid_request',
+        message: expect.stringContaining('1000000 log probabilities'),
+      }),
+    )
+  })
 })

@@ -9,6 +9,7 @@ import type {
   Usage as UsageMessage,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
 import type { GenerateEvent, TokenLogprob, Usage } from '../../request.js'
+import { LogprobBudget } from '../logprob-budget.js'
 import type { DryRun } from '../../router/dry-run.js'
 import type { ModelFacts, RungFacts } from '../../router/facts.js'
 import { canServe, whyNotResident } from '../../router/standing.js'
@@ -110,6 +111,7 @@ export function encodeDryRun(run: DryRun): RouteResponse {
 /** Gathers a request's events into the answer of a unary call. Owns `n` choices and nothing else. */
 export class ResponseBuilder {
   private readonly response: GenerateResponse
+  private readonly budget = new LogprobBudget()
 
   constructor(id: string, n: number) {
     const choices = Array.from({ length: n }, (_, index) => ({
@@ -122,6 +124,7 @@ export class ResponseBuilder {
     this.response = { id, variant: '', reason: '', choices, usage: undefined, degraded: '' }
   }
 
+  /** Throws invalid_request for more log probabilities than an answer may have. */
   add(event: StreamedEvent): void {
     const { response } = this
     if (event.type === 'started') {
@@ -150,6 +153,9 @@ export class ResponseBuilder {
     }
     choice.text += event.text
     for (const token of event.tokens) choice.tokens.push(token)
-    if (event.logprobs) choice.logprobs.push(...encodeLogprobs(event.logprobs))
+    if (!event.logprobs) return
+    this.budget.spend(event.logprobs)
+    // An echoed prompt is one event: too many for the arguments of one call.
+    for (const logprob of encodeLogprobs(event.logprobs)) choice.logprobs.push(logprob)
   }
 }

@@ -1,5 +1,6 @@
 /** Whole answers: events collected, then encoded once. */
 import type { GenerateEvent, TokenLogprob, Usage } from '../../request.js'
+import { LogprobBudget } from '../logprob-budget.js'
 import { chatLogprobs, completionLogprobs } from './logprobs.js'
 
 /** What an answer says about itself, in body and headers. */
@@ -22,6 +23,7 @@ interface Choice {
 /** Collects the text, log probabilities and finish reasons of `count` choices. */
 export class Collected {
   readonly choices: Choice[]
+  readonly #budget = new LogprobBudget()
 
   constructor(count: number) {
     this.choices = Array.from({ length: count }, () => ({
@@ -32,6 +34,7 @@ export class Collected {
     }))
   }
 
+  /** Throws invalid_request for more log probabilities than an answer may have. */
   add(event: GenerateEvent): void {
     if (event.type !== 'text' && event.type !== 'finished') return
     const choice = this.choices[event.index]
@@ -41,8 +44,12 @@ export class Collected {
       return
     }
     choice.text += event.text
-    choice.tokens.push(...event.tokens)
-    if (event.logprobs) (choice.logprobs ??= []).push(...event.logprobs)
+    // An echoed prompt is one event: too many for the arguments of one call.
+    for (const token of event.tokens) choice.tokens.push(token)
+    if (!event.logprobs) return
+    this.#budget.spend(event.logprobs)
+    choice.logprobs ??= []
+    for (const logprob of event.logprobs) choice.logprobs.push(logprob)
   }
 }
 

@@ -95,11 +95,20 @@ abstract class Responder {
         this.responding.exchange.variant = event.variant
         return this.degraded(event)
       case 'usage':
-        return this.complete(event.usage)
+        return this.#complete(event.usage)
       case 'error':
         return this.fail(noteError(this.responding.exchange, event.error, this.responding.log))
       default:
         return this.add(event)
+    }
+  }
+
+  /** The request has ended well: what fails now is this answer's alone, and nobody else would tell the client. */
+  #complete(usage: Usage): void {
+    try {
+      this.complete(usage)
+    } catch (error) {
+      this.fail(noteError(this.responding.exchange, error, this.responding.log))
     }
   }
 

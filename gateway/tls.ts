@@ -1,7 +1,7 @@
 /** Certificate and private key from files, read again when they change. */
 import { createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
 import { unwatchFile, watchFile } from 'node:fs'
-import type { SecureContextOptions } from 'node:tls'
+import { createSecureContext, type SecureContextOptions } from 'node:tls'
 import { ServerCredentials } from '@grpc/grpc-js'
 import type { Logger } from 'pino'
 import { ConfigError, readText } from '../engine/config/index.js'
@@ -18,17 +18,27 @@ export interface TlsPaths {
 /** A certificate and its key, checked against each other. */
 export type TlsPair = { cert: string; key: string }
 
-/** Reads the pair. Throws ConfigError when a file is missing or unreadable, or they do not belong together. */
+/** Reads the pair. Throws ConfigError when a file is missing, unreadable or cut, or they do not belong together. */
 export function loadTlsPair(paths: TlsPaths): TlsPair {
   const pair = { cert: readText(paths.cert), key: readText(paths.key) }
   const certificate = parsed(paths.cert, 'a certificate in PEM form', () => new X509Certificate(pair.cert))
   const key = parsed(paths.key, 'a private key in PEM form without a passphrase', () => createPrivateKey(pair.key))
   checkPair(paths, certificate, key)
+  checkChain(paths, pair)
   return pair
 }
 
 function checkPair({ cert, key }: TlsPaths, certificate: X509Certificate, privateKey: KeyObject): void {
   if (!certificate.checkPrivateKey(privateKey)) throw fault(key, `not the private key of the certificate in ${cert}`)
+}
+
+/** As the servers will read it: all of it, while only the first certificate was parsed before. */
+function checkChain({ cert }: TlsPaths, pair: TlsPair): void {
+  try {
+    createSecureContext(pair)
+  } catch (error) {
+    throw fault(cert, `not a chain that TLS can use: ${error instanceof Error ? error.message : String(error)}`)
+  }
 }
 
 function parsed<T>(file: string, expected: string, parse: () => T): T {

@@ -1,5 +1,5 @@
 /** TLS on every listener, by real clients that trust one certificate only. */
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { appendFileSync, copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { Agent, request } from 'node:https'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -25,6 +25,12 @@ const install = (name: Name, parts: readonly ('cert' | 'key')[] = ['cert', 'key'
   for (const part of parts) copyFileSync(fixture(`${name}-${part}`), paths[part])
 }
 
+/** The first pair with a second certificate of which a part is missing. */
+const cutChain = (): void => {
+  install('first')
+  appendFileSync(paths.cert, readFileSync(paths.cert).subarray(0, 300))
+}
+
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'es-tls-'))
   paths = { cert: join(folder, 'cert.pem'), key: join(folder, 'key.pem') }
@@ -37,6 +43,7 @@ describe('a pair of files', () => {
     ['is missing', () => rmSync(paths.cert), /cert\.pem: no such file/],
     ['has no certificate', () => writeFileSync(paths.cert, 'x'), /cert\.pem: not a certificate in PEM form/],
     ['has no key', () => writeFileSync(paths.key, 'x'), /key\.pem: not a private key in PEM form/],
+    ['has a chain that is cut', cutChain, /cert\.pem: not a chain that TLS can use: .*PEM/],
     [
       'does not match',
       () => install('second', ['key']),
@@ -103,5 +110,15 @@ describe('listeners with TLS', () => {
     expect(await https('second')).toBe(200)
     expect(await https('first')).toBe('DEPTH_ZERO_SELF_SIGNED_CERT')
     expect(await grpc('second')).toHaveProperty('models.length', 2)
+  })
+
+  it('keep the old pair when the chain of the new one is cut', async () => {
+    cutChain()
+    await eventually(() => problems.some((line) => line.includes('not a chain')), 'the cut chain is refused')
+    expect(await https('first')).toBe(200)
+    expect(await grpc('first')).toHaveProperty('models.length', 2)
+    install('second')
+    await eventually(() => tls.pair.cert === ca.second.toString(), 'the next whole pair is taken')
+    expect(await https('second')).toBe(200)
   })
 })

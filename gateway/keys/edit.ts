@@ -1,5 +1,19 @@
 /** Changes to the key file by commands; comments and order of a file that people edit too are kept. */
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fchmodSync,
+  fchownSync,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  type Stats,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { Document, isMap, isSeq, parseDocument } from 'yaml'
 import { readText } from '../../engine/config/index.js'
 import { type KeyEntry, parseKeyFile, refuseModel } from './key-file.js'
@@ -49,11 +63,16 @@ export function revokeKey(file: string, idOrName: string): KeyEntry {
   return revoked
 }
 
-/** Rewrites the file whole or not at all. The new file's name is the lock: two commands at a time do not lose a key. */
-function edit(file: string, change: (document: Document) => void): void {
+/**
+ * Rewrites the file, or the one that it links to, whole or not at all. The new file's name is the lock: two commands at
+ * a time do not lose a key.
+ */
+function edit(named: string, change: (document: Document) => void): void {
+  const file = existsSync(named) ? realpathSync(named) : named
   const next = `${file}.new`
-  const descriptor = openNew(next, existsSync(file) ? statSync(file).mode & 0o777 : 0o600)
+  const descriptor = openNew(next)
   try {
+    if (existsSync(file)) keepAccess(file, statSync(file), descriptor)
     const document = openDocument(file)
     change(document)
     const text = document.toString({ lineWidth: 0 })
@@ -69,9 +88,23 @@ function edit(file: string, change: (document: Document) => void): void {
   }
 }
 
-function openNew(file: string, mode: number): number {
+/** Whoever could read the old file can read the new one, above all the server, which is often another user. */
+function keepAccess(file: string, old: Stats, descriptor: number): void {
   try {
-    return openSync(file, 'wx', mode)
+    const { uid, gid } = fstatSync(descriptor)
+    if (uid !== old.uid || gid !== old.gid) fchownSync(descriptor, old.uid, old.gid)
+    // After the owner, whose change may take bits away; openSync's mode is cut by the umask.
+    fchmodSync(descriptor, old.mode & 0o777)
+  } catch (error) {
+    const why = error instanceof Error ? error.message : String(error)
+    throw new KeyEditError(`${file}: its owner and mode cannot be kept (${why}); run this as its owner or as root`)
+  }
+}
+
+/** Read by nobody else until it is known who may. */
+function openNew(file: string): number {
+  try {
+    return openSync(file, 'wx', 0o600)
   } catch (error) {
     const exists = error instanceof Error && 'code' in error && error.code === 'EEXIST'
     const why = error instanceof Error ? error.message : String(error)

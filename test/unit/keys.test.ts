@@ -1,4 +1,15 @@
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  lstatSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import * as fc from 'fast-check'
@@ -78,6 +89,54 @@ describe('commands on keys', () => {
     })
     expect(readFileSync(file, 'utf8')).not.toContain(text.slice(-43))
     expect(statSync(file).mode & 0o777).toBe(0o600)
+  })
+
+  it("keep the file's mode, whatever the umask", () => {
+    createKey(file, MODELS, 'one', {})
+    chmodSync(file, 0o664)
+    const umask = process.umask(0o077)
+    createKey(file, MODELS, 'two', {})
+    process.umask(umask)
+    expect(statSync(file).mode & 0o777).toBe(0o664)
+  })
+
+  it('change the file that a link names, and leave the link', () => {
+    const link = join(folder, 'link.yaml')
+    createKey(file, MODELS, 'one', {})
+    symlinkSync('keys.yaml', link)
+    createKey(link, MODELS, 'two', {})
+    revokeKey(link, 'one')
+    expect(loadKeyFile(file, MODELS).entries).toMatchObject([{ name: 'two' }])
+    expect(lstatSync(link).isSymbolicLink()).toBe(true)
+  })
+
+  describe.skipIf(process.getuid?.() !== 0)("on another user's file (skipped where this is not root)", () => {
+    const OTHER = 12_345
+    beforeEach(() => {
+      createKey(file, MODELS, 'one', {})
+      createKey(file, MODELS, 'two', {})
+      chownSync(file, OTHER, OTHER)
+    })
+
+    it('leave it to that user', () => {
+      revokeKey(file, 'one')
+      expect(statSync(file)).toMatchObject({ uid: OTHER, gid: OTHER })
+      expect(statSync(file).mode & 0o777).toBe(0o600)
+    })
+
+    it('are refused where they cannot, and change nothing', () => {
+      const before = readFileSync(file, 'utf8')
+      chmodSync(file, 0o644)
+      chmodSync(folder, 0o777)
+      process.seteuid?.(OTHER + 1)
+      try {
+        expect(() => revokeKey(file, 'one')).toThrow(/owner and mode cannot be kept.*run this as its owner/)
+      } finally {
+        process.seteuid?.(0)
+      }
+      expect(readFileSync(file, 'utf8')).toBe(before)
+      expect(existsSync(`${file}.new`)).toBe(false)
+    })
   })
 
   it('keep comments and the other keys', () => {

@@ -2,6 +2,7 @@ import { pino } from 'pino'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { GatewayError } from '../../gateway/errors.js'
 import { answer, type FakeServices, fakeServices, hold } from '../support/fake-services.js'
+import { keyedServices } from '../support/keyed-services.js'
 import { serveHttp, type TestServer } from '../support/http-server.js'
 import { rawConnection, rawPost } from '../support/raw-http.js'
 
@@ -54,7 +55,7 @@ describe('a request body', () => {
 
   it('without a length is cut off at the limit', async () => {
     const { socket, until } = await rawConnection(server.port)
-    const head = `POST ${CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n`
+    const head = `POST ${CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n`
     socket.write(head)
     const chunk = `4000\r\n${' '.repeat(0x4000)}\r\n`
     for (let i = 0; i < 5; i++) socket.write(chunk)
@@ -153,6 +154,51 @@ describe('headers', () => {
     expect(answered).toMatchObject({ status: 429, json: failure('queue_full') })
     expect(answered.headers.get('retry-after')).toBe('1')
   })
+})
+
+describe('a request', () => {
+  /** Status of a chat with these headers, in bytes: fetch lets nobody set a host. */
+  const chatAs = async (headers: Record<string, string>): Promise<string> => {
+    const { socket, until } = await rawConnection(server.port)
+    socket.write(rawPost(CHAT, body(), headers))
+    const text = await until(/\}$/)
+    socket.destroy()
+    return /^HTTP\/1\.1 (\d+) [^]*?(?:"code":"(\w+)"|$)/.exec(text)?.slice(1).filter(Boolean).join(' ') ?? text
+  }
+  const REBOUND = { host: 'evil.example:8080' }
+
+  it.each<[string, Record<string, string>, string]>([
+    ['a program', {}, '200'],
+    ['a program that names an address', { host: '192.0.2.7:8080' }, '200'],
+    ['a container', { host: 'host.docker.internal:8080' }, '200'],
+    ['a page of this machine', { origin: 'http://localhost:3000' }, '200'],
+    ['a page of another machine', { origin: 'https://evil.example' }, '403 forbidden'],
+    ['a page whose name was rebound', { ...REBOUND, origin: 'http://evil.example:8080' }, '403 forbidden'],
+    ['such a page, of what it only reads', REBOUND, '403 forbidden'],
+    ['a file', { origin: 'null' }, '403 forbidden'],
+  ])('without keys of %s', async (_name, headers, status) => {
+    expect(await chatAs(headers)).toBe(status)
+    expect(services.generator.runs).toHaveLength(status === '200' ? 1 : 0)
+  })
+
+  it('with a key comes by any name: a page has no key unless it was given one', async () => {
+    await server.close()
+    const keyed = keyedServices({ n: {} })
+    server = await serveHttp(keyed)
+    const page = { ...REBOUND, origin: 'https://evil.example' }
+    expect(await chatAs(page)).toBe('401 unauthorized')
+    expect(await chatAs({ ...page, authorization: `Bearer ${keyed.keys['n']}` })).toBe('200')
+  })
+
+  it.each(['/health', '/metrics', '/v1/models', '/admin/models', '/openapi.json'])(
+    'of a rebound page for %s is refused',
+    async (path) => {
+      const { socket, until } = await rawConnection(server.port)
+      socket.write(`GET ${path} HTTP/1.1\r\nhost: evil.example\r\n\r\n`)
+      expect(await until(/\}$/)).toMatch(/^HTTP\/1\.1 403 /)
+      socket.destroy()
+    },
+  )
 })
 
 describe('an unforeseen failure', () => {
@@ -351,7 +397,7 @@ describe('a connection', () => {
   it('that stops in its headers is closed with 408', async () => {
     await restart({ headersMs: 30, requestMs: 30, checkMs: 10 })
     const { socket, closed } = await rawConnection(server.port)
-    socket.write(`POST ${CHAT} HTTP/1.1\r\nhost: x\r\n`)
+    socket.write(`POST ${CHAT} HTTP/1.1\r\nhost: localhost\r\n`)
     const text = await closed
     expect(text).toContain('HTTP/1.1 408')
     expect(text).toContain('"code":"deadline_exceeded"')

@@ -8,7 +8,7 @@ import {
   messageJsonSchema,
   serverMessageSchema,
 } from '../../gateway/protocols/websocket/messages.js'
-import { isOriginAllowed } from '../../gateway/protocols/websocket/origin-policy.js'
+import { isHostLocal, isOriginAllowed } from '../../gateway/protocols/origin-policy.js'
 import type { GenerateEvent } from '../../gateway/request.js'
 
 describe('published schema', () => {
@@ -107,5 +107,30 @@ describe('who may connect', () => {
     ['', 'box:8080', lan, [], false],
   ])('origin %s at host %s on %s with %j: %s', (origin, host, localAddress, allowed, expected) => {
     expect(isOriginAllowed({ origin, host, localAddress }, allowed)).toBe(expected)
+  })
+})
+
+describe('hosts that no page can have rebound', () => {
+  it.each([
+    ['localhost:8080', true],
+    ['LOCALHOST', true],
+    ['box.localhost:1', true],
+    ['127.0.0.1:8080', true],
+    ['127.8.8.8', true],
+    ['[::1]:8080', true],
+    ['10.1.2.3:8080', true],
+    ['[fe80::1]:8080', true],
+    ['host.docker.internal:8080', true],
+    ['host.containers.internal', true],
+    ['evil.example:8080', false],
+    ['localhost.evil.example', false],
+    ['127.0.0.1.evil.example', false],
+    ['notlocalhost', false],
+    ['evil.example#localhost', false],
+    ['localhost@evil.example', false],
+    ['', false],
+    [undefined, false],
+  ])('%s: %s', (host, expected) => {
+    expect(isHostLocal(host)).toBe(expected)
   })
 })

@@ -4,6 +4,7 @@ import { Hono } from 'hono'
 import { readJson } from '../../middleware/body.js'
 import type { HttpContext, HttpEnv } from '../../middleware/context.js'
 import { observe } from '../../middleware/observe.js'
+import { refusePages } from '../../middleware/pages.js'
 import { noteError, sendError, sendText } from '../../middleware/reply.js'
 import { GatewayError } from '../../errors.js'
 import type { ReaderHandle, ReaderSink } from '../../resume/record.js'
@@ -100,6 +101,7 @@ export function createHttpApp(services: Services, times: StreamTimes = STREAM_TI
     }
 
   app.use(observe(log, services.metrics))
+  app.use(refusePages(access))
   app.onError((thrown, c) => {
     sendError(c.env.outgoing, noteError(c.get('exchange'), thrown, log))
     return RESPONSE_ALREADY_SENT

@@ -5,8 +5,8 @@ import { WebSocketServer } from 'ws'
 import { GatewayError, toGatewayError } from '../../errors.js'
 import type { Services } from '../../services.js'
 import { bearerToken, readOrigin } from '../origin.js'
+import { isOriginAllowed } from '../origin-policy.js'
 import { chooseProtocol, keyOf } from './subprotocol.js'
-import { isOriginAllowed } from './origin-policy.js'
 import { Session, type SessionSettings } from './session.js'
 
 /** Where chats are served. */

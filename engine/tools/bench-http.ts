@@ -108,6 +108,9 @@ export async function benchHttp(
   const args = [...serve.args, 'serve', '--config', join(folder, 'models.yaml'), '--log-level', 'error']
   const gateway = spawn(serve.command, args, { stdio: ['ignore', 'pipe', 'inherit'] })
   const ended = new Promise((done) => gateway.once('close', done))
+  // Without it the stream under way fails, and with it the bench.
+  const stop = (): void => void gateway.kill('SIGTERM')
+  process.once('SIGTERM', stop)
   try {
     const address = await addressOf(gateway)
     await ready(address)
@@ -129,8 +132,9 @@ export async function benchHttp(
     )
     report(withShare(rowOf({ ...row, phase: 'decode' }, perToken), reads.bytes, reads.bandwidth))
   } finally {
-    gateway.kill('SIGTERM')
+    stop()
     await ended
+    process.off('SIGTERM', stop)
     rmSync(folder, { recursive: true, force: true })
   }
 }

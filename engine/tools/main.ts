@@ -132,7 +132,9 @@ interface PullFlags {
 
 async function pull(name: string, { endpoint, revision, gguf, models, maxGb }: PullFlags): Promise<void> {
   const stop = new AbortController()
-  process.once('SIGINT', () => stop.abort(new PullError('stopped; the next pull goes on from here')))
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => stop.abort(new PullError('stopped; the next pull goes on from here')))
+  }
   const hub = hubAt(endpoint, process.env)
   const folder = await withBar((progress) =>
     pullModel({

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { spawn } from 'node:child_process'
+import { constants } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Command, Option } from 'commander'
 import { ConfigError, loadConfig } from '../../engine/config/index.js'
@@ -101,8 +102,10 @@ function runTool(args: readonly string[]): void {
   const tool = spawn(command, [...start, ...args], { stdio: 'inherit' })
   // The terminal sends its signals to both; the tool ends in its own way.
   process.on('SIGINT', () => undefined)
+  // Other senders name this process alone.
+  process.on('SIGTERM', () => tool.kill('SIGTERM'))
   tool.on('error', fail)
-  tool.on('close', (code) => process.exit(code ?? 1))
+  tool.on('close', (code, signal) => process.exit(code ?? 128 + (signal === null ? 0 : constants.signals[signal])))
 }
 
 /** This program, for a tool that serves. */

@@ -1,6 +1,9 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { readModelCard } from '../../engine/registry/index.js'
 import { hubAt } from '../../engine/tools/hub.js'
@@ -203,6 +206,23 @@ describe('pull', () => {
       return true
     }
     await expect(pull({ fault, request: { signal: stop.signal } })).rejects.toThrow('told to stop')
+  })
+
+  test('the command ends, and nothing of it goes on, when it is terminated', async () => {
+    const fault: Fault = (_, response, content) => {
+      response.setHeader('content-length', content.length)
+      response.write(content.subarray(0, 10), () => child.kill('SIGTERM'))
+      return true
+    }
+    hub = await startHub(NAME, FILES, { fault })
+    const cli = fileURLToPath(new URL('../../gateway/cli/main.ts', import.meta.url))
+    const args = ['--import', 'tsx', cli, 'pull', NAME, '--endpoint', hub.url, '--models', root]
+    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+    let told = ''
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (told += text))
+    // Closed when the last process that holds its standard error has ended.
+    expect(await once(child, 'close')).toEqual([1, null])
+    expect(told).toContain('stopped; the next pull goes on from here')
   })
 })
 

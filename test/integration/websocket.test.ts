@@ -5,12 +5,16 @@ import { WebSocket as UndiciSocket } from 'undici'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { WebSocket } from 'ws'
 import { GatewayError } from '../../gateway/errors.js'
+import { Listeners } from '../../gateway/listeners.js'
 import { ChatSockets, type ChatSocketSettings } from '../../gateway/protocols/websocket/server.js'
 import { answer, type FakeServices, fakeServices, hold } from '../support/fake-services.js'
+import { rawConnection, rawPost } from '../support/raw-http.js'
 import { ChatPeer, chatOverWebSocket, textOf } from '../support/websocket-clients.js'
 
 /** Times that a loaded machine does not reach; tests of a time set their own. */
 const SETTINGS: Partial<ChatSocketSettings> = { heartbeatMs: 60_000, closeMs: 5000, maxRunning: 3 }
+/** This Node asks which offers of another protocol count. */
+const ASKS_FOR_OFFERS = 'shouldUpgradeCallback' in createServer()
 const messages = [{ role: 'user', content: 'hi' }]
 
 let services: FakeServices
@@ -235,6 +239,20 @@ describe('upgrades', () => {
     expect(reply).toMatch(new RegExp(`^HTTP/1.1 ${status} `))
     expect(JSON.parse(reply.split('\r\n\r\n')[1] ?? '')).toHaveProperty('error.code')
     socket.destroy()
+  })
+
+  it('that another protocol is offered with does not matter, or is told how to do without (Node before 22.21)', async () => {
+    const any = { host: '127.0.0.1', port: 0 }
+    const listeners = await Listeners.open(fakeServices(answer('Hello')), any, any)
+    const { socket, until } = await rawConnection(listeners.http.port)
+    const offer = { connection: 'Upgrade, HTTP2-Settings', upgrade: 'h2c', 'http2-settings': 'AAEAAEAA' }
+    socket.write(rawPost('/v1/chat/completions', JSON.stringify({ model: 'fake', messages }), offer))
+    const reply = await until(/\}$/)
+    socket.destroy()
+    await listeners.close(0)
+    expect(reply).toMatch(
+      ASKS_FOR_OFFERS ? /^HTTP\/1.1 200 [^]*"content":"Hello"/ : /^HTTP\/1.1 400 [^]*use plain HTTP\/1.1/,
+    )
   })
 
   it('lets loopback pages and configured ones in', async () => {

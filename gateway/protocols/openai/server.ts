@@ -7,6 +7,7 @@ import type { Hono } from 'hono'
 import { GatewayError, toGatewayError } from '../../errors.js'
 import type { HttpEnv } from '../../middleware/context.js'
 import type { Tls } from '../../tls.js'
+import { wantsWebSocket } from '../upgrade.js'
 
 /** Bounds on how long a connection may take, milliseconds; none of them bounds an answer. */
 export interface ServerTimes {
@@ -35,6 +36,9 @@ export function createHttpServer(app: Hono<HttpEnv>, tls?: Tls, times: ServerTim
     keepAliveTimeout: times.keepAliveMs,
     connectionsCheckingInterval: times.checkMs,
     noDelay: true,
+    // Another protocol that a client offers, as Java's does with every request, is not an answer's condition. Since
+    // Node 22.21 and 24.9; not in @types/node yet.
+    shouldUpgradeCallback: wantsWebSocket,
   }
   const server = tls ? secureServer(tls, options, times) : createServer(options)
   server.on('request', (incoming, outgoing) => void listener(incoming, outgoing))

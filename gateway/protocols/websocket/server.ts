@@ -6,6 +6,7 @@ import { GatewayError, toGatewayError } from '../../errors.js'
 import type { Services } from '../../services.js'
 import { bearerToken, readOrigin } from '../origin.js'
 import { isOriginAllowed } from '../origin-policy.js'
+import { wantsWebSocket } from '../upgrade.js'
 import { chooseProtocol, keyOf } from './subprotocol.js'
 import { Session, type SessionSettings } from './session.js'
 
@@ -109,7 +110,8 @@ export class ChatSockets {
   /** Throws unless the request may become a chat socket. */
   private admit(request: IncomingMessage): void {
     const { headers, socket } = request
-    if (headers.upgrade?.toLowerCase() !== 'websocket') {
+    // Before Node 22.21 it is not asked which offers count, and has read no body that could be answered.
+    if (!wantsWebSocket(request)) {
       throw new GatewayError('invalid_request', 'the only upgrade served is websocket; use plain HTTP/1.1')
     }
     const [path = ''] = (request.url ?? '').split('?', 1)

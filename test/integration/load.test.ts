@@ -168,7 +168,10 @@ it('refuses a barrage of bad bodies and returns to its memory', async () => {
   await barrage(5)
   const before = residentBytes()
   await barrage(20)
-  // The 20 large bodies alone are 340 MB; what the garbage collector has not returned yet is well below half of it.
-  expect(residentBytes() - before).toBeLessThan(160 * 1024 * 1024)
+  // The 20 large bodies alone are 340 MB, and what was kept of them would stay; what the garbage collector has not returned
+  // yet it returns while more come.
+  const allowed = 160 * 1024 * 1024
+  for (let more = 0; more < 10 && residentBytes() - before >= allowed; more++) await barrage(2)
+  expect(residentBytes() - before).toBeLessThan(allowed)
   expect((await readStream(await post({ prompt: 'After', maxTokens: 3, seed: 1 }))).tokens).toHaveLength(3)
 }, 120_000)

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { Command } from 'commander'
 import { type Logger, pino } from 'pino'
 import { FinishReason } from '../proto/gen/edgeshift/v1/engine.js'
@@ -14,6 +14,7 @@ import {
   type OwnPart,
   ownPart,
   parseConfig,
+  readText,
 } from './config/index.js'
 import { Engine } from './engine.js'
 import type { NativeAddon } from './native.js'
@@ -139,7 +140,7 @@ function readConfig(file: string, lastGood: string | undefined): Config {
     return loadConfig(file)
   } catch (error) {
     if (!(error instanceof ConfigError) || lastGood === undefined) throw error
-    return parseConfig(readFileSync(lastGood, 'utf8'), file)
+    return parseConfig(readText(lastGood), file)
   }
 }
 

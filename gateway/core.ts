@@ -1,4 +1,4 @@
-import { copyFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { type Config, ConfigWatcher } from '../engine/config/index.js'
 import type { EngineCommand } from './engine-client/process.js'
@@ -28,6 +28,8 @@ import type { Access, Limits, Services } from './services.js'
 export interface CoreOptions {
   config: Config
   configFile: string
+  /** What `config` was read from. */
+  configText: string
   version: string
   /** The engine program. */
   engine: EngineCommand
@@ -85,7 +87,7 @@ export class Core {
     this.#removeDir = () => removeSocketDir(this.#socketDir)
     process.once('exit', this.#removeDir)
     const { config, log } = options
-    copyFileSync(options.configFile, this.#lastGoodFile)
+    writeFileSync(this.#lastGoodFile, options.configText, { mode: 0o600 })
     const metrics = new Metrics(options.version)
     const routes = new RouteTelemetry(metrics.registry, log)
     const knowledge = { watch: new RungWatch(monotonicMs, routes), meter: new RungMeter(), now: monotonicMs }
@@ -114,7 +116,7 @@ export class Core {
         this.#refusal = []
         for (const remark of this.#waiting) log.warn({ remark }, 'this edit takes effect at the next start')
         this.#reload(next, text).then(
-          () => log.info('configuration reloaded'),
+          (taken) => taken && log.info('configuration reloaded'),
           (error: unknown) => log.error({ err: error }, 'the texts of edited models did not come'),
         )
       },
@@ -138,8 +140,11 @@ export class Core {
     return join(this.#socketDir, 'last-good.yaml')
   }
 
-  /** Names, tags, policies, text sides and the times of `server` follow the file; its addresses and files do not. */
-  async #reload(next: Config, text: string): Promise<void> {
+  /**
+   * Names, tags, policies, text sides and the times of `server` follow the file; its addresses and files do not. False when
+   * another edit, or the end, came before the engines had this one.
+   */
+  async #reload(next: Config, text: string): Promise<boolean> {
     const { server } = next
     this.#config = next
     this.#keepLastGood(text)
@@ -155,9 +160,10 @@ export class Core {
     while (!(await this.engines.waitFor(taken, RELOAD_WAIT_MS, this.#ended.signal)) && !replaced()) {
       this.services.log.warn('the engines have not taken the last edit of the configuration yet')
     }
-    if (replaced()) return
+    if (replaced()) return false
     const { anyClient: client } = this.engines
     if (client) await this.#models.loadTexts(client)
+    return true
   }
 
   /** How long requests in flight may go on at the end, by the configuration in use, milliseconds. */

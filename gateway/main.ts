@@ -1,5 +1,5 @@
 import type { Level, Logger } from 'pino'
-import { type Address, type Config, isLoopback, loadConfig } from '../engine/config/index.js'
+import { type Address, type Config, isLoopback, parseConfig, readText } from '../engine/config/index.js'
 import type { EngineStatus } from '../proto/gen/edgeshift/v1/engine.js'
 import packageInfo from '../package.json' with { type: 'json' }
 import { Core } from './core.js'
@@ -32,12 +32,14 @@ export class Gateway {
 
   /** Listens and starts the engine; does not wait for it. Throws ConfigError, ListenError. */
   static async start({ configFile, engine, logLevel }: ServeOptions): Promise<Gateway> {
-    const config = loadConfig(configFile)
+    const configText = readText(configFile)
+    const config = parseConfig(configText, configFile)
     const log = openLog(logLevel)
     const tls = openTls(config, log.logger)
     const core = new Core({
       config,
       configFile,
+      configText,
       engine,
       version: VERSION,
       loadText: loadTextModel,

@@ -6,7 +6,9 @@ import {
   fchownSync,
   fstatSync,
   fsyncSync,
+  lstatSync,
   openSync,
+  readlinkSync,
   realpathSync,
   renameSync,
   rmSync,
@@ -14,6 +16,7 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs'
+import { dirname, resolve } from 'node:path'
 import { Document, isMap, isSeq, parseDocument } from 'yaml'
 import { readText } from '../../engine/config/index.js'
 import { type KeyEntry, parseKeyFile, refuseModel } from './key-file.js'
@@ -68,7 +71,7 @@ export function revokeKey(file: string, idOrName: string): KeyEntry {
  * a time do not lose a key.
  */
 function edit(named: string, change: (document: Document) => void): void {
-  const file = existsSync(named) ? realpathSync(named) : named
+  const file = targetOf(named)
   const next = `${file}.new`
   const descriptor = openNew(next)
   try {
@@ -86,6 +89,13 @@ function edit(named: string, change: (document: Document) => void): void {
   } finally {
     closeSync(descriptor)
   }
+}
+
+/** Where the file is, or is to be: at the end of links. */
+function targetOf(named: string): string {
+  if (existsSync(named)) return realpathSync(named)
+  const isLink = lstatSync(named, { throwIfNoEntry: false })?.isSymbolicLink() ?? false
+  return isLink ? resolve(dirname(named), readlinkSync(named)) : named
 }
 
 /** Whoever could read the old file can read the new one, above all the server, which is often another user. */

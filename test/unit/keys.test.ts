@@ -100,10 +100,10 @@ describe('commands on keys', () => {
     expect(statSync(file).mode & 0o777).toBe(0o664)
   })
 
-  it('change the file that a link names, and leave the link', () => {
+  it('change or make the file that a link names, and leave the link', () => {
     const link = join(folder, 'link.yaml')
-    createKey(file, MODELS, 'one', {})
     symlinkSync('keys.yaml', link)
+    createKey(link, MODELS, 'one', {})
     createKey(link, MODELS, 'two', {})
     revokeKey(link, 'one')
     expect(loadKeyFile(file, MODELS).entries).toMatchObject([{ name: 'two' }])

@@ -286,7 +286,7 @@ CanonicalForm packed_form(Parts parts, Precision precision) {
 bool can_stack(const WeightReader& a, const WeightReader& b, Precision precision_of_a, Precision precision_of_b) {
   if (precision_of_a != precision_of_b || a.k() != b.k()) return false;
   if (a.form(precision_of_a).group != b.form(precision_of_b).group) return false;
-  return precision_of_a == Precision::fp16 || std::ranges::equal(a.order(), b.order());
+  return precision_of_a == Precision::fp16 || std::ranges::equal(a.order(precision_of_a), b.order(precision_of_b));
 }
 
 size_t packed_bytes(CanonicalForm form, int n, int k, bool with_order) {
@@ -332,7 +332,7 @@ Status pack(ThreadPool& pool, Parts parts, CanonicalForm form, void* memory, Pac
     if (done) done(part->bytes_of(0, part->n()));
   }
   out = describe(form, int(n), k, memory);
-  std::span<const int32_t> order = form.precision == Precision::fp16 ? std::span<const int32_t>() : parts[0]->order();
+  std::span<const int32_t> order = parts[0]->order(form.precision);
   if (!order.empty()) keep_order(order.data(), out);
   return {};
 }

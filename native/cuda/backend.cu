@@ -15,7 +15,7 @@ namespace {
 constexpr int kMaxLoadThreads = 16;
 constexpr int kMaxQueriesPerKvHead = 8;
 // To be raised whenever a load of the same files gives other bytes (cuda/strip_layout.h, cuda/pack.cu, model/weights.cpp, quant/).
-constexpr int kPackedVersion = 1;
+constexpr int kPackedVersion = 2;
 
 int threads_up_to(int limit) { return std::clamp(int(std::thread::hardware_concurrency()), 1, limit); }
 

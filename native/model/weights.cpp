@@ -288,7 +288,7 @@ int PackJob::rows() const {
 }
 
 std::span<const int32_t> PackJob::order() const {
-  return form.precision == Precision::fp16 ? std::span<const int32_t>() : parts.front()->order();
+  return parts.front()->order(form.precision);
 }
 
 Status load_weights(const ModelSpec& spec, const std::vector<WeightSource>& sources, const LoadOptions& options,

@@ -63,8 +63,8 @@ CanonicalForm AffineReader::form(Precision precision) const {
   return {precision, (m_.group + 31) / 32 * 32, minimums};
 }
 
-std::span<const int32_t> AffineReader::order() const {
-  if (m_.regular) return m_.order;
+std::span<const int32_t> AffineReader::order(Precision precision) const {
+  if (keeps(precision)) return m_.order;
   return {};
 }
 

@@ -12,7 +12,7 @@ class AffineReader final : public WeightReader {
   explicit AffineReader(AffineMatrix matrix);
   Precision width() const override;
   CanonicalForm form(Precision precision) const override;
-  std::span<const int32_t> order() const override;
+  std::span<const int32_t> order(Precision precision) const override;
   Status read(int begin, int end, CanonicalForm form, CanonicalStorage& out) const override;
   Status dequantize(int begin, int end, float* out) const override;
   const AffineMatrix* kept(Precision precision) const override { return keeps(precision) ? &m_ : nullptr; }

@@ -30,8 +30,9 @@ class WeightReader {
   // The form for a rung. Codes are kept where width() fits the precision, otherwise rounded to nearest.
   virtual CanonicalForm form(Precision precision) const = 0;
 
-  // Act-order: canonical position j along k holds input feature order()[j]; empty = identity. Not for fp16.
-  virtual std::span<const int32_t> order() const { return {}; }
+  // Act-order: position j along k of that precision's form holds input feature order[j]; empty = identity, as wherever codes are
+  // not kept.
+  virtual std::span<const int32_t> order(Precision) const { return {}; }
 
   // Rows [begin, end) in a form from form(), which may ask for minimums besides. Reuses the memory of `out`.
   // invalid_file for scales or weights that are not finite, unsupported for values outside fp16 where the form is that.

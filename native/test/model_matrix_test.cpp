@@ -45,6 +45,7 @@ std::vector<Format> formats() {
       out.push_back(f);
     }
   }
+  out.push_back({"gptq act-order 4 bits group 16", stored(Method::gptq, 4, 16), true});
   Format f{"int8 channel", stored(Method::int_quantized, 8, 0), false, true};
   f.storage.symmetric = true;
   out.push_back(f);
@@ -94,9 +95,11 @@ std::vector<WeightSource> store(Net& net, std::deque<Stored>& keep, const std::f
 
 // A share of the logits' spread: weights, cache and sums in binary16 and binary32.
 constexpr double kTolerance = 0.02;
+// The same of codes that are rounded anew; inputs in another order than the weights' are off by more than 1.5.
+constexpr double kRounded = 1;
 
 void check(const std::string& name, const Options& options, const std::function<const Format*(const std::string&)>& format_of,
-           Precision own) {
+           Precision own, bool rounded) {
   Net net = make_net(options);
   std::deque<Stored> keep;
   const std::vector<WeightSource> sources = store(net, keep, format_of);
@@ -106,6 +109,11 @@ void check(const std::string& name, const Options& options, const std::function<
     if (worst < kTolerance) continue;
     std::printf("%s at rung %d: %.4f of the logits' spread\n", name.c_str(), int(precision), worst);
     report(__FILE__, __LINE__, name + " is off");
+  }
+  if (!rounded) return;
+  for (const Precision precision : {Precision::int8, Precision::int4}) {
+    double spread = 1;
+    if (worst_difference(net, sources, precision, spread, {9, 1}) / spread >= kRounded) report(__FILE__, __LINE__, name + " is off when rounded");
   }
 }
 
@@ -122,14 +130,15 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < all.size(); ++i) {
       const Format& format = all[i];
       if (!every && f > 0 && i % count != f) continue;
-      const Precision own = format.storage.bits <= 4 ? Precision::int4 : Precision::int8;
-      check(std::string(list[f].first) + ", " + format.name, list[f].second, [&](const std::string&) { return &format; }, own);
+      const bool kept = format.storage.group_size % 32 == 0;
+      const Precision own = !kept ? Precision::fp16 : format.storage.bits <= 4 ? Precision::int4 : Precision::int8;
+      check(std::string(list[f].first) + ", " + format.name, list[f].second, [&](const std::string&) { return &format; }, own, format.act_order);
       ++cases;
     }
     // Every matrix in another format, some of them plain: no two neighbours can be stacked.
     size_t next = f;
     auto mixed = [&](const std::string&) { return ++next % 5 == 0 ? nullptr : &all[next * 7 % all.size()]; };
-    check(std::string(list[f].first) + ", mixed", list[f].second, mixed, Precision::int4);
+    check(std::string(list[f].first) + ", mixed", list[f].second, mixed, Precision::int4, false);
     ++cases;
   }
   std::printf("%d combinations\n", cases);

@@ -1,5 +1,7 @@
 #include "addon/device.h"
 
+#include <system_error>
+
 #include "addon/convert.h"
 #include "addon/instance.h"
 #include "addon/model.h"
@@ -181,10 +183,6 @@ class CloseTask : public Task {
 }  // namespace
 
 Device::Device(Napi::Env env, std::unique_ptr<Backend> backend) : env_(env), backend_(std::move(backend)) {
-  settled_ = Settled::New(env, "edgeshift device", 0, 1, this);
-  settled_.Unref(env);
-  // After the function above, so that it runs before the function's own clean-up.
-  napi_add_env_cleanup_hook(env, on_environment_end, this);
   auto done = [this](std::unique_ptr<Task> task) { settled_.NonBlockingCall(task.release()); };
   waits_.emplace(&Task::run_wait, done);
   steps_.emplace(&Task::run, [this, done](std::unique_ptr<Task> task) {
@@ -192,6 +190,11 @@ Device::Device(Napi::Env env, std::unique_ptr<Backend> backend) : env_(env), bac
   });
   loads_.emplace(&Task::run, done);
   saves_.emplace(&Task::run, done);
+  // Only when there are all threads: what is registered here would outlive a device without them.
+  settled_ = Settled::New(env, "edgeshift device", 0, 1, this);
+  settled_.Unref(env);
+  // After the function above, so that it runs before the function's own clean-up.
+  napi_add_env_cleanup_hook(env, on_environment_end, this);
 }
 
 Device::~Device() { shut_down(); }
@@ -264,10 +267,14 @@ DeviceObject::DeviceObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<De
   const auto host_cache = static_cast<size_t>(
       options.Has("hostCacheBytes") ? read_integer(options, "hostCacheBytes", 0, int64_t(1) << 50) : 0);
   const auto swap = static_cast<size_t>(options.Has("swapBytes") ? read_integer(options, "swapBytes", 0, int64_t(1) << 50) : 0);
-  Result<std::unique_ptr<Backend>> backend =
-      kind == "cpu" ? open_cpu(threads, arena, swap) : open_cuda(index, arena, host_cache, swap);
-  if (!backend.ok()) throw_status(env, backend.status());
-  device_ = std::make_shared<Device>(env, std::move(backend.value()));
+  try {
+    Result<std::unique_ptr<Backend>> backend =
+        kind == "cpu" ? open_cpu(threads, arena, swap) : open_cuda(index, arena, host_cache, swap);
+    if (!backend.ok()) throw_status(env, backend.status());
+    device_ = std::make_shared<Device>(env, std::move(backend.value()));
+  } catch (const std::system_error& failure) {
+    throw_status(env, error(Code::out_of_memory, "the threads of a device: ", failure.what()));
+  }
 }
 
 // Models keep the device; the last of them frees it.

@@ -1,4 +1,8 @@
-import { readdirSync, readFileSync } from 'node:fs'
+import { execFile } from 'node:child_process'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { Worker } from 'node:worker_threads'
@@ -136,6 +140,26 @@ describe('a device', () => {
     await device.close()
   })
 })
+
+test.skipIf(process.platform !== 'linux')(
+  'a device for which threads are lacking leaves nothing behind',
+  async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'es-threads-'))
+    try {
+      const source = new URL('../support/no-thread.cpp', import.meta.url).pathname
+      const script = new URL('../support/open-without-threads.ts', import.meta.url).pathname
+      const library = join(folder, 'no-thread.so')
+      const run = promisify(execFile)
+      await run(process.env.CXX ?? 'c++', ['-shared', '-fPIC', '-o', library, source, '-ldl'])
+      const env = { ...process.env, LD_PRELOAD: library }
+      const { stdout } = await run(process.execPath, ['--import', 'tsx', script], { env })
+      expect(stdout.split('\n')).toEqual([...Array.from({ length: 5 }, () => 'out_of_memory'), 'opened', ''])
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  },
+  60_000,
+)
 
 describe('a step', () => {
   let device: NativeDevice

@@ -43,8 +43,7 @@ MappedLoad read_load_request(const Napi::Object& request);
 // Maps the files (any thread) and points every weight to its bytes after checking that they lie inside the file.
 Status map_weights(MappedLoad& load);
 
-// Names what the files hold, by path, size and time of change, how that is read, and the rung (LoadOptions::cache_key); empty when a file cannot
-// be looked at.
+// Names what the mapped files hold, by path, size and time of change, how that is read, and the rung (LoadOptions::cache_key).
 std::string content_key(const MappedLoad& load);
 
 KvCopy read_copy(const Napi::Object& copy);

@@ -1,5 +1,4 @@
 #include <cmath>
-#include <filesystem>
 
 #include "addon/convert.h"
 #include "addon/errors.h"
@@ -263,13 +262,9 @@ Status map_weights(MappedLoad& load) {
 
 std::string content_key(const MappedLoad& load) {
   std::string key = join(static_cast<int>(load.options.precision), "\n", load.reading);
-  for (const std::string& path : load.paths) {
-    std::error_code failed;
-    const uintmax_t size = std::filesystem::file_size(path, failed);
-    if (failed) return "";
-    const auto changed = std::filesystem::last_write_time(path, failed);
-    if (failed) return "";
-    key += join("\n", path, " ", size, " ", changed.time_since_epoch().count());
+  // Of the files that are mapped: another one may have their names by now.
+  for (size_t i = 0; i < load.files.size(); ++i) {
+    key += join("\n", load.paths[i], " ", load.files[i].size(), " ", load.files[i].changed());
   }
   return key;
 }

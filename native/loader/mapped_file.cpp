@@ -19,6 +19,15 @@ Status io_error(const std::string& path, const char* what) {
   return error(Code::io_error, path, ": ", what, ": ", std::strerror(errno));
 }
 
+int64_t changed_at(const struct stat& info) {
+#ifdef __APPLE__
+  const timespec& at = info.st_mtimespec;
+#else
+  const timespec& at = info.st_mtim;
+#endif
+  return int64_t(at.tv_sec) * 1000000000 + at.tv_nsec;
+}
+
 struct Descriptor {
   int fd;
   ~Descriptor() {
@@ -39,6 +48,7 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   if (info.st_size == 0) return error(Code::invalid_file, path, ": the file is empty");
   MappedFile mapped;
   mapped.size_ = static_cast<size_t>(info.st_size);
+  mapped.changed_ = changed_at(info);
   void* address = ::mmap(nullptr, mapped.size_, PROT_READ, MAP_SHARED, file.fd, 0);
   if (address == MAP_FAILED) return io_error(path, "cannot map");
   mapped.data_ = static_cast<const uint8_t*>(address);
@@ -59,6 +69,7 @@ void MappedFile::swap(MappedFile& other) noexcept {
   std::swap(guard_, other.guard_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(changed_, other.changed_);
 }
 
 Status MappedFile::intact() const {

@@ -31,6 +31,8 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // When the content last changed, nanoseconds since 1970, at the time of open().
+  int64_t changed() const { return changed_; }
 
   // invalid_file when some of what was read was gone. To be asked after the last read, before its result is used.
   Status intact() const;
@@ -53,6 +55,7 @@ class MappedFile {
   MappingGuard guard_;
   const uint8_t* data_ = nullptr;
   size_t size_ = 0;
+  int64_t changed_ = 0;
 };
 
 }  // namespace edgeshift

@@ -101,7 +101,7 @@ function describe(
     devices,
     ordered: model.placement.devices !== undefined,
     weightBytes: most((kind) => estimateWeightBytes(card, precision, kind)),
-    workspaceBytes: most((kind) => estimateWorkspaceBytes(spec, { maxBatchTokens, maxSlots }, kind)),
+    workspaceBytes: most((kind) => estimateWorkspaceBytes(spec, { maxBatchTokens, maxSlots }, precision, kind)),
     blockBytes,
     sequenceKvBytes: Math.ceil(maxModelLen / blockSize) * blockBytes,
   }

@@ -2,7 +2,7 @@
  * What a variant takes beside its weights, before anything is loaded and for backends that this build or machine may not
  * have. So it states the native layouts a second time; test/integration/estimates.property.test.ts holds the two together.
  */
-import { KV_UNIT_BYTES, type KvCacheDtype, type ModelSpec } from '../native.js'
+import { KV_UNIT_BYTES, type KvCacheDtype, type ModelSpec, type Precision } from '../native.js'
 import { keptHeadDim } from '../registry/index.js'
 
 const FLOAT_BYTES = 4
@@ -15,7 +15,7 @@ const KV_BYTES: Readonly<Record<KvCacheDtype, { element: number; scale: number }
 }
 /** Rows that go through the head at a time. */
 const LOGIT_ROWS = 64
-/** Packed activations, thread stacks, sampling state, and the rounding of the rest. */
+/** Thread stacks, sampling state, what attention splits need, and the rounding of the rest. */
 const FIXED_BYTES = 16 * 2 ** 20
 /** On a GPU: parts of products (two tiles for each of up to 200 multiprocessors), a step's arrays, allocations' ends. */
 const CUDA_FIXED_BYTES = 80 * 2 ** 20
@@ -25,6 +25,9 @@ const CUDA_WIDENED_BYTES = 256 * 2 ** 20
 const CUDA_TOKENS = 256
 /** Parts that one sequence's attention may be split into there. */
 const CUDA_SPLITS = 16
+
+/** Rows that activations are quantized in together on a CPU (native/cpu/matmul_kernels.h). */
+const ROW_BUNDLE = 8
 
 /** What a workspace's size depends on beside the model. */
 export interface StepLimits {
@@ -46,12 +49,17 @@ export function kvBlockBytes(
 }
 
 /** Bytes of a variant's workspace, from above, for planning; once loaded NativeModel.workspaceBytes counts. */
-export function estimateWorkspaceBytes(spec: ModelSpec, limits: StepLimits, kind: 'cpu' | 'cuda' = 'cpu'): number {
-  return kind === 'cpu' ? cpuWorkspaceBytes(spec, limits.maxBatchTokens) : cudaWorkspaceBytes(spec, limits)
+export function estimateWorkspaceBytes(
+  spec: ModelSpec,
+  limits: StepLimits,
+  precision: Precision,
+  kind: 'cpu' | 'cuda' = 'cpu',
+): number {
+  return kind === 'cpu' ? cpuWorkspaceBytes(spec, limits.maxBatchTokens, precision) : cudaWorkspaceBytes(spec, limits)
 }
 
 /** The stretches of native/model/cpu_workspace.cpp. */
-function cpuWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number): number {
+function cpuWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number, precision: Precision): number {
   const headDim = keptHeadDim('cpu', spec.headDim)
   const attention = (3 * spec.numHeads + 2 * spec.numKvHeads) * headDim
   const rotary = spec.ropes.reduce((sum, { table }) => sum + 2 * table.invFreq.length, 0)
@@ -59,7 +67,15 @@ function cpuWorkspaceBytes(spec: ModelSpec, maxBatchTokens: number): number {
   const always = maxBatchTokens * (3 * spec.hiddenSize + rotary) + rows * spec.vocabSize
   const perToken = Math.max(attention, 3 * spec.intermediateSize)
   const inTurns = Math.max(maxBatchTokens * perToken, 2 * rows * spec.hiddenSize)
-  return (always + inTurns) * FLOAT_BYTES + FIXED_BYTES
+  const quantized = precision === 'fp16' ? 0 : quantizedBytes(spec, maxBatchTokens)
+  return (always + inTurns) * FLOAT_BYTES + quantized + FIXED_BYTES
+}
+
+/** A batch's inputs of a product as codes of two bytes, with three figures for each 32 (native/cpu/matmul.cpp). */
+function quantizedBytes({ hiddenSize, intermediateSize, numHeads, headDim }: ModelSpec, tokens: number): number {
+  const widest = Math.max(hiddenSize, intermediateSize, numHeads * keptHeadDim('cpu', headDim))
+  const blocks = Math.ceil(widest / 32)
+  return Math.ceil(tokens / ROW_BUNDLE) * ROW_BUNDLE * blocks * (2 * 32 + 3 * FLOAT_BYTES)
 }
 
 /** The buffers of native/cuda/transformer.cu and model.cu. */

@@ -136,7 +136,7 @@ function rungReport(
   const blockBytes = blockBytesOf(card, scheduler)
   const sequenceKvBytes = Math.ceil(card.contextLength / scheduler.block_size) * blockBytes
   const limits = { maxBatchTokens: scheduler.max_num_batched_tokens, maxSlots: scheduler.max_num_seqs }
-  const workspaceBytes = estimateWorkspaceBytes(card.spec, limits)
+  const workspaceBytes = estimateWorkspaceBytes(card.spec, limits, precision)
   const placed = devices.map((device): [string, string] => {
     const sizes = { weightBytes, workspaceBytes, sequenceKvBytes, blockBytes }
     return [

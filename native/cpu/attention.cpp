@@ -148,15 +148,6 @@ constexpr int kFewItems = 4;
 
 }  // namespace
 
-size_t attention_scratch_bytes(int threads, int heads, int head_dim, int max_context) {
-  // Split: one state of a kv head's query heads per (item, span); else two states of a tile per thread.
-  size_t spans = size_t(max_context) / kSpan + 2;
-  size_t split = size_t(kFewItems) * size_t(threads) * spans + 1;
-  size_t rows = size_t(std::max(kTileQueries, heads));
-  size_t floats = std::max(split * size_t(heads), 2 * size_t(threads) * rows) * size_t(head_dim + 2);
-  return floats * sizeof(float) + (size_t(1) << 16);
-}
-
 Status attention(ThreadPool& pool, const AttentionArgs<float>& args) {
   ES_RETURN_IF_ERROR(check(args));
   const SequenceBatch& b = *args.batch;

@@ -38,11 +38,19 @@ void gather(const float* x, const int32_t* permutation, int k, float* out) {
 
 size_t quantized_bytes(int64_t t, int64_t padded_k) { return size_t(bundled(t) * (2 * padded_k + padded_k / 32 * 12)); }
 
+}  // namespace
+
+// The codes, and a row of inputs in another order for each thread.
+size_t matmul_scratch_bytes(int t, int k, int threads) {
+  return round_up_64(quantized_bytes(t, (int64_t(k) + 31) / 32 * 32)) + size_t(k) * sizeof(float) * size_t(threads);
+}
+
+namespace {
+
 Status quantize_rows(ThreadPool& pool, const MatmulArgs<float>& args, int padded_k, QuantizedRows& rows) {
   const PackedMatrix& w = *args.weight;
-  size_t row_space = w.permutation ? size_t(w.k) * sizeof(float) * size_t(pool.threads()) : 0;
   size_t bytes = round_up_64(quantized_bytes(args.t, padded_k));
-  Result<void*> scratch = pool.scratch(bytes + row_space);
+  Result<void*> scratch = pool.scratch(matmul_scratch_bytes(args.t, w.k, pool.threads()));
   if (!scratch.ok()) return scratch.status();
   rows = carve(scratch.value(), bundled(args.t), padded_k);
   float* gathered = reinterpret_cast<float*>(static_cast<char*>(scratch.value()) + bytes);
@@ -64,7 +72,6 @@ int64_t tile_chunk(int64_t tiles, int threads) { return std::clamp<int64_t>(tile
 
 }  // namespace
 
-size_t matmul_scratch_bytes(int t, int k) { return quantized_bytes(t, (int64_t(k) + 31) / 32 * 32) + 64; }
 
 Status matmul(ThreadPool& pool, const MatmulArgs<float>& args) {
   const PackedMatrix& w = *args.weight;

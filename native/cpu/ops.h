@@ -23,9 +23,8 @@
 
 namespace edgeshift::cpu {
 
-// Scratch (ThreadPool::scratch) that the ops need for up to t rows, so that an owner can reserve it before the first step.
-size_t matmul_scratch_bytes(int t, int k);
-size_t attention_scratch_bytes(int threads, int heads, int head_dim, int max_context);
+// Scratch (ThreadPool::scratch) that a product of up to t rows of k quantized inputs needs, so that an owner can lend it.
+size_t matmul_scratch_bytes(int t, int k, int threads);
 
 Status embed(ThreadPool& pool, const EmbedArgs& args);
 

@@ -57,6 +57,7 @@ void ThreadPool::stop() {
 }
 
 Result<void*> ThreadPool::scratch(size_t bytes) {
+  if (bytes <= lent_.size()) return static_cast<void*>(lent_.data());
   if (bytes <= scratch_.bytes()) return scratch_.data();
   Result<Buffer> larger = Buffer::allocate(bytes);
   if (!larger.ok()) return larger.status();

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -45,9 +47,11 @@ class ThreadPool {
   }
 
   // Memory for intermediate results of one op, kept until the next call asks for more. The content does not survive
-  // the op. Ops call it; the owner may call it once with the *_scratch_bytes of its largest shapes, so that later
-  // steps allocate nothing. out_of_memory when it cannot grow.
+  // the op. Ops call it. out_of_memory when it cannot grow.
   Result<void*> scratch(size_t bytes);
+
+  // Memory of the caller's that scratch() gives where it is enough, until it is replaced; empty = none.
+  void lend(std::span<std::byte> memory) { lent_ = memory; }
 
  private:
   using Function = void (*)(const void* context, int64_t begin, int64_t end, int worker);
@@ -82,6 +86,7 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   alignas(128) std::atomic<int> parked_{0};
   Buffer scratch_;
+  std::span<std::byte> lent_;
   std::vector<std::thread> workers_;
 };
 

@@ -1,9 +1,11 @@
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
 #include "core/cpu_info.h"
 #include "core/text.h"
 #include "cpu/buffer.h"
+#include "cpu/ops.h"
 #include "cpu/read_bandwidth.h"
 #include "cpu/thread_pool.h"
 #include "model/backend.h"
@@ -48,7 +50,7 @@ class CpuBackend final : public Backend {
     if (!weights.ok()) return weights.status();
     ModelSpec padded = spec;
     padded.head_dim = padded_head_dim(spec.head_dim);
-    Result<CpuWorkspace> workspace = CpuWorkspace::create(padded, options.max_batch_tokens);
+    Result<CpuWorkspace> workspace = CpuWorkspace::create(padded, options.max_batch_tokens, scratch_bytes(padded, options));
     if (!workspace.ok()) return workspace.status();
     const KvArena arena{arena_.data(), arena_.bytes()};
     return std::unique_ptr<Model>(std::make_unique<CpuModel>(
@@ -74,6 +76,13 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  // Products of halves take floats as they are.
+  size_t scratch_bytes(const ModelSpec& spec, const LoadOptions& options) const {
+    if (options.precision == Precision::fp16) return 0;
+    const int widest = std::max({spec.hidden, spec.ffn, spec.heads * spec.head_dim});
+    return cpu::matmul_scratch_bytes(options.max_batch_tokens, widest, pool_.threads());
+  }
+
   cpu::ThreadPool pool_;
   cpu::Buffer arena_;
   cpu::Buffer swap_;

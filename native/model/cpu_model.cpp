@@ -36,8 +36,11 @@ Status CpuModel::step(const StepBatch& batch, StepResult& result) {
   ES_RETURN_IF_ERROR(slots_.check(batch, {spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size,
                                           kv_.block_bytes(), arena_.bytes}));
   slots_.resolve(batch, tokens_);
-  ES_RETURN_IF_ERROR(forward(batch));
-  ES_RETURN_IF_ERROR(sample_rows(batch, result.rows));
+  pool_.lend(workspace_.scratch);
+  Status status = forward(batch);
+  if (status.ok()) status = sample_rows(batch, result.rows);
+  pool_.lend({});
+  ES_RETURN_IF_ERROR(status);
   const auto elapsed = std::chrono::steady_clock::now() - start;
   result.device_micros = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
   return Status();

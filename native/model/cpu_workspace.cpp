@@ -33,7 +33,7 @@ class Layout {
 
 }  // namespace
 
-Result<CpuWorkspace> CpuWorkspace::create(const ModelSpec& spec, int max_batch_tokens) {
+Result<CpuWorkspace> CpuWorkspace::create(const ModelSpec& spec, int max_batch_tokens, size_t scratch_bytes) {
   const uint64_t t = uint64_t(max_batch_tokens), heads = uint64_t(spec.heads) * uint64_t(spec.head_dim);
   const uint64_t kv = uint64_t(spec.kv_heads) * uint64_t(spec.head_dim);
   CpuWorkspace w;
@@ -58,6 +58,9 @@ Result<CpuWorkspace> CpuWorkspace::create(const ModelSpec& spec, int max_batch_t
   layout.rewind(shared);
   const size_t gathered = layout.take(2 * uint64_t(w.logit_rows), uint64_t(spec.hidden));
   end = std::max(end, layout.used());
+  layout.rewind(end);
+  const size_t scratch = layout.take(1, (scratch_bytes + sizeof(float) - 1) / sizeof(float));
+  end = layout.used();
   if (!layout.fits()) return error(Code::invalid_argument, "max_batch_tokens ", max_batch_tokens, " is absurd");
   Result<cpu::Buffer> memory = cpu::Buffer::allocate(end);
   if (!memory.ok()) return memory.status();
@@ -74,6 +77,7 @@ Result<CpuWorkspace> CpuWorkspace::create(const ModelSpec& spec, int max_batch_t
   w.gate_up = at(gate_up);
   w.gated = at(gated);
   w.gathered = at(gathered);
+  w.scratch = {static_cast<std::byte*>(w.memory.data()) + scratch, scratch_bytes};
   return w;
 }
 

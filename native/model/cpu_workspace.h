@@ -1,6 +1,9 @@
 // Memory for the intermediate results of one step.
 #pragma once
 
+#include <cstddef>
+#include <span>
+
 #include "core/status.h"
 #include "cpu/buffer.h"
 #include "model/spec.h"
@@ -22,11 +25,12 @@ struct CpuWorkspace {
   float* gathered = nullptr;  // [2 * logit_rows, hidden]
   float* logits = nullptr;    // [logit_rows, vocab]
   int logit_rows = 0;         // rows that go through the head at a time
+  std::span<std::byte> scratch;  // what products need beside these (cpu/ops.h)
 
   cpu::Buffer memory;
 
   // out_of_memory when the system refuses, invalid_argument when the sizes overflow.
-  static Result<CpuWorkspace> create(const ModelSpec& spec, int max_batch_tokens);
+  static Result<CpuWorkspace> create(const ModelSpec& spec, int max_batch_tokens, size_t scratch_bytes);
 };
 
 }  // namespace edgeshift

@@ -87,6 +87,12 @@ void check_scratch() {
   ES_CHECK(first && pool.scratch(500).value() == first);
   ES_CHECK(pool.scratch(size_t(1) << 62).status().code() == Code::out_of_memory);
   ES_CHECK(pool.scratch(1000).value() == first);
+  // The caller's memory, as far as it goes.
+  std::byte own[2000];
+  pool.lend(own);
+  ES_CHECK(pool.scratch(2000).value() == own && pool.scratch(2001).value() != own);
+  pool.lend({});
+  ES_CHECK(pool.scratch(1000).value() != own);
 }
 
 }  // namespace

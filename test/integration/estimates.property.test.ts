@@ -78,7 +78,7 @@ async function sizesOf(
     await model.unload()
     const plan = {
       weights: estimateWeightBytes(card, rung, kind),
-      workspace: estimateWorkspaceBytes(spec, { maxBatchTokens, maxSlots }, kind),
+      workspace: estimateWorkspaceBytes(spec, { maxBatchTokens, maxSlots }, rung, kind),
       block: kvBlockBytes(spec, blockSize, kind, kvCacheDtype),
     }
     return { plan, taken }

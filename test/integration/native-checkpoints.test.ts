@@ -90,7 +90,9 @@ describe.skipIf(gpu === undefined || gpu.missing)('on a GPU (skipped where there
     const ordered = card.weights.some(({ tensors }) => tensors.groupIndex !== undefined)
     expect(weightBytes / estimate).toBeGreaterThan(ordered ? 0.4 : 0.9)
     expect(weightBytes).toBeLessThanOrEqual(estimate)
-    expect(workspaceBytes).toBeLessThanOrEqual(estimateWorkspaceBytes(card.spec, { maxBatchTokens, maxSlots }, 'cuda'))
+    expect(workspaceBytes).toBeLessThanOrEqual(
+      estimateWorkspaceBytes(card.spec, { maxBatchTokens, maxSlots }, precision, 'cuda'),
+    )
     expect(blockBytes).toBe(kvBlockBytes(card.spec, blockSize, 'cuda'))
   })
 })

@@ -77,6 +77,7 @@ function toldFacts(rung: RungName, { engine, variant }: Offer): RungFacts {
   return {
     ...unmeasured(rung),
     ...memory,
+    told: true,
     engine,
     maxModelLen,
     running,
@@ -108,6 +109,7 @@ const NOTHING_TOLD = {
   weightBytes: 0,
   neededBytes: 0,
   device: '',
+  told: false,
   engine: 0,
   loadable: false,
   queueable: false,

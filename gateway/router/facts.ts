@@ -23,6 +23,8 @@ export interface RungFacts {
   state: 'unloaded' | 'loading' | 'ready' | 'failed'
   weightBytes: number
   device: string
+  /** An engine says all this; false: none does now, and what stands here is a guess of what will come. */
+  told: boolean
   /** The engine that it is told of, by its place among those of the box. */
   engine: number
   /** The same rung as other engines have it, who serves it soonest in front. Theirs is empty. */

@@ -76,6 +76,9 @@ export class RungWatch {
     const now = this.#now()
     const policy = breakerPolicy(model)
     const see = (rung: RungFacts): RungFacts => {
+      // What was lost with an engine may be told only after a look at the box without it: that is no news of the place.
+      // No breaker is open there, so that whoever was lost waits for the engine to come back.
+      if (!rung.told) return rung
       const at = placeOf(rung)
       this.#known.set(keyOf(at), { device: rung.device, policy })
       return { ...rung, breaker: viewOf(this.#breakerOf(at), policy, now), elsewhere: [] }

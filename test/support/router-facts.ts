@@ -21,6 +21,7 @@ function rungFacts(id: string, precision: Precision, sketch: RungSketch, scale: 
     state: 'ready',
     weightBytes: BYTES[precision] * scale,
     device: 'cpu0',
+    told: true,
     engine: 0,
     elsewhere: [],
     loadable: false,

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest'
 import { parseConfig } from '../../engine/config/index.js'
 import { mergeStatus } from '../../gateway/engine-client/merge-status.js'
-import { toModelFacts } from '../../gateway/model-facts.js'
+import { type EngineSnapshot, toModelFacts } from '../../gateway/model-facts.js'
 import { decideRoute } from '../../gateway/router/decide.js'
 import type { ModelFacts, Route } from '../../gateway/router/facts.js'
 import { nextRoute } from '../../gateway/router/next-route.js'
@@ -33,8 +33,17 @@ class Box {
 
   get facts(): ModelFacts {
     const merged = mergeStatus([this.status('one'), this.status('two')], false)
+    return this.look({ state: 'up', offers: merged?.offers })
+  }
+
+  /** What one sees while both engines are down. */
+  get factsWithout(): ModelFacts {
+    return this.look({ state: 'starting', offers: undefined })
+  }
+
+  private look(snapshot: EngineSnapshot): ModelFacts {
     if (!CONFIG) throw new Error('the configuration has a model')
-    return this.watch.mark(toModelFacts(CONFIG, { state: 'up', offers: merged?.offers }, 0))
+    return this.watch.mark(toModelFacts(CONFIG, snapshot, 0))
   }
 
   /** A request that comes a second later; a probe is taken to be sent. */
@@ -107,6 +116,18 @@ describe('a rung that fails at one engine and works at another', () => {
     box.now += RECOVERED_MS
     box.told.one = { state: VariantState.UNLOADED, loadable: true }
     expect(at(box.send())).toEqual(['m:fp16', 1, false])
+  })
+
+  it('is blamed for a crash that is told after a look at the box without its engines', () => {
+    const box = new Box()
+    for (let crash = 0; crash < 3; crash++) {
+      const sent = box.send()
+      expect(box.factsWithout.variants[0]).toMatchObject({ state: 'loading', breaker: { state: 'closed' } })
+      box.watch.failed(sent, 'failure')
+    }
+    expect(box.breakers).toEqual(['m:fp16@one open'])
+    const lost = { request: routeRequest(), route: box.send(), failed: new Set<string>(), cause: 'failure' as const }
+    expect(nextRoute(box.factsWithout, lost).kind).toBe('wait')
   })
 
   it('is left when it fails at both', () => {

@@ -160,6 +160,27 @@ describe('failures', () => {
     expect(box.serve()).toBe('fp16 highest')
   })
 
+  it('count although somebody looks before they are told, while the engine is down', () => {
+    const box = new Box()
+    const away: RungSketch = { state: 'loading', device: '', told: false }
+    for (let crash = 0; crash < 3; crash++) {
+      box.now += 5 * SECOND
+      box.set('ready', 'ready', 'ready').set(away, away, away)
+      box.watch.failed(at('fp16'), 'failure')
+      // The engine comes back: nobody is told that the rung is out.
+      expect(box.facts.variants.map(({ breaker }) => breaker.state)).toEqual(['closed', 'closed', 'closed'])
+    }
+    expect(box.breakers).toEqual(['m:fp16@cpu0 open'])
+    expect(box.set('ready', 'ready', 'ready').serve()).toBe('int8 degraded_failure')
+  })
+
+  it('of loads count where the engine has several devices and names none before it has loaded', () => {
+    const box = new Box().set('ready', 'ready', 'ready')
+    box.set({ state: 'unloaded', loadable: true, device: '' }, 'ready', 'ready').fail('fp16')
+    expect(box.breakers).toEqual(['m:fp16@ open'])
+    expect(box.serve()).toBe('int8 degraded_failure')
+  })
+
   it('do not move a model whose policy forbids it', () => {
     const box = new Box({ degrade_on: ['oom'] }).set('ready', 'ready', 'ready').fail('fp16')
     expect(box.serve()).toBe('refuse')

@@ -191,3 +191,9 @@ export class Choice implements SequenceListener {
     this.#owner.onFinished(this, reason)
   }
 }
+
+/** No token is wanted and no figure of the prompt's: there is nothing for the engine to do. */
+export function answerEmpty(choice: Choice): void {
+  const finishReason = FinishReason.LENGTH
+  choice.onDelta({ sequenceId: 0, tokens: [], logprobs: [], promptLogprobs: [], finishReason })
+}

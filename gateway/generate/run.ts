@@ -11,7 +11,7 @@ import type {
 } from '../request.js'
 import type { Lost, Route } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
-import { Choice, type ChoiceOwner, type Echo } from './choice.js'
+import { answerEmpty, Choice, type ChoiceOwner, type Echo } from './choice.js'
 import { Flight, type Placement, type SequenceSession } from './flight.js'
 import { type Loss, Losses } from './losses.js'
 import { echoOf, encode } from './prompt.js'
@@ -291,6 +291,8 @@ export class Run implements GenerateHandle, ChoiceOwner {
       // Another choice may have gone on elsewhere since.
       this.record.route = route
       this.#env.observer.onLost(this.record, cause)
+      // While it waits for a place no engine works on it, so nobody has to wait for its trial.
+      if (this.#losses.size === this.#choices.size) this.#env.gate.retreat(this.#standing)
       if (this.#standing.refused) throw poisoned()
       const { usage } = this.record
       const failed = this.#losses.failedRungs
@@ -391,9 +393,4 @@ function pastDeadline(): GatewayError {
 
 function poisoned(): GatewayError {
   return new GatewayError('poison_request', 'the engine died again when it worked on this request alone')
-}
-
-/** No token is wanted and no figure of the prompt's: there is nothing for the engine to do. */
-function answerEmpty(choice: Choice): void {
-  choice.onDelta({ sequenceId: 0, tokens: [], logprobs: [], promptLogprobs: [], finishReason: 2 })
 }

@@ -140,7 +140,7 @@ export class TrialGate {
     this.#leave(standing)
   }
 
-  /** It was let in but not submitted, because the engine is gone. */
+  /** It was let in, but no engine has anything of it now: it is tried when it comes again. */
   retreat(standing: Standing): void {
     this.#leave(standing)
   }

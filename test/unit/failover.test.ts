@@ -303,6 +303,34 @@ describe('a stream whose rung fails', () => {
     expect(setup.session.submitted).toHaveLength(1)
   })
 
+  it('keeps nobody waiting for its trial while it waits for the rung', async () => {
+    const setup = withLadder()
+    await setup.start({ ...PROMPT, model: 'm:int4', degrade: 'forbid' })
+    const { session } = setup
+    setup.die()
+    setup.pipeline.gate.verdict(session, true)
+    await setup.restart()
+    setup.pipeline.generate({ ...requestOf(), ...PROMPT, model: 'm:int8' }, () => undefined)
+    await settle()
+    const submitted = () => setup.session.submitted.map(({ variant }) => variant)
+    // It is a suspect: those that are new wait until it has been tried.
+    expect(submitted()).toEqual(['m:int4'])
+    setup.model.variants = ladder(LADDER, { int4: 'loading' })
+    await failStep(setup, 1)
+    await settle()
+    expect(setup.waiting).toBe(1)
+    expect(submitted()).toEqual(['m:int4', 'm:int8'])
+    // It is still to be tried alone when the rung is there again.
+    setup.model.variants = ladder(LADDER)
+    setup.changed()
+    await settle()
+    await settle()
+    expect(submitted()).toEqual(['m:int4', 'm:int8', 'm:int4'])
+    setup.pipeline.generate({ ...requestOf(), ...PROMPT, model: 'm:int8' }, () => undefined)
+    await settle()
+    expect(setup.pipeline.gate.waiting).toBe(1)
+  })
+
   it('gets a clean error instead of another rung when it forbids to degrade', async () => {
     const setup = withLadder()
     await setup.start({ ...PROMPT, degrade: 'forbid' })

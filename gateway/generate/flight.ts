@@ -57,6 +57,11 @@ export class Flight {
     if (paused) session.setPaused(id, true)
   }
 
+  /** Where the choice is; undefined while it has no sequence. */
+  routeOf({ index }: Choice): Route | undefined {
+    return this.#sequences[index]?.route
+  }
+
   /** The choice's sequence has ended, or is lost; says where it was, undefined where it had none. */
   forget({ index }: Choice): Sequence | undefined {
     const sequence = this.#sequences[index]

@@ -1,8 +1,39 @@
 import type { Logger } from 'pino'
 import type { GatewayError } from '../errors.js'
 import type { Metrics, VariantMetrics } from '../metrics.js'
-import type { DegradeCause, GenerateInput } from '../request.js'
-import type { RunObserver, RunRecord } from './run.js'
+import type { DegradeCause, GenerateInput, GenerateRequest, Usage } from '../request.js'
+import type { Route } from '../router/facts.js'
+
+/** A run's figures, all in milliseconds of `now`; -1 = did not happen. */
+export interface RunRecord {
+  request: GenerateRequest
+  route: Route | undefined
+  arrivedAt: number
+  submittedAt: number
+  firstTokenAt: number
+  endedAt: number
+  queueUs: number
+  /** How often it was lost and went on. */
+  failovers: number
+  usage: Usage
+}
+
+/** Metrics and logs of runs. */
+export interface RunObserver {
+  onArrival(record: RunRecord): void
+  /** The prompt's length and the route are known and its choices go to the engine. */
+  onSubmit(record: RunRecord): void
+  /** `at`: where the choice is that it is of; another one may have gone elsewhere. */
+  onFirstToken(record: RunRecord, at: Route | undefined): void
+  /** `count` tokens of one choice came `gapMs` after the ones before; a negative gap: they are its first. */
+  onTokens(record: RunRecord, at: Route | undefined, count: number, gapMs: number): void
+  /** It was lost where `record.route` says; nothing is decided yet. */
+  onLost(record: RunRecord, cause: DegradeCause): void
+  /** It was lost and goes on at `record.route`, where the engine reads `replayedTokens` of its output again. */
+  onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void
+  /** Undefined: the answer is complete. */
+  onEnd(record: RunRecord, error: GatewayError | undefined): void
+}
 
 /** Milliseconds with three decimals, as log fields carry them. */
 function rounded(ms: number): number {
@@ -36,18 +67,18 @@ export class RunTelemetry implements RunObserver {
   onArrival(): void {}
 
   onSubmit(record: RunRecord): void {
-    const metrics = this.#variant(record)
+    const metrics = this.#variant(record.route)
     if (metrics) metrics.promptTokens += record.usage.promptTokens
   }
 
-  onFirstToken(record: RunRecord): void {
-    const metrics = this.#variant(record)
+  onFirstToken(record: RunRecord, at: Route | undefined): void {
+    const metrics = this.#variant(at)
     metrics?.timeToFirstToken.observe((record.firstTokenAt - record.arrivedAt) / 1000)
     metrics?.queueTime.observe(record.queueUs / 1e6)
   }
 
-  onTokens(record: RunRecord, count: number, gapMs: number): void {
-    const metrics = this.#variant(record)
+  onTokens(_: RunRecord, at: Route | undefined, count: number, gapMs: number): void {
+    const metrics = this.#variant(at)
     if (!metrics) return
     metrics.generationTokens += count
     if (gapMs >= 0) metrics.interToken.observe(gapMs / 1000 / count, count)
@@ -63,11 +94,11 @@ export class RunTelemetry implements RunObserver {
 
   onEnd(record: RunRecord, error: GatewayError | undefined): void {
     this.#metrics.countRequest(record.route?.model ?? '', error?.code ?? 'ok')
-    this.#variant(record)?.endToEnd.observe((record.endedAt - record.arrivedAt) / 1000)
+    this.#variant(record.route)?.endToEnd.observe((record.endedAt - record.arrivedAt) / 1000)
     this.#logEnd(record, error)
   }
 
-  #variant({ route }: RunRecord): VariantMetrics | undefined {
+  #variant(route: Route | undefined): VariantMetrics | undefined {
     return route && this.#metrics.variant(route.model, route.variant)
   }
 

@@ -5,7 +5,8 @@ import type { GenerateHandle, GenerateRequest, GenerateSink, Generator } from '.
 import type { Lost, Route, RouteResult } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import type { Placement, SequenceSession } from './flight.js'
-import { Run, type RunEnvironment, type RunObserver, type RunRecord } from './run.js'
+import type { RunObserver, RunRecord } from './observer.js'
+import { Run, type RunEnvironment } from './run.js'
 import { TrialGate } from './trial.js'
 
 /** Bounds of the pipeline. */
@@ -46,8 +47,8 @@ export class Pipeline implements Generator, RunEnvironment {
     this.observer = {
       onArrival: (record) => observer.onArrival(record),
       onSubmit: (record) => observer.onSubmit(record),
-      onFirstToken: (record) => observer.onFirstToken(record),
-      onTokens: (record, count, gapMs) => observer.onTokens(record, count, gapMs),
+      onFirstToken: (record, at) => observer.onFirstToken(record, at),
+      onTokens: (record, at, count, gapMs) => observer.onTokens(record, at, count, gapMs),
       onLost: (record, cause) => observer.onLost(record, cause),
       onFailover: (record, cause, replayed) => observer.onFailover(record, cause, replayed),
       onEnd: (record, error) => {

@@ -7,13 +7,13 @@ import type {
   GenerateRequest,
   GenerateSink,
   TokenLogprob,
-  Usage,
 } from '../request.js'
 import type { Lost, Route } from '../router/facts.js'
 import type { TextModel } from '../text/types.js'
 import { answerEmpty, Choice, type ChoiceOwner, type Echo } from './choice.js'
 import { Flight, type Placement, type SequenceSession } from './flight.js'
 import { type Loss, Losses } from './losses.js'
+import type { RunObserver, RunRecord } from './observer.js'
 import { echoOf, encode } from './prompt.js'
 import { answerBudget, checkTokenIds, drawSeed, newTraceparent } from './submission.js'
 import { CLEAR_TOKENS, Standing, type TrialGate } from './trial.js'
@@ -31,7 +31,7 @@ export interface RunEnvironment {
   ): Placement | Promise<Placement>
   /** Where a request goes on that was lost; waits longer than `placement`, since the request was accepted. */
   nextPlacement(lost: Lost, signal: () => AbortSignal): Placement | Promise<Placement>
-  /** A place was found, but nothing is sent there: where the route was a probe, another request may be it. */
+  /** A place was found, but nothing is sent there, or no end will be told of it: where the route was a probe, another request may be it. */
   unsent(route: Route): void
   /** Resolves when it is known whether the session's engine outlived what it just reported; `stopping`: when it is gone. */
   engineSettled(session: SequenceSession, stopping: boolean, signal: () => AbortSignal): Promise<void>
@@ -41,36 +41,6 @@ export interface RunEnvironment {
   maxPromptTokens: number
   observer: RunObserver
   gate: TrialGate
-}
-
-/** A run's figures, all in milliseconds of `now`; -1 = did not happen. */
-export interface RunRecord {
-  request: GenerateRequest
-  route: Route | undefined
-  arrivedAt: number
-  submittedAt: number
-  firstTokenAt: number
-  endedAt: number
-  queueUs: number
-  /** How often it was lost and went on. */
-  failovers: number
-  usage: Usage
-}
-
-/** Metrics and logs of runs. */
-export interface RunObserver {
-  onArrival(record: RunRecord): void
-  /** The prompt's length and the route are known and its choices go to the engine. */
-  onSubmit(record: RunRecord): void
-  onFirstToken(record: RunRecord): void
-  /** `count` tokens of one choice came `gapMs` after the ones before; a negative gap: they are its first. */
-  onTokens(record: RunRecord, count: number, gapMs: number): void
-  /** It was lost where `record.route` says; nothing is decided yet. */
-  onLost(record: RunRecord, cause: DegradeCause): void
-  /** It was lost and goes on at `record.route`, where the engine reads `replayedTokens` of its output again. */
-  onFailover(record: RunRecord, cause: DegradeCause, replayedTokens: number): void
-  /** Undefined: the answer is complete. */
-  onEnd(record: RunRecord, error: GatewayError | undefined): void
 }
 
 /**
@@ -141,12 +111,13 @@ export class Run implements GenerateHandle, ChoiceOwner {
   onTokens(choice: Choice, count: number): void {
     const now = this.#env.now()
     const { record } = this
+    const at = this.#flight?.routeOf(choice)
     record.usage.completionTokens += count
     if (record.firstTokenAt < 0) {
       record.firstTokenAt = now
-      this.#env.observer.onFirstToken(record)
+      this.#env.observer.onFirstToken(record, at)
     }
-    this.#env.observer.onTokens(record, count, choice.lastTokensAt < 0 ? -1 : now - choice.lastTokensAt)
+    this.#env.observer.onTokens(record, at, count, choice.lastTokensAt < 0 ? -1 : now - choice.lastTokensAt)
     choice.lastTokensAt = now
     if (!this.#standing.clear) this.#progressed()
   }
@@ -232,6 +203,14 @@ export class Run implements GenerateHandle, ChoiceOwner {
     this.#placed = undefined
   }
 
+  /** What happens to the request is told of the place where it was lost; another choice may have gone on elsewhere since. */
+  #tellOf(route: Route): void {
+    const { route: other } = this.record
+    // How the request ends will not be told of that one: where it is a probe, another request may be it.
+    if (other && other !== route) this.#env.unsent(other)
+    this.record.route = route
+  }
+
   /** From now on what happens to the request is told of the place. */
   #goTo(route: Route): void {
     this.record.route = route
@@ -288,8 +267,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       const cause = loss.cause === 'rung_failed' ? await this.#settleRung(loss) : loss.cause
       if (this.#ended) return
       const { route } = loss.at
-      // Another choice may have gone on elsewhere since.
-      this.record.route = route
+      this.#tellOf(route)
       this.#env.observer.onLost(this.record, cause)
       // While it waits for a place no engine works on it, so nobody has to wait for its trial.
       if (this.#losses.size === this.#choices.size) this.#env.gate.retreat(this.#standing)

@@ -1,4 +1,4 @@
-import type { RunObserver, RunRecord } from '../generate/run.js'
+import type { RunObserver, RunRecord } from '../generate/observer.js'
 import type { GatewayError } from '../errors.js'
 import type { DegradeCause } from '../request.js'
 import type { Route, RungPlace } from './facts.js'
@@ -39,21 +39,20 @@ export class RouteFeedback implements RunObserver {
     this.next.onSubmit(record)
   }
 
-  onFirstToken(record: RunRecord): void {
-    const { route, firstTokenAt, submittedAt, queueUs, usage } = record
-    if (route) {
+  onFirstToken(record: RunRecord, at: Route | undefined): void {
+    const { firstTokenAt, submittedAt, queueUs, usage } = record
+    if (at) {
       const ms = firstTokenAt - submittedAt - queueUs / 1000
-      this.watch.succeeded(route, route.probe)
-      this.meter.prefill(route.variant, usage.promptTokens - usage.cachedTokens, ms)
+      this.watch.succeeded(at, at.probe)
+      this.meter.prefill(at.variant, usage.promptTokens - usage.cachedTokens, ms)
     }
-    this.next.onFirstToken(record)
+    this.next.onFirstToken(record, at)
   }
 
-  onTokens(record: RunRecord, count: number, gapMs: number): void {
-    const { route } = record
-    if (route && gapMs > 0) this.meter.tokens(route.variant, count, gapMs)
-    if (route && !this.#life(route).proven.has(route.variant)) this.#prove(route)
-    this.next.onTokens(record, count, gapMs)
+  onTokens(record: RunRecord, at: Route | undefined, count: number, gapMs: number): void {
+    if (at && gapMs > 0) this.meter.tokens(at.variant, count, gapMs)
+    if (at && !this.#life(at).proven.has(at.variant)) this.#prove(at)
+    this.next.onTokens(record, at, count, gapMs)
   }
 
   onLost(record: RunRecord, cause: DegradeCause): void {

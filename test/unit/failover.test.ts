@@ -427,6 +427,35 @@ describe('a stream with choices on two engines', () => {
   })
 })
 
+describe('a stream with choices on two rungs', () => {
+  /** Both choices fail at fp16: the first goes to int8, then the second stays. */
+  async function split(): Promise<Setup> {
+    const setup = withLadder()
+    await setup.start({ ...PROMPT, n: 2 })
+    setup.model.variants = ladder(LADDER, { fp16: 'failed', int8: 'half_open' })
+    await failStep(setup, 1)
+    setup.model.variants = ladder(LADDER)
+    setup.session.delta(2, tinyTokens('x'), RUNNING, START)
+    await failStep(setup, 2)
+    expect(setup.session.submitted.slice(2).map(({ variant }) => variant)).toEqual(['m:int8', 'm:fp16'])
+    return setup
+  }
+
+  it('counts tokens where they come from', async () => {
+    const setup = await split()
+    setup.session.delta(3, tinyTokens('xyz'), RUNNING, START)
+    setup.session.delta(4, tinyTokens('x'), RUNNING, START)
+    const metrics = await setup.metrics.registry.metrics()
+    expect(metrics).toContain('edgeshift_generation_tokens_total{model="m",variant="m:int8"} 3')
+    expect(metrics).toContain('edgeshift_generation_tokens_total{model="m",variant="m:fp16"} 2')
+  })
+
+  it('gives up being a probe of which nobody would hear how it ended', async () => {
+    const setup = await split()
+    expect(setup.unsent).toMatchObject([{ variant: 'm:int8', probe: true }])
+  })
+})
+
 describe('the deadline of a stream whose engine dies', () => {
   it('holds for the whole request', async () => {
     const setup = new Setup({}, text)

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { pino } from 'pino'
 import { Registry } from 'prom-client'
 import { GatewayError } from '../../gateway/errors.js'
-import type { RunRecord } from '../../gateway/generate/run.js'
+import type { RunRecord } from '../../gateway/generate/observer.js'
 import { decideRoute } from '../../gateway/router/decide.js'
 import type { ModelFacts, Route } from '../../gateway/router/facts.js'
 import { RouteFeedback } from '../../gateway/router/feedback.js'
@@ -49,6 +49,11 @@ class Heard {
     return recordOf(result.route)
   }
 
+  /** A token came where the request was sent. */
+  gotToken(record: RunRecord): void {
+    this.feedback.onTokens(record, record.route, 1, 10)
+  }
+
   async metric(name: string): Promise<string[]> {
     return (await this.registry.metrics()).split('\n').filter((line) => line.startsWith(`edgeshift_${name}{`))
   }
@@ -71,7 +76,7 @@ describe('what requests saw', () => {
     const probe = heard.send()
     expect(probe.route).toMatchObject({ variant: 'm:fp16', code: 'probe', probe: true })
     expect(heard.send().route?.variant).toBe('m:int8')
-    heard.feedback.onFirstToken({ ...probe, firstTokenAt: 115 })
+    heard.feedback.onFirstToken({ ...probe, firstTokenAt: 115 }, probe.route)
     expect(heard.send().route?.code).toBe('recovering')
     expect(await heard.metric('moves_total')).toEqual([
       'edgeshift_moves_total{model="m",from="m:fp16",to="m:int8",cause="failure"} 1',
@@ -88,7 +93,7 @@ describe('what requests saw', () => {
     ['the engine dies of something else', ({ feedback }, probe) => feedback.onLost(probe, 'engine_failed')],
   ])('tries again with another request when the probe tells nothing: %s', (_, end) => {
     const heard = new Heard()
-    heard.feedback.onTokens(heard.send(), 1, 10)
+    heard.gotToken(heard.send())
     for (let i = 0; i < 3; i++) heard.feedback.onLost(heard.send(), 'rung_failed')
     void heard.facts
     heard.now += 60_000
@@ -101,7 +106,7 @@ describe('what requests saw', () => {
     // A replay's tokens count too, and it has had its first one before.
     for (let i = 0; i < 9; i++) {
       heard.feedback.onEngineEnd(0)
-      heard.feedback.onTokens(heard.send(), 1, 10)
+      heard.gotToken(heard.send())
       heard.feedback.onLost(heard.send(), 'engine_failed')
     }
     expect(heard.send().route?.variant).toBe('m:fp16')
@@ -122,7 +127,7 @@ describe('what requests saw', () => {
     }
     heard.elsewhere = true
     for (let i = 0; i < 3; i++) {
-      heard.feedback.onTokens(heard.send(), 1, 10)
+      heard.gotToken(heard.send())
       heard.feedback.onEngineEnd(1)
       heard.feedback.onLost(there(), 'engine_failed')
     }
@@ -142,6 +147,21 @@ describe('what requests saw', () => {
     expect(heard.send().route?.variant).toBe('m:fp16')
   })
 
+  it('credits tokens to the rung of their choice, wherever another one was lost', () => {
+    const heard = new Heard()
+    for (let i = 0; i < 3; i++) heard.feedback.onLost(heard.send(), 'rung_failed')
+    heard.now += 60_000
+    const probe = heard.send()
+    expect(probe.route).toMatchObject({ variant: 'm:fp16', probe: true })
+    const int8 = heard.send()
+    // One choice is the probe of fp16, but what the record says last is that of the other one.
+    const record = { ...int8, firstTokenAt: 115 }
+    heard.feedback.onFirstToken(record, probe.route)
+    heard.feedback.onTokens(record, probe.route, 2, 100)
+    const [best] = heard.facts.variants
+    expect(best).toMatchObject({ breaker: { state: 'closed' }, tokensPerSecond: 20, promptTokensPerSecond: 800 })
+  })
+
   it('counts deadlines that pass without a token in long enough a time, and no others', () => {
     const heard = new Heard()
     for (let i = 0; i < 9; i++) heard.feedback.onEnd(heard.send(), deadline)
@@ -155,8 +175,8 @@ describe('what requests saw', () => {
     const heard = new Heard()
     const record = heard.send()
     record.firstTokenAt = 115
-    heard.feedback.onFirstToken(record)
-    heard.feedback.onTokens(record, 2, 100)
+    heard.feedback.onFirstToken(record, record.route)
+    heard.feedback.onTokens(record, record.route, 2, 100)
     heard.feedback.onEnd(record, undefined)
     const [fp16] = heard.facts.variants
     expect(fp16).toMatchObject({ tokensPerSecond: 20, promptTokensPerSecond: 800, loadMs: 0, waitMs: 0 })

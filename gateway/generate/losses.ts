@@ -1,10 +1,14 @@
 import type { GatewayError } from '../errors.js'
 import type { DegradeCause } from '../request.js'
+import type { RungPlace } from '../router/facts.js'
+import { placeKey } from '../router/places.js'
 import type { Choice } from './choice.js'
 import type { Sequence } from './flight.js'
 
-/** Failures of a rung in a row, without the request getting on, after which the request leaves it. */
-const RUNG_FAILURES = 2
+/** Failures of a rung at one engine in a row, without the request getting on, after which the request leaves it there. */
+const PLACE_FAILURES = 2
+/** The same at all engines together, after which it leaves the rung: another one is to be tried before the request fails. */
+const RUNG_FAILURES = 3
 /** Failures of rungs in a row, without the request getting on, after which the request fails. */
 const ALL_FAILURES = 4
 
@@ -18,7 +22,7 @@ export interface Loss {
 /** What one request has lost and not submitted again, and what it lost before. */
 export class Losses {
   readonly #choices: Choice[] = []
-  readonly #failures = new Map<string, number>()
+  readonly #failures: RungPlace[] = []
   #tokens = 0
 
   /** Choices that wait to be submitted again. */
@@ -37,15 +41,25 @@ export class Losses {
   }
 
   /** Counts a failure of a rung at so many `tokens` of the answer. False when the request should give up. */
-  countRung(variant: string, tokens: number): boolean {
-    if (tokens > this.#tokens) this.#failures.clear()
+  countRung(at: RungPlace, tokens: number): boolean {
+    if (tokens > this.#tokens) this.#failures.length = 0
     this.#tokens = tokens
-    this.#failures.set(variant, (this.#failures.get(variant) ?? 0) + 1)
-    return [...this.#failures.values()].reduce((sum, count) => sum + count, 0) < ALL_FAILURES
+    this.#failures.push(at)
+    return this.#failures.length < ALL_FAILURES
   }
 
-  /** Rungs that the request should leave. */
-  get failedRungs(): ReadonlySet<string> {
-    return new Set([...this.#failures].flatMap(([variant, count]) => (count >= RUNG_FAILURES ? [variant] : [])))
+  /** What the request should leave, as `Lost.failed` has it. */
+  get failed(): ReadonlySet<string> {
+    const places = repeated(this.#failures.map(placeKey), PLACE_FAILURES)
+    const rungs = repeated(
+      this.#failures.map(({ variant }) => variant),
+      RUNG_FAILURES,
+    )
+    return new Set([...places, ...rungs])
   }
+}
+
+/** Those that are among the names so many times. */
+function repeated(names: readonly string[], times: number): string[] {
+  return names.filter((name) => names.filter((other) => other === name).length >= times)
 }

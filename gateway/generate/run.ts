@@ -273,7 +273,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       if (this.#losses.size === this.#choices.size) this.#env.gate.retreat(this.#standing)
       if (this.#standing.refused) throw poisoned()
       const { usage } = this.record
-      const failed = this.#losses.failedRungs
+      const { failed } = this.#losses
       const placement = await this.#place(() => {
         const request = { ...this.#request, promptTokens: usage.promptTokens, deadlineMs: this.#remainingMs() }
         return this.#env.nextPlacement({ request, route, failed, cause: 'failure' }, this.#signal)
@@ -295,7 +295,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       if (!stopping) this.#blame(session)
       return 'engine_failed'
     }
-    if (!this.#losses.countRung(route.variant, this.record.usage.completionTokens)) throw error
+    if (!this.#losses.countRung(route, this.record.usage.completionTokens)) throw error
     return 'rung_failed'
   }
 

@@ -164,7 +164,7 @@ export interface Lost {
   request: RouteRequest
   /** Where it was served. */
   route: Route
-  /** Rungs that failed it again and again without getting on. */
+  /** What failed it again and again without getting on: rungs by name, and by `placeKey` those that did at one engine. */
   failed: ReadonlySet<string>
   cause: MoveCause
 }

@@ -1,5 +1,5 @@
 /** Which engine serves a rung that several have: the breaker of each has the first word. Pure. */
-import type { RungFacts } from './facts.js'
+import type { RungFacts, RungPlace } from './facts.js'
 import { kindOf } from './standing.js'
 
 /**
@@ -11,6 +11,21 @@ export function bestPlace(places: readonly [RungFacts, ...RungFacts[]]): RungFac
   if (places.length === 1) return first
   const [best = first, ...elsewhere] = places.toSorted((a, b) => unwellness(a) - unwellness(b))
   return { ...best, elsewhere }
+}
+
+/** Names a rung at one engine. */
+export function placeKey({ variant, engine }: RungPlace): string {
+  return `${variant} ${engine}`
+}
+
+/** The rung without the engines where it failed a request, as `Lost.failed` has them; undefined where none is left. */
+export function withoutFailed(rung: RungFacts, failed: ReadonlySet<string>): RungFacts | undefined {
+  const { name: variant } = rung
+  if (failed.has(variant)) return undefined
+  const [best, ...elsewhere] = [rung, ...rung.elsewhere].filter(
+    ({ engine }) => !failed.has(placeKey({ variant, engine })),
+  )
+  return best && { ...best, elsewhere }
 }
 
 /** Where a request tries whether the rung works again, while another engine serves it; nowhere at the cost of a load. */

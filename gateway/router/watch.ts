@@ -10,7 +10,7 @@ import {
 } from './breaker.js'
 import type { BreakerView, ModelFacts, MoveCause, RungFacts, RungPlace } from './facts.js'
 import { type LadderMove, type LadderState, moveLadder, type Step, UNPLACED } from './ladder.js'
-import { bestPlace } from './places.js'
+import { bestPlace, placeKey } from './places.js'
 import { rankOf } from './precision.js'
 import { standingOf } from './standing.js'
 
@@ -80,7 +80,7 @@ export class RungWatch {
       // No breaker is open there, so that whoever was lost waits for the engine to come back.
       if (!rung.told) return rung
       const at = placeOf(rung)
-      this.#known.set(keyOf(at), { device: rung.device, policy })
+      this.#known.set(placeKey(at), { device: rung.device, policy })
       return { ...rung, breaker: viewOf(this.#breakerOf(at), policy, now), elsewhere: [] }
     }
     const variants = model.variants.map((rung) => bestPlace([see(rung), ...rung.elsewhere.map(see)]))
@@ -91,7 +91,7 @@ export class RungWatch {
 
   /** A rung failed a request, or a load. */
   failed(at: RungPlace, cause: MoveCause): void {
-    const known = this.#known.get(keyOf(at))
+    const known = this.#known.get(placeKey(at))
     if (!known) return
     const before = this.#breakerOf(at)
     const now = this.#now()
@@ -108,7 +108,7 @@ export class RungWatch {
     const after = afterSuccess(before, wasProbe)
     if (after === before) return
     this.#setBreaker(at, after)
-    const device = this.#known.get(keyOf(at))?.device ?? ''
+    const device = this.#known.get(placeKey(at))?.device ?? ''
     if (before.tripped) this.#listener.onBreaker(at.variant, device, 'closed', before.cause)
   }
 
@@ -149,16 +149,12 @@ export class RungWatch {
 
   /** By the device, which an engine of several may change. */
   #nameOf(at: RungPlace): string {
-    return `${at.variant}@${this.#known.get(keyOf(at))?.device ?? ''}`
+    return `${at.variant}@${this.#known.get(placeKey(at))?.device ?? ''}`
   }
 }
 
 function placeOf({ name: variant, engine }: RungFacts): RungPlace {
   return { variant, engine }
-}
-
-function keyOf({ variant, engine }: RungPlace): string {
-  return `${variant} ${engine}`
 }
 
 function breakerPolicy({ policy }: ModelFacts): BreakerPolicy {

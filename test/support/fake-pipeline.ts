@@ -78,6 +78,8 @@ export class Setup {
   confirmed: Promise<void> = Promise.resolve()
   /** Routes that were given and not used. */
   readonly unsent: Route[] = []
+  /** Whose session was asked for when a place was found, in order. */
+  readonly engines: number[] = []
   private checks: (() => void)[] = []
 
   constructor(limits: Partial<PipelineLimits> = {}, text: TextModel = fakeText()) {
@@ -90,7 +92,10 @@ export class Setup {
     }
     const sessionAt = () => (this.session.open || this.session.dying ? this.session : undefined)
     const engine: EngineAccess = {
-      sessionAt,
+      sessionAt: (place) => {
+        this.engines.push(place)
+        return sessionAt()
+      },
       get up() {
         return sessionAt() !== undefined
       },

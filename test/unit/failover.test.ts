@@ -356,6 +356,17 @@ describe('a stream whose rung fails', () => {
     expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(rungs)
   })
 
+  it('is tried at another engine before the next rung, which is tried, too', async () => {
+    const setup = withLadder()
+    for (const rung of setup.model.variants) rung.elsewhere = [{ ...rung, engine: 1 }]
+    await setup.start({ ...PROMPT, maxTokens: 8 })
+    for (let id = 1; id <= 3; id++) await failStep(setup, id)
+    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(['m:fp16', 'm:fp16', 'm:fp16', 'm:int8'])
+    expect(setup.engines).toEqual([0, 0, 1, 0])
+    await failStep(setup, 4)
+    expect(setup.error).toMatchObject({ code: 'engine_failed' })
+  })
+
   it('gives up when one rung after the other fails', async () => {
     const setup = withLadder()
     await setup.start(PROMPT)

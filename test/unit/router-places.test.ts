@@ -6,7 +6,7 @@ import { type EngineSnapshot, toModelFacts } from '../../gateway/model-facts.js'
 import { decideRoute } from '../../gateway/router/decide.js'
 import type { ModelFacts, Route } from '../../gateway/router/facts.js'
 import { nextRoute } from '../../gateway/router/next-route.js'
-import { bestPlace } from '../../gateway/router/places.js'
+import { bestPlace, placeKey } from '../../gateway/router/places.js'
 import { RungWatch } from '../../gateway/router/watch.js'
 import { DeviceStatus, EngineStatus, VariantState, VariantStatus } from '../../proto/gen/edgeshift/v1/engine.js'
 import { modelFacts, routeRequest, type RungSketch } from '../support/router-facts.js'
@@ -128,6 +128,43 @@ describe('a rung that fails at one engine and works at another', () => {
     expect(box.breakers).toEqual(['m:fp16@one open'])
     const lost = { request: routeRequest(), route: box.send(), failed: new Set<string>(), cause: 'failure' as const }
     expect(nextRoute(box.factsWithout, lost).kind).toBe('wait')
+  })
+
+  it.each<[string, [string, number][], string, number]>([
+    ['stays where it has not failed', [['m:fp16', 0]], 'm:fp16', 1],
+    ['stays where it failed elsewhere', [['m:fp16', 1]], 'm:fp16', 0],
+    [
+      'leaves a rung that failed at both',
+      [
+        ['m:fp16', 0],
+        ['m:fp16', 1],
+      ],
+      'm:int4',
+      0,
+    ],
+    [
+      'goes where the next rung has not failed',
+      [
+        ['m:fp16', 0],
+        ['m:fp16', 1],
+        ['m:int4', 0],
+      ],
+      'm:int4',
+      1,
+    ],
+  ])('lets a lost request go on: %s', (_, places, variant, engine) => {
+    const box = new Box()
+    const failed = new Set(places.map(([rung, where]) => placeKey({ variant: rung, engine: where })))
+    const lost = { request: routeRequest(), route: box.send(), failed, cause: 'failure' as const }
+    expect(nextRoute(box.facts, lost)).toMatchObject({ kind: 'serve', route: { variant, engine } })
+  })
+
+  it('does not move a request that forbids it while another engine is left', () => {
+    const box = new Box()
+    const failed = new Set([placeKey({ variant: 'm:fp16', engine: 0 })])
+    const request = routeRequest({ degrade: 'forbid' })
+    const lost = { request, route: box.send(), failed, cause: 'failure' as const }
+    expect(nextRoute(box.facts, lost)).toMatchObject({ kind: 'serve', route: { variant: 'm:fp16', engine: 1 } })
   })
 
   it('is left when it fails at both', () => {

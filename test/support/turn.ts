@@ -9,3 +9,6 @@ export class Turn {
     })
   }
 }
+
+/** Two turns of the event loop: what was due in this one, and what that made due, has run. */
+export const settle = (): Promise<void> => new Promise((resolve) => setImmediate(() => setImmediate(resolve)))

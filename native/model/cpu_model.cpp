@@ -10,6 +10,22 @@
 
 namespace edgeshift {
 
+namespace {
+
+// The pool has the memory until the end of the scope, however that is left.
+class Loan {
+ public:
+  Loan(cpu::ThreadPool& pool, std::span<std::byte> memory) : pool_(pool) { pool_.lend(memory); }
+  ~Loan() { pool_.lend({}); }
+  Loan(const Loan&) = delete;
+  Loan& operator=(const Loan&) = delete;
+
+ private:
+  cpu::ThreadPool& pool_;
+};
+
+}  // namespace
+
 CpuModel::CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const LoadOptions& options,
                    CpuWeights weights, CpuWorkspace workspace)
     : pool_(pool),
@@ -36,11 +52,9 @@ Status CpuModel::step(const StepBatch& batch, StepResult& result) {
   ES_RETURN_IF_ERROR(slots_.check(batch, {spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size,
                                           kv_.block_bytes(), arena_.bytes}));
   slots_.resolve(batch, tokens_);
-  pool_.lend(workspace_.scratch);
-  Status status = forward(batch);
-  if (status.ok()) status = sample_rows(batch, result.rows);
-  pool_.lend({});
-  ES_RETURN_IF_ERROR(status);
+  const Loan scratch(pool_, workspace_.scratch);
+  ES_RETURN_IF_ERROR(forward(batch));
+  ES_RETURN_IF_ERROR(sample_rows(batch, result.rows));
   const auto elapsed = std::chrono::steady_clock::now() - start;
   result.device_micros = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
   return Status();

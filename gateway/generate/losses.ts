@@ -5,12 +5,13 @@ import { placeKey } from '../router/places.js'
 import type { Choice } from './choice.js'
 import type { Sequence } from './flight.js'
 
-/** Failures of a rung at one engine in a row, without the request getting on, after which the request leaves it there. */
-const PLACE_FAILURES = 2
-/** The same at all engines together, after which it leaves the rung: another one is to be tried before the request fails. */
+/**
+ * Failures in a row, without the request getting on, after which it leaves the rung at the engine where the first of them
+ * was: that one may have been chance. It leaves every other place at once, so that each is tried.
+ */
+const FIRST_PLACE_FAILURES = 2
+/** Failures of a rung at all engines together after which the request leaves it: another one is to be tried, too. */
 const RUNG_FAILURES = 3
-/** Failures of rungs in a row, without the request getting on, after which the request fails. */
-const ALL_FAILURES = 4
 
 /** How a sequence was lost, and where. */
 export interface Loss {
@@ -40,22 +41,24 @@ export class Losses {
     return this.#choices.splice(0)
   }
 
-  /** Counts a failure of a rung at so many `tokens` of the answer. False when the request should give up. */
-  countRung(at: RungPlace, tokens: number): boolean {
+  /** Counts a failure of a rung at so many `tokens` of the answer. */
+  countRung(at: RungPlace, tokens: number): void {
     if (tokens > this.#tokens) this.#failures.length = 0
     this.#tokens = tokens
     this.#failures.push(at)
-    return this.#failures.length < ALL_FAILURES
   }
 
   /** What the request should leave, as `Lost.failed` has it. */
   get failed(): ReadonlySet<string> {
-    const places = repeated(this.#failures.map(placeKey), PLACE_FAILURES)
-    const rungs = repeated(
-      this.#failures.map(({ variant }) => variant),
-      RUNG_FAILURES,
-    )
-    return new Set([...places, ...rungs])
+    const places = this.#failures.map(placeKey)
+    return new Set([
+      ...places.filter((place) => place !== places[0]),
+      ...repeated(places, FIRST_PLACE_FAILURES),
+      ...repeated(
+        this.#failures.map(({ variant }) => variant),
+        RUNG_FAILURES,
+      ),
+    ])
   }
 }
 

@@ -295,7 +295,7 @@ export class Run implements GenerateHandle, ChoiceOwner {
       if (!stopping) this.#blame(session)
       return 'engine_failed'
     }
-    if (!this.#losses.countRung(route, this.record.usage.completionTokens)) throw error
+    this.#losses.countRung(route, this.record.usage.completionTokens)
     return 'rung_failed'
   }
 

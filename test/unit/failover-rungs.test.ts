@@ -169,19 +169,32 @@ describe('a stream whose rung fails', () => {
     const setup = withLadder()
     for (const rung of setup.model.variants) rung.elsewhere = [{ ...rung, engine: 1 }]
     await setup.start({ ...PROMPT, maxTokens: 8 })
-    for (let id = 1; id <= 3; id++) await failStep(setup, id)
-    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(['m:fp16', 'm:fp16', 'm:fp16', 'm:int8'])
-    expect(setup.engines).toEqual([0, 0, 1, 0])
-    await failStep(setup, 4)
+    for (let id = 1; id <= 7; id++) await failStep(setup, id)
+    const rungs = ['m:fp16', 'm:fp16', 'm:fp16', 'm:int8', 'm:int8', 'm:int4', 'm:int4']
+    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(rungs)
+    expect(setup.engines).toEqual([0, 0, 1, 0, 1, 0, 1])
     expect(setup.error).toMatchObject({ code: 'engine_failed' })
   })
 
-  it('gives up when one rung after the other fails', async () => {
+  it('gives up only when each rung has failed', async () => {
     const setup = withLadder()
     await setup.start(PROMPT)
     for (let id = 1; id <= 4; id++) await failStep(setup, id)
-    expect(setup.session.submitted).toHaveLength(4)
+    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(['m:fp16', 'm:fp16', 'm:int8', 'm:int4'])
     expect(setup.error).toMatchObject({ code: 'engine_failed' })
+  })
+
+  it('leaves rungs that refuse it, which it cannot be blamed for, for the one that does not', async () => {
+    const setup = withLadder()
+    await setup.start(PROMPT)
+    const error = { code: 'engine_unavailable', message: 'm:fp16 is not loaded', retryAfterMs: 0 }
+    for (let id = 1; id <= 3; id++) {
+      setup.session.delta(id, [], FinishReason.REJECTED, { error })
+      await settle()
+    }
+    expect(setup.session.submitted.map(({ variant }) => variant)).toEqual(['m:fp16', 'm:fp16', 'm:int8', 'm:int4'])
+    setup.session.delta(4, tinyTokens('xyz'), FinishReason.LENGTH, START)
+    expect(textOf(setup.events)).toBe('xyz')
   })
 
   it('moves when the rung does not come back with the engine, and only then', async () => {

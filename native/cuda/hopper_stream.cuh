@@ -9,7 +9,8 @@
 //
 // A group of tiles goes to as many clusters as fill the device, each with a part of k; where there are more groups than clusters at a
 // time all stages of all tiles stand in one line and each cluster takes an equal share, as in tiled_kernel.cuh. The parts of a tile
-// are summed in the order of k by the last block to arrive.
+// are summed in the order of k by the last block to arrive, or by the norm behind the product (stream_matmul_parts): that takes one
+// block 8 to 10 us, and every block of the norm 1.
 #pragma once
 
 #include <bit>
@@ -250,6 +251,20 @@ class Parts {
   int rank_;
 };
 
+// A warp's part of its strip's outputs as OutputParts has them; eight rows of a token are 32 bytes.
+template <class Shape>
+__device__ inline void leave_part(const TiledParams& p, int part, int strip, const float (&acc)[Shape::warp_columns][4]) {
+  const int lane = threadIdx.x % 32, n = strip * kStripRows + lane / 4, first = lane % 4 * 2;
+  float* out = p.partials + size_t(part) * p.t * p.n;
+#pragma unroll
+  for (int c = 0; c < Shape::warp_columns; ++c)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = c * 8 + first + i % 2, row = n + i / 2 * 8;
+      if (token < p.t && row < p.n) __stcg(out + token * p.n + row, acc[c][i]);
+    }
+}
+
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor) stream_kernel(const __grid_constant__ StreamParams s) {
   extern __shared__ __align__(1024) unsigned char stream_shared[];
@@ -338,6 +353,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     if (segment_end == end && threadIdx.x == 0) prefetch_share(p.next);
     stage = segment_end;
     const int strip = tile * Shape::strips + warp;
+    if (!whole && s.leave_parts) {
+      leave_part<Shape>(p, cluster % s.splits, strip, acc[0]);
+      break;
+    }
     if (!whole) {
       parts.write(cluster, first_segment ? 0 : 1, acc[0]);
       barrier();
@@ -364,7 +383,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 }
 
 template <class Shape>
-Status launch_stream(StreamParams params, const Launch& on) {
+Status launch_stream(StreamParams& params, const Launch& on) {
   TiledParams& p = params.product;
   p.chunk_shift = std::bit_width(unsigned(p.layout.chunk / kTileInputs)) - 1;
   p.flush_shift = std::bit_width(unsigned(p.layout.flush)) - 1;
@@ -381,11 +400,12 @@ Status launch_stream(StreamParams params, const Launch& on) {
     params.splits = std::clamp(clusters / groups, 1, std::max(1, p.k_stages / Shape::least_share));
     clusters = groups * params.splits;
   }
+  params.leave_parts = params.leave_parts && params.splits > 1;
   return launch_in_clusters(on, Shape::cluster, stream_kernel<Shape>, dim3(unsigned(clusters * Shape::cluster)), Shape::threads, Shape::shared, params);
 }
 
 template <Precision kPrecision, bool kSmall, int kTiles>
-Status launch_stream_tokens(const StreamParams& params, const Launch& on) {
+Status launch_stream_tokens(StreamParams& params, const Launch& on) {
   if (params.product.t <= 16) return launch_stream<StreamShape<kPrecision, kSmall, 16, kTiles>>(params, on);
   if (params.product.t <= 32) return launch_stream<StreamShape<kPrecision, kSmall, 32, kTiles>>(params, on);
   return launch_stream<StreamShape<kPrecision, kSmall, 64, kTiles>>(params, on);
@@ -393,7 +413,7 @@ Status launch_stream_tokens(const StreamParams& params, const Launch& on) {
 
 // Two tiles in a stage, where chunks and inputs have whole ones: half the instructions beside dequantization and products.
 template <Precision kPrecision, bool kSmall>
-Status launch_stream_tiles(const StreamParams& params, const Launch& on) {
+Status launch_stream_tiles(StreamParams& params, const Launch& on) {
   const TiledParams& p = params.product;
   if (p.k % (2 * kTileInputs) == 0 && p.layout.chunk % (2 * kTileInputs) == 0) return launch_stream_tokens<kPrecision, kSmall, 2>(params, on);
   return launch_stream_tokens<kPrecision, kSmall, 1>(params, on);

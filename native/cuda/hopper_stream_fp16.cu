@@ -2,7 +2,7 @@
 
 namespace edgeshift::cuda {
 
-Status stream_fp16(const StreamParams& params, const Launch& on) {
+Status stream_fp16(StreamParams& params, const Launch& on) {
   return launch_stream_tokens<Precision::fp16, false, 1>(params, on);
 }
 

@@ -41,20 +41,40 @@ bool stream_fits(const PackedMatrix& weight, int t, const DeviceTraits& device) 
   return device.hopper && t >= kLeastStreamTokens && t <= kMostStreamTokens && weight.k % kTileInputs == 0;
 }
 
-Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
+namespace {
+
+Status launch_stream(const FusedMatmulArgs& args, void* workspace, StreamParams& params, const Launch& on) {
 #ifdef EDGESHIFT_HOPPER
   const PackedMatrix& w = *args.weight;
   if (args.t < 1 || args.norm || args.x_tile_bytes == 0) return {Code::invalid_argument, "cuda stream_matmul: inputs in tiles, no norm"};
   if (w.permutation) return {Code::invalid_argument, "cuda stream_matmul: inputs in act-order are gathered by the caller"};
   if (!on.device.hopper || args.t > kMostStreamTokens || w.k % kTileInputs != 0)
     return {Code::unsupported, "cuda stream_matmul: this device, so many tokens or this number of inputs"};
-  StreamParams params{tiled_params(args, workspace), args.x_tile_bytes, args.out_tile_bytes};
+  params.product = tiled_params(args, workspace);
+  params.x_tile_bytes = args.x_tile_bytes;
+  params.out_tile_bytes = args.out_tile_bytes;
   if (w.precision == Precision::int4) return stream_int4(params, on);
   if (w.precision == Precision::int8) return stream_int8(params, on);
   return stream_fp16(params, on);
 #else
   return {Code::unsupported, "cuda stream_matmul: not in this build"};
 #endif
+}
+
+}  // namespace
+
+Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {
+  StreamParams params{};
+  return launch_stream(args, workspace, params, on);
+}
+
+Status stream_matmul_parts(const FusedMatmulArgs& args, void* workspace, OutputParts& parts, const Launch& on) {
+  if (args.epilogue != Epilogue::add || args.bias) return {Code::invalid_argument, "cuda stream_matmul_parts: Epilogue::add, no bias"};
+  StreamParams params{};
+  params.leave_parts = true;
+  ES_RETURN_IF_ERROR(launch_stream(args, workspace, params, on));
+  parts = params.leave_parts ? OutputParts{params.product.partials, params.splits} : OutputParts();
+  return {};
 }
 
 Status tiled_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on) {

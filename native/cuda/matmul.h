@@ -20,6 +20,12 @@ enum class Epilogue {
   logits,  // out float [t, n] = y + bias: also what a norm takes that may exceed f16
 };
 
+// Parts of a product that together with the residual stream [t, n] are its sum: float [count, t, n], in the order of k.
+struct OutputParts {
+  const float* data = nullptr;
+  int count = 0;
+};
+
 // y = x * W^T. x is f16 [t, k]; or, when `norm` is set (gemv only), the fp32 residual [t, k], normalised on the way in:
 // x / sqrt(mean(x^2) + eps) * norm. The inputs stand in the weight's order: of an act-order weight the caller gathers them
 // and clears `permutation` (Pass::product in transformer.cu); with it set the kernels return invalid_argument.
@@ -66,6 +72,11 @@ bool stream_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);
 
 // Up to 64 tokens with `x` in tiles; `norm` must be null.
 Status stream_matmul(const FusedMatmulArgs& args, void* workspace, const Launch& on);
+
+// The same for Epilogue::add without a bias, where a norm follows: several blocks share most outputs, each with a part of k, and
+// the norm adds their parts up (cuda/rms_norm.h) faster than the last of those blocks would. `parts` lie in the workspace until
+// its next use; none where it was as fast to add them at once. The sums are the same to the bit either way.
+Status stream_matmul_parts(const FusedMatmulArgs& args, void* workspace, OutputParts& parts, const Launch& on);
 
 // Whether wide_matmul takes a product of t tokens on this device: from there on it is the faster one.
 bool wide_fits(const PackedMatrix& weight, int t, const DeviceTraits& device);

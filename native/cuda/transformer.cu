@@ -1,6 +1,7 @@
 #include "cuda/transformer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cuda/attention.h"
 #include "cuda/device.cuh"
@@ -130,10 +131,12 @@ class Pass {
     return use_gemv(*args.weight, args.t) ? gemv(args, on) : tiled_matmul(args, w.matmul.as<void>(), on);
   }
 
-  // Adds a product to the residual stream, normalised first where the model says so.
-  Status product_to_residual(FusedMatmulArgs args, const float* post_norm) {
+  // Adds a product to the residual stream, normalised first where the model says so. With `norm_follows` its parts may be left to
+  // the next normed_product of that stream.
+  Status product_to_residual(FusedMatmulArgs args, const float* post_norm, bool norm_follows) {
     args.out = post_norm ? w.delta.as<void>() : w.residual.as<void>();
     args.epilogue = post_norm ? Epilogue::logits : Epilogue::add;
+    if (norm_follows && !post_norm && !args.bias && args.x_tile_bytes > 0) return stream_matmul_parts(args, w.matmul.as<void>(), parts, on);
     ES_RETURN_IF_ERROR(product(args));
     if (!post_norm) return {};
     return launch(on, add_normed, dim3(args.t), 256, 0, static_cast<const float*>(w.delta.as<float>()), post_norm, spec.hidden, spec.norm_eps,
@@ -150,7 +153,7 @@ class Pass {
     }
     RmsNormArgs<f16> rms{residual, nullptr, norm, w.normed.as<f16>(), args.t, spec.hidden, spec.norm_eps};
     args.x_tile_bytes = tiles_for(*args.weight, args.t);
-    ES_RETURN_IF_ERROR(rms_norm(rms, args.x_tile_bytes, on));
+    ES_RETURN_IF_ERROR(rms_norm(rms, std::exchange(parts, {}), args.x_tile_bytes, on));
     args.x = w.normed.as<f16>();
     return product(args);
   }
@@ -219,7 +222,7 @@ class Pass {
     args.bias = layer(i).o_bias;
     args.next = first_bytes(layer(i).gate_up, f.lookahead);
     args.t = t();
-    return product_to_residual(args, layer(i).post_attention_norm);
+    return product_to_residual(args, layer(i).post_attention_norm, true);
   }
 
   Status feed_forward(int i) {
@@ -240,7 +243,8 @@ class Pass {
     down.bias = layer(i).down_bias;
     down.next = first_bytes(i + 1 < spec.layers ? layer(i + 1).qkv : f.weights->head, f.lookahead);
     down.t = t();
-    return product_to_residual(down, layer(i).post_ffn_norm);
+    // Behind the last layer rows may be gathered first.
+    return product_to_residual(down, layer(i).post_ffn_norm, i + 1 < spec.layers);
   }
 
   // Logits of `rows` rows of a residual.
@@ -258,6 +262,7 @@ class Pass {
   Workspace& w;
   const ModelSpec& spec;
   const Launch& on;
+  OutputParts parts;  // of the last product, which the residual stream lacks
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "cuda/input_tiles.h"
 #include "cuda/matmul.h"
+#include "cuda/rms_norm.h"
 #include "cuda/widen.h"
 #include "device_test.h"
 
@@ -93,8 +94,12 @@ void run_wide(cuda::FusedMatmulArgs args, const std::vector<f16>& halves, Device
 
 std::vector<std::string> chosen;
 
+bool is_chosen(Kernel kernel) {
+  return chosen.empty() || std::find(chosen.begin(), chosen.end(), kNames[int(kernel)]) != chosen.end();
+}
+
 void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
-  if (!chosen.empty() && std::find(chosen.begin(), chosen.end(), kNames[int(kernel)]) == chosen.end()) return;
+  if (!is_chosen(kernel)) return;
   DeviceRandom random(c.n * 31 + c.k * 7 + c.t);
   auto order = c.epilogue == Epilogue::gate ? cuda::RowOrder::gate_up : cuda::RowOrder::plain;
   TestMatrix m = random_matrix(random, c.precision, c.n, c.k, c.group, order);
@@ -170,6 +175,36 @@ void run(const Case& c, Kernel kernel, const cuda::Buffer& workspace, const cuda
   checks.below(relative_error(got, expected), kTolerance, name_of(c, kernel));
 }
 
+// A product whose parts the norm adds to the residual stream is, to the bit, the one that adds them itself.
+void check_parts(Precision precision, int n, int k, int t, bool shared, const cuda::Buffer& workspace, const cuda::Launch& on, Checks& checks) {
+  const std::string name = name_of({precision, n, k, 128, t, Epilogue::add, true}, Kernel::stream) + " parts";
+  DeviceRandom random(n + k + t);
+  TestMatrix m = random_matrix(random, precision, n, k, precision == Precision::fp16 ? 0 : 128, cuda::RowOrder::plain);
+  const std::vector<float> residual = random.floats(size_t(t) * n), weight = random.floats(n);
+  cuda::Buffer x = upload(random.halves(size_t(t) * k)), norm = upload(weight), tiles;
+  require(tiles.allocate(cuda::tiled_input_bytes(t, k)), "tiles");
+  require(cuda::tile_inputs(x.as<f16>(), nullptr, t, k, k / cuda::kTileInputs, tiles.as<void>(), on), "tile_inputs");
+  auto run = [&](bool leave) {
+    cuda::Buffer stream = upload(residual), out = upload(std::vector<f16>(residual.size(), f16{0xffff}));
+    cuda::FusedMatmulArgs args;
+    args.weight = &m.packed;
+    args.x = tiles.as<void>();
+    args.x_tile_bytes = cuda::input_tile_bytes(t);
+    args.out = stream.as<void>();
+    args.epilogue = Epilogue::add;
+    args.t = t;
+    cuda::OutputParts parts;
+    require(leave ? cuda::stream_matmul_parts(args, workspace.as<void>(), parts, on) : cuda::stream_matmul(args, workspace.as<void>(), on), name.c_str());
+    checks.below(leave && (parts.count > 1) != shared, 1, name + (shared ? " are left" : " are none"));
+    RmsNormArgs<f16> rms{stream.as<float>(), nullptr, norm.as<float>(), out.as<f16>(), t, n, 1e-5f};
+    require(cuda::rms_norm(rms, parts, 0, on), "rms_norm");
+    std::vector<float> sums = download<float>(stream, residual.size());
+    for (f16 v : download<f16>(out, residual.size())) sums.push_back(half_value(v));
+    return sums;
+  };
+  checks.below(run(true) != run(false), 1, name);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -216,6 +251,10 @@ int main(int argc, char** argv) {
     for (const Weight& w : {Weight{Precision::int4, 32}, Weight{Precision::int4, 128}, Weight{Precision::int8, 128}, Weight{Precision::fp16, 0}})
       for (auto [n, t, epilogue] : {std::tuple{26000, 33, Epilogue::logits}, {38400, 16, Epilogue::gate}, {25700, 24, Epilogue::store}, {29000, 64, Epilogue::add}})
         run({w.precision, n, 384, w.group, t, epilogue, false}, Kernel::stream, workspace, on, checks);
+  if (on.device.hopper && is_chosen(Kernel::stream))
+    for (Precision precision : {Precision::int4, Precision::int8, Precision::fp16})
+      for (auto [n, k, t, shared] : {std::tuple{4096, 4096, 64, true}, {4096, 11008, 16, true}, {2052, 1536, 33, true}, {100, 768, 5, true}, {64, 128, 8, false}, {29000, 384, 64, false}})
+        check_parts(precision, n, k, t, shared, workspace, on, checks);
   // What cards with 99 KB of shared memory per block run.
   cuda::Launch small = on;
   small.device.shared_bytes = 99 * 1024;

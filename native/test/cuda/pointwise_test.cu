@@ -33,7 +33,7 @@ void check_rms_norm(int t, int hidden, bool with_delta, const cuda::Launch& on, 
   }
   cuda::Buffer dr = upload(residual), dd = upload(delta), dw = upload(weight), out = upload(std::vector<f16>(residual.size(), f16{0xffff}));
   RmsNormArgs<f16> args{dr.as<float>(), with_delta ? dd.as<f16>() : nullptr, dw.as<float>(), out.as<f16>(), t, hidden, 1e-5f};
-  require(cuda::rms_norm(args, 0, on), "rms_norm");
+  require(cuda::rms_norm(args, {}, 0, on), "rms_norm");
   const std::vector<f16> rows = download<f16>(out, residual.size());
   // The same row by row into tiles of inputs; the sum with delta is already in the residual stream.
   const size_t tile_bytes = cuda::input_tile_bytes(t);
@@ -41,7 +41,7 @@ void check_rms_norm(int t, int hidden, bool with_delta, const cuda::Launch& on, 
   require(tiles.allocate(cuda::tiled_input_bytes(t, hidden)), "tiles");
   args.delta = nullptr;
   args.out = tiles.as<f16>();
-  require(cuda::rms_norm(args, tile_bytes, on), "rms_norm");
+  require(cuda::rms_norm(args, {}, tile_bytes, on), "rms_norm");
   const std::vector<f16> tiled = download<f16>(tiles, tiles.bytes() / 2);
   int different = 0;
   for (int row = 0; row < t; ++row)

@@ -45,8 +45,11 @@ struct Merge {
 template <int D, KvDtype T>
 inline constexpr int kTurnTiles = TileShape<D, T>::coded && D <= 64 ? 2 : 1;
 
-// Which kernel: for whole sequences, or for splits of them.
-enum class Share { whole, split };
+// Which kernel: for whole sequences, or for splits of them, whose results meet in device memory or, where the splits of a sequence are
+// a cluster, in the shared memory of its blocks.
+enum class Share { whole, split, cluster };
+// The most splits that are a cluster: their blocks start together, and from four on that takes longer than it saves (docs/cuda.md).
+inline constexpr int kClusterSplits = 3;
 
 // Warps of a multiprocessor. With heads of more than 64 in f16 there are registers for 12; 16 spill, and wait for that. Splits are
 // quicker so all the same (docs/cuda.md).
@@ -59,8 +62,9 @@ inline constexpr bool kInLines = D == 128 && T == KvDtype::fp16 && kShare == Sha
 
 // One block: the query heads of one kv head of one sequence over a share of the cached tokens. Its warps take tiles of
 // 16 tokens in turn, with the next tile's loads in flight during the current tile's arithmetic; the warps' results meet
-// in shared memory, the splits' results in global memory, where the last block to arrive merges them.
-// Shared: queries f16 [8][D]; scratch fp32 [warps][max(D, heads * D + 2 * heads)].
+// in shared memory, the splits' results in global memory, where the last block to arrive merges them, or in the shared memory of a
+// cluster, where the first block does.
+// Shared: queries f16 [8][D]; scratch fp32 [warps][max(D, heads * D + 2 * heads)]; of a cluster's block its result [heads][D + 2].
 template <int D, KvDtype T, int kWarps, Share kShare>
 __global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T, kShare> / kWarps)) decode_kernel(const __grid_constant__ DecodeParams p) {
   constexpr bool kLines = kInLines<D, T, kShare>;
@@ -68,6 +72,7 @@ __global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T, kS
   extern __shared__ __align__(16) unsigned char shared[];
   half* queries = reinterpret_cast<half*>(shared);
   float* scratch = reinterpret_cast<float*>(shared + kQueries * D * 2);
+  float* result = scratch + kWarps * max(D, p.args.heads / p.kv.kv_heads * (D + 2));
   __shared__ bool last;
   __shared__ float2 table[kMaxRotaryPairs];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -199,11 +204,49 @@ __global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T, kS
       p.store(sequence, head * group + h, D, d, value / merge.sum);
       continue;
     }
+    if constexpr (kShare == Share::cluster) {
+      result[h * (D + 2) + d] = value;
+      if (d == 0) result[h * (D + 2) + D] = merge.top, result[h * (D + 2) + D + 1] = merge.sum;
+      continue;
+    }
     size_t at = size_t(split) * p.batch.s * p.args.heads + row;
     __stcg(p.partial_out + at * D + d, value);
     if (d == 0) __stcg(p.partial_ml + at, make_float2(merge.top, merge.sum));
   }
   if (active == 1) return;
+
+  if constexpr (kShare == Share::cluster) {
+    arrive_at_cluster();
+    wait_for_cluster();
+    for (int i = threadIdx.x; split == 0 && i < group * D; i += kWarps * 32) {
+      const int h = i / D, d = i % D;
+      const float* place = result + h * (D + 2);
+      float values[kClusterSplits], tops[kClusterSplits], sums[kClusterSplits];
+      Merge merge;
+#pragma unroll
+      for (int w = 0; w < kClusterSplits; ++w) {
+        if (w >= active) break;
+        values[w] = load_from_block(w, place + d), tops[w] = load_from_block(w, place + D), sums[w] = load_from_block(w, place + D + 1);
+      }
+#pragma unroll
+      for (int w = 0; w < kClusterSplits; ++w)
+        if (w < active) merge.top = fmaxf(merge.top, tops[w]);
+      float value = 0;
+#pragma unroll
+      for (int w = 0; w < kClusterSplits; ++w)
+        if (w < active) {
+          const float weight = exp2f(tops[w] - merge.top);
+          merge.sum += weight * sums[w];
+          value += weight * values[w];
+        }
+      p.store(sequence, head * group + h, D, d, value / merge.sum);
+    }
+    // A block's shared memory must last until it has been read.
+    __syncwarp();
+    arrive_at_cluster();
+    wait_for_cluster();
+    return;
+  }
 
   __threadfence();
   __syncthreads();
@@ -233,9 +276,12 @@ __global__ void __launch_bounds__(kWarps * 32, std::max(1, kWarpsAtOnce<D, T, kS
 template <int D, KvDtype T, int kWarps, Share kShare = Share::whole>
 Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
   int group = params.args.heads / params.kv.kv_heads;
-  size_t shared = size_t(kQueries) * D * 2 + size_t(kWarps) * std::max(D, group * D + 2 * group) * 4;
+  size_t shared = size_t(kQueries) * D * 2 + size_t(kWarps) * std::max(D, group * (D + 2)) * 4;
+  if (kShare == Share::cluster) shared += size_t(group) * (D + 2) * 4;
   ES_RETURN_IF_ERROR(allow_shared(decode_kernel<D, T, kWarps, kShare>, shared));
-  return launch(on, decode_kernel<D, T, kWarps, kShare>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32, shared, params);
+  const dim3 cluster(1, 1, kShare == Share::cluster ? params.splits : 1);
+  return launch_in_clusters(on, cluster, decode_kernel<D, T, kWarps, kShare>, dim3(params.kv.kv_heads, params.batch.s, params.splits), kWarps * 32,
+                            shared, params);
 }
 
 // With blocks to spare, few warps per block: each then has more tiles to pay for its start. With fewer blocks than
@@ -244,6 +290,7 @@ Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
 template <int D, KvDtype T>
 Status launch_decode_head(const DecodeParams& params, const Launch& on) {
   int blocks = params.kv.kv_heads * params.batch.s * params.splits, multiprocessors = on.device.multiprocessors;
+  if (params.splits > 1 && params.splits <= kClusterSplits && on.device.hopper) return launch_decode_warps<D, T, 8, Share::cluster>(params, on);
   if (params.splits > 1) return launch_decode_warps<D, T, 8, Share::split>(params, on);
   if constexpr (D <= 128)
     if (blocks <= multiprocessors) return launch_decode_warps<D, T, 12>(params, on);

@@ -72,6 +72,41 @@ __device__ inline void let_next_kernel_start() {
 #endif
 }
 
+// The block's number in its cluster. This and what follows on clusters: sm_90 on, and never called below.
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+// All threads of a cluster's blocks: none gets past the wait before all that have not ended have arrived. What they wrote before
+// is then seen.
+__device__ inline void arrive_at_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+// The same place of shared memory in block `rank` of the cluster.
+__device__ inline float load_from_block(uint32_t rank, const float* place) {
+  float v = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [there];\n"
+      "}\n"
+      : "=f"(v) : "r"(shared_address(place)), "r"(rank) : "memory");
+#endif
+  return v;
+}
+
 // Starts bringing `bytes` (a multiple of 16) at `global` (16-byte aligned) into L2; one thread suffices. sm_90 on.
 __device__ inline void prefetch_l2(const void* global, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900

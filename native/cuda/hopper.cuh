@@ -39,12 +39,6 @@ __device__ inline void copy_bulk_to(uint16_t blocks, uint32_t shared, const void
                "l"(global), "r"(bytes), "r"(barrier), "h"(blocks) : "memory");
 }
 
-// The block's number in its cluster.
-__device__ inline uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
 // Arrives at the barrier of the same place in block `rank` of the cluster.
 __device__ inline void arrive_at(uint32_t rank, uint32_t barrier) {
   asm volatile(
@@ -54,10 +48,6 @@ __device__ inline void arrive_at(uint32_t rank, uint32_t barrier) {
       "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
       "}\n" ::"r"(barrier), "r"(rank) : "memory");
 }
-// All threads of a cluster's blocks: none gets past the wait before all have arrived.
-__device__ inline void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
-__device__ inline void wait_for_cluster() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
-
 // A warpgroup's registers per thread, less or more than at its start.
 template <int kRegisters>
 __device__ inline void give_registers() {

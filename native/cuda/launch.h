@@ -31,17 +31,17 @@ struct Launch {
   bool chain = false;
 };
 
-inline cudaLaunchAttribute cluster_dimension(int cluster) {
+inline cudaLaunchAttribute cluster_dimension(dim3 cluster) {
   cudaLaunchAttribute dimension = {};
   dimension.id = cudaLaunchAttributeClusterDimension;
-  dimension.val.clusterDim = {unsigned(cluster), 1, 1};
+  dimension.val.clusterDim = {cluster.x, cluster.y, cluster.z};
   return dimension;
 }
 
 // Launches `kernel` in clusters of `cluster` blocks, of which `grid` has whole ones; allow_shared must have been called with
 // `shared` before. Clusters need compute capability 9.0.
 template <class... Params, class... Args>
-Status launch_in_clusters(const Launch& on, int cluster, void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Args... args) {
+Status launch_in_clusters(const Launch& on, dim3 cluster, void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Args... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
@@ -54,7 +54,7 @@ Status launch_in_clusters(const Launch& on, int cluster, void (*kernel)(Params..
     dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     dependent.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (cluster > 1) attributes[config.numAttrs++] = cluster_dimension(cluster);
+  if (cluster.x * cluster.y * cluster.z > 1) attributes[config.numAttrs++] = cluster_dimension(cluster);
   ES_CUDA_RETURN_IF_ERROR(cudaLaunchKernelEx(&config, kernel, Params(args)...));
   return {};
 }

@@ -15,6 +15,8 @@ constexpr uint64_t kOpen = uint64_t(1) << 31;
 constexpr uint64_t kInside = kOpen - 1;
 // Longer than what lies between two ops of a step, shorter than what anyone would notice as CPU use.
 constexpr auto kSpinTime = std::chrono::microseconds(60);
+// Longer than what lies between two steps of a stream: a pool counts as used between them.
+constexpr auto kStillUsed = std::chrono::milliseconds(20);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -35,8 +37,8 @@ void spin_until(const Ready& ready) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads, Isa isa)
-    : threads_(threads < 1 ? 1 : threads), isa_(isa < detect_isa() ? isa : detect_isa()), shares_(new Share[size_t(threads_)]) {
+ThreadPool::ThreadPool(int threads, Isa isa, const ThreadPool* ahead)
+    : threads_(threads < 1 ? 1 : threads), isa_(isa < detect_isa() ? isa : detect_isa()), ahead_(ahead), shares_(new Share[size_t(threads_)]) {
   workers_.reserve(size_t(threads_ - 1));
   try {
     for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { worker_main(i); });
@@ -66,6 +68,7 @@ Result<void*> ThreadPool::scratch(size_t bytes) {
 }
 
 void ThreadPool::run(int64_t count, int64_t chunk, Function function, const void* context) {
+  last_job_.store(std::chrono::steady_clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   chunk_ = chunk;
   function_ = function;
   context_ = context;
@@ -89,6 +92,7 @@ void ThreadPool::work(int worker) noexcept try {
     Share& share = shares_[size_t((worker + i) % threads_)];
     // The plain load first: an exhausted share's line stays shared.
     while (share.next.load(std::memory_order_relaxed) < share.end) {
+      if (gives_way(worker)) return;
       int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
       if (begin >= share.end) break;
       int64_t end = begin + chunk_ < share.end ? begin + chunk_ : share.end;
@@ -97,6 +101,15 @@ void ThreadPool::work(int worker) noexcept try {
   }
 } catch (...) {
   if (!failed_.exchange(true, std::memory_order_relaxed)) failure_ = std::current_exception();
+}
+
+bool ThreadPool::gives_way(int worker) const {
+  return ahead_ && worker >= (threads_ + 1) / 2 && ahead_->used(std::chrono::steady_clock::now() - kStillUsed);
+}
+
+bool ThreadPool::used(std::chrono::steady_clock::time_point since) const {
+  if (job_.load(std::memory_order_relaxed) & (kOpen | kInside)) return true;
+  return last_job_.load(std::memory_order_relaxed) >= since.time_since_epoch().count();
 }
 
 // Enters the job of this generation unless it is over.

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <span>
 #include <thread>
@@ -21,8 +23,9 @@ namespace edgeshift::cpu {
 // The jobs of a step allocate nothing; those of a load may.
 class ThreadPool {
  public:
-  // `isa` is the instruction set of every op that runs on this pool (tests force lower ones).
-  explicit ThreadPool(int threads, Isa isa = default_isa());
+  // `isa` is the instruction set of every op that runs on this pool (tests force lower ones). While `ahead`, which outlives this
+  // pool, is in use, only half of the workers go on with a job: two threads of each pool would share every core.
+  explicit ThreadPool(int threads, Isa isa = default_isa(), const ThreadPool* ahead = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -46,6 +49,9 @@ class ThreadPool {
     }, &body);
   }
 
+  // Whether a job for several workers is under way or began at `since` or later. From any thread.
+  bool used(std::chrono::steady_clock::time_point since) const;
+
   // Memory for intermediate results of one op, kept until the next call asks for more. The content does not survive
   // the op. Ops call it. out_of_memory when it cannot grow.
   Result<void*> scratch(size_t bytes);
@@ -67,10 +73,13 @@ class ThreadPool {
   // Ends and joins the workers.
   void stop();
   bool join(uint32_t generation);
+  // Whether a worker leaves the rest of a job to the others.
+  bool gives_way(int worker) const;
   uint32_t next_generation(uint32_t seen);
 
   const int threads_;
   const Isa isa_;
+  const ThreadPool* const ahead_;
   std::unique_ptr<Share[]> shares_;
   int64_t chunk_ = 0;
   Function function_ = nullptr;
@@ -78,6 +87,8 @@ class ThreadPool {
   // What the job threw first.
   std::exception_ptr failure_;
   std::atomic<bool> failed_{false};
+  // When the last job began, in ticks of steady_clock.
+  std::atomic<std::chrono::steady_clock::rep> last_job_{std::numeric_limits<std::chrono::steady_clock::rep>::min()};
   // The job: generation in the high half, then kOpen, then the number of workers inside. Workers enter an open job and
   // are waited for; one that wakes late finds it closed and is not. So a busy core delays nobody.
   alignas(128) std::atomic<uint64_t> job_{0};

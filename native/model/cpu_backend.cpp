@@ -44,8 +44,8 @@ class CpuBackend final : public Backend {
   Result<std::unique_ptr<Model>> load(const ModelSpec& spec, const std::vector<WeightSource>& sources,
                                       const LoadOptions& options) override {
     if (Status status = check(spec, options); !status.ok()) return status;
-    // Threads of its own: a step may be using the device's.
-    cpu::ThreadPool loaders(pool_.threads(), pool_.isa());
+    // Threads of its own: a step may be using the device's, and goes first.
+    cpu::ThreadPool loaders(pool_.threads(), pool_.isa(), &pool_);
     Result<CpuWeights> weights = load_cpu_weights(loaders, spec, sources, options);
     if (!weights.ok()) return weights.status();
     ModelSpec padded = spec;

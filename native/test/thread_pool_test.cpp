@@ -81,6 +81,34 @@ void check_idle() {
   ES_CHECK(sum == 200);
 }
 
+void check_use() {
+  cpu::ThreadPool pool(2);
+  const auto before = std::chrono::steady_clock::now(), later = before + std::chrono::hours(1);
+  ES_CHECK(!pool.used(before - std::chrono::hours(1)));
+  pool.for_ranges(100, 1, [&](int64_t, int64_t, int) { ES_CHECK(pool.used(later)); });
+  ES_CHECK(pool.used(before) && !pool.used(later));
+}
+
+// Of four workers two do all of a job while another pool works; afterwards all four are there at a time.
+void check_giving_way() {
+  cpu::ThreadPool ahead(2);
+  cpu::ThreadPool pool(4, cpu::default_isa(), &ahead);
+  std::atomic<int> first{0}, last{0};
+  ahead.for_ranges(2, 1, [&](int64_t begin, int64_t, int) {
+    if (begin == 0) pool.for_ranges(64, 1, [&](int64_t, int64_t, int worker) { ++(worker < 2 ? first : last); });
+  });
+  ES_CHECK(first == 64 && last == 0);
+  using Clock = std::chrono::steady_clock;
+  while (ahead.used(Clock::now() - std::chrono::milliseconds(100))) std::this_thread::yield();
+  std::atomic<int> inside{0};
+  const auto give_up = Clock::now() + std::chrono::seconds(60);
+  pool.for_ranges(4, 1, [&](int64_t, int64_t, int) {
+    ++inside;
+    while (inside < 4 && Clock::now() < give_up) std::this_thread::yield();
+  });
+  ES_CHECK(inside == 4 && Clock::now() < give_up);
+}
+
 void check_scratch() {
   cpu::ThreadPool pool(1);
   void* first = pool.scratch(1000).value();
@@ -102,6 +130,8 @@ int main() {
   check_succession();
   check_throwing();
   check_idle();
+  check_use();
+  check_giving_way();
   check_scratch();
   return test::failures ? 1 : 0;
 }

@@ -12,7 +12,7 @@ const STANDARD_ERROR = 2
 /** Lines are collected to this size and no longer than this time: a write for each costs more than the line. */
 const BUFFER_BYTES = 8192
 const FLUSH_MS = 100
-/** Characters that wait for a full disk or a slow reader; what comes on top is lost. */
+/** Characters that wait for a full disk or a slow reader; lines on top are lost, and counted in the next one that is not. */
 const MAX_WAITING = 4 * 2 ** 20
 /** At the end a reader that lags is waited for so often and so long. */
 const MAX_PAUSES = 20
@@ -36,6 +36,8 @@ export function openLog(level: Level | 'silent'): Log {
  */
 class LineSink implements DestinationStream {
   #waiting = ''
+  /** Lines that found no room since the last one that did. */
+  #lost = 0
   /** What the last write left. */
   #rest: Buffer = NOTHING
   #writing = false
@@ -43,7 +45,12 @@ class LineSink implements DestinationStream {
   constructor(private readonly file: number) {}
 
   write(line: string): void {
-    if (this.#waiting.length + line.length > MAX_WAITING) return
+    if (this.#waiting.length + line.length > MAX_WAITING) {
+      this.#lost++
+      return
+    }
+    if (this.#lost > 0) this.#waiting += lostLine(this.#lost)
+    this.#lost = 0
     this.#waiting += line
     if (this.#waiting.length >= BUFFER_BYTES) this.flush()
   }
@@ -77,6 +84,11 @@ class LineSink implements DestinationStream {
     this.#rest = NOTHING
     return bytes
   }
+}
+
+/** As pino writes a warning. */
+function lostLine(lost: number): string {
+  return `${JSON.stringify({ level: 40, time: Date.now(), lost, msg: 'lines of the log were lost: they could not be written in time' })}\n`
 }
 
 /** Writes until the file takes no more; returns the number of bytes. Gives a reader that lags a second. */

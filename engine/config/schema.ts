@@ -3,7 +3,7 @@
  * description: the JSON Schema and docs/configuration.md are generated from it.
  */
 import { z } from 'zod'
-import { address, anyDuration, duration, gigabytes, LONGEST_DURATION, threads } from './values.js'
+import { address, anyDuration, duration, gigabytes, LONGEST_DURATION, positiveDuration, threads } from './values.js'
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*$/
 
@@ -36,7 +36,7 @@ const server = z.strictObject({
   failover_wait: anyDuration()
     .prefault('60s')
     .describe('How long a request that was lost in flight waits for its rung to come back.'),
-  engine_timeout: duration()
+  engine_timeout: positiveDuration()
     .prefault('30s')
     .describe(
       `An engine that does not answer a health check for this long is killed and started anew. At most ${LONGEST_DURATION}.`,
@@ -195,7 +195,7 @@ const scheduler = z.strictObject({
     .max(65_536)
     .default(512)
     .describe('Token budget of one step; longer prompts are prefilled in chunks. At least max_num_seqs.'),
-  step_timeout: duration()
+  step_timeout: positiveDuration()
     .prefault('2m')
     .describe(
       `A step that makes no progress for this long counts as hung: the engine ends itself and is started anew. At most ${LONGEST_DURATION}.`,

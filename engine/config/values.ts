@@ -58,6 +58,9 @@ export const duration = () =>
     `longer than a timer can wait; at most ${LONGEST_DURATION}`,
   )
 
+/** The same for what may not happen at once. */
+export const positiveDuration = () => duration().refine((ms) => ms > 0, 'expected more than 0')
+
 /** "auto" (every core this process may use) or a number. */
 export const threads = () =>
   z

@@ -68,4 +68,27 @@ describe('the log', () => {
       .map((line): unknown => JSON.parse(line).i)
     expect(numbers).toEqual(Array.from({ length: 3000 }, (_, i) => i))
   })
+
+  it('says how many lines it lost while its reader took none', async () => {
+    // 6 MB before the first of them can be written, then another line when that is done.
+    const child = logging(
+      `for (let i = 0; i < 1500; i++) logger.info({ i }, 'x'.repeat(4000))
+       flush()
+       logger.info('later')
+       process.exit(0)`,
+      'pipe',
+    )
+    let text = ''
+    child.stderr?.setEncoding('utf8').on('data', (piece: string) => (text += piece))
+    await once(child, 'close')
+    const lines = text
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as { i?: number; lost?: number; msg: string })
+    const kept = lines.filter(({ i }) => i !== undefined).length
+    expect(lines.at(-1)?.msg).toBe('later')
+    expect(lines.at(-2)).toMatchObject({ level: 40, lost: 1500 - kept })
+    expect(kept).toBeGreaterThan(900)
+    expect(kept).toBeLessThan(1500)
+  })
 })

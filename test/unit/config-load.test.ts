@@ -204,6 +204,16 @@ describe('one value', () => {
       `2:${13 + key.length} server.${key}: longer than a timer can wait; at most 596h`,
     ]),
     [
+      'an engine_timeout of nothing',
+      having('server: { engine_timeout: 0ms }'),
+      '2:27 server.engine_timeout: expected more than 0',
+    ],
+    [
+      'a step_timeout of nothing',
+      having('scheduler: { step_timeout: 0s }'),
+      '2:28 scheduler.step_timeout: expected more than 0',
+    ],
+    [
       'step_timeout longer than a timer takes',
       having('scheduler: { step_timeout: 35761m }'),
       '2:28 scheduler.step_timeout: longer than a timer can wait; at most 596h',

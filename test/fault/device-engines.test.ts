@@ -1,25 +1,36 @@
 /**
  * An engine for each device (`engines: per_device`), a model on each. One engine is killed in mid-answer: its streams go on on
  * the other device, or on its own when that is back, with their texts; streams of the other engine notice nothing. And both
- * are killed, by turns and together, at random moments. FAULT_ROUNDS=10 is the long form (npm run test:fault-long).
+ * are killed, by turns and together, at random moments. FAULT_ROUNDS=10 is the long form (npm run test:fault-long). With
+ * EDGESHIFT_TEST_DEVICE=cuda on two GPUs, or on one beside the CPU; texts may part at near ties there.
  */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, expect, it } from 'vitest'
 import { AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { eventually, GatewayProcess, isRunning } from '../support/gateway-process.js'
+import { LadderAnswers } from '../support/ladder-answers.js'
 import { randoms } from '../support/randoms.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { cudaDevices, testDevice } from '../support/test-device.js'
 
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
 const SEED = Number(process.env.FAULT_SEED ?? 1)
 
 const RUNG = `max_model_len: 256, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }]`
+const { kind } = testDevice({ cpu: 1, cuda: 4 })
+const [ONE, TWO] = {
+  cpu: ['kind: cpu, threads: 1, memory_gb: 1', 'kind: cpu, threads: 1, memory_gb: 1'],
+  cuda: [
+    'kind: cuda, index: 0, memory_gb: 4',
+    cudaDevices() > 1 ? 'kind: cuda, index: 1, memory_gb: 4' : 'kind: cpu, threads: 2, memory_gb: 1',
+  ],
+}[kind]
 const CONFIG = `
 server: { http: "127.0.0.1:0", grpc: "127.0.0.1:0", engines: per_device, engine_wait: 60s, failover_wait: 60s }
 devices:
-  - { id: one, kind: cpu, threads: 1, memory_gb: 1 }
-  - { id: two, kind: cpu, threads: 1, memory_gb: 1 }
+  - { id: one, ${ONE} }
+  - { id: two, ${TWO} }
 models:
   - { id: left, tags: [chat], ${RUNG}, placement: { devices: [one, two] } }
   - { id: right, ${RUNG}, placement: { devices: [two, one] } }
@@ -32,9 +43,26 @@ const job = (model: string, seed: number): Job => ({
   seed,
   temperature: 0.9 * seed,
   frequency_penalty: seed,
-  maxTokens: 24,
+  // A GPU takes a few milliseconds for 24.
+  maxTokens: { cpu: 24, cuda: 160 }[kind],
 })
 const JOBS = ['left', 'right'].flatMap((model) => [job(model, 0), job(model, 1)])
+
+/** Those of the texts, one for every job and way, that are not as expected, nor as they may be on a GPU. */
+async function wrong(answers: readonly { answer: { text: string } }[], expected: readonly string[]): Promise<string[]> {
+  const others = answers.flatMap(({ answer: { text } }, i) =>
+    text === expected[i] ? [] : [{ job: JOBS[Math.floor(i / WAYS)], text }],
+  )
+  if (kind === 'cpu' || others.length === 0) return others.map(({ text }) => text)
+  const ladder = await LadderAnswers.open()
+  const left: string[] = []
+  for (const { job: one, text } of others) {
+    // oxlint-disable-next-line no-await-in-loop -- most texts need no look
+    if (!one || !(await ladder.gives(one, [{ variant: 'smollm2:int4', from: 0 }], text))) left.push(text)
+  }
+  await ladder.close()
+  return left
+}
 
 const closing: (() => Promise<void>)[] = []
 afterEach(async () => {
@@ -98,7 +126,7 @@ it('the end of one leaves the streams of the other alone', { timeout: 120_000 },
   const lossy = await askAll(clients, () => {
     if (++news === 40) killLast(box, 'one')
   })
-  expect(lossy.map(({ answer }) => answer.text)).toEqual(expected)
+  expect(await wrong(lossy, expected)).toEqual([])
   const degraded = (model: string): number =>
     lossy.reduce((sum, { one, answer }) => (one.model === model ? sum + answer.degraded : sum), 0)
   expect(degraded('left')).toBeGreaterThan(0)
@@ -106,7 +134,7 @@ it('the end of one leaves the streams of the other alone', { timeout: 120_000 },
   await eventually(() => pidsOf(box, 'one').length === 2, 'the engine is started again')
   expect(pidsOf(box, 'two')).toHaveLength(1)
   const again = await askAll(clients)
-  expect(again.map(({ answer }) => answer.text)).toEqual(expected)
+  expect(await wrong(again, expected)).toEqual([])
   expect(again.every(({ answer }) => answer.degraded === 0)).toBe(true)
 })
 
@@ -127,7 +155,8 @@ it(
         const kill = moments.indexOf(++news)
         for (const device of victims[kill] ?? []) killLast(box, device)
       })
-      expect({ round, texts: answers.map(({ answer }) => answer.text) }).toEqual({ round, texts: expected })
+      // oxlint-disable-next-line no-await-in-loop -- rounds follow each other
+      expect({ round, wrong: await wrong(answers, expected) }).toEqual({ round, wrong: [] })
       expect(answers.every(({ one, answer }) => answer.completionTokens === one.maxTokens)).toBe(true)
     }
     const metrics = await (await fetch(`${box.url}/metrics`)).text()
@@ -160,7 +189,7 @@ it('an edit of models.yaml reaches both engines', { timeout: 60_000 }, async () 
   const more = ['a', 'b'].map((id) => `  - { id: ${id}, ${RUNG} }\n`).join('')
   writeFileSync(
     join(box.tmp, 'models.yaml'),
-    `${CONFIG.replace('memory_gb: 1 }\nmodels', 'memory_gb: 2 }\nmodels')}${more}`,
+    `${CONFIG.replace(/memory_gb: (\d) \}\nmodels/, (_, size) => `memory_gb: ${2 * Number(size)} }\nmodels`)}${more}`,
   )
   await eventually(() => reloads(box) === 3, 'gateway and engines have read the edit')
   for (const id of ['a', 'b']) {
@@ -184,10 +213,10 @@ it(
     const health = (await (await fetch(`${box.url}/health`)).json()) as { config_remarks?: string[] }
     const remark = /devices: two is given back at the next start$/
     expect(health.config_remarks).toEqual([expect.stringMatching(remark)])
-    expect((await askAll(clients)).map(({ answer }) => answer.text)).toEqual(expected)
+    expect(await wrong(await askAll(clients), expected)).toEqual([])
     killLast(box, 'two')
     await eventually(() => pidsOf(box, 'two').length === 2, 'the engine is started again')
-    expect((await askAll(clients)).map(({ answer }) => answer.text)).toEqual(expected)
+    expect(await wrong(await askAll(clients), expected)).toEqual([])
     expect(box.log.filter(({ msg }) => msg === 'the engine could not be reached')).toEqual([])
     expect([pidsOf(box, 'one').length, pidsOf(box, 'two').length]).toEqual([1, 2])
   },

@@ -6,12 +6,12 @@
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, describe, expect, it } from 'vitest'
-import { loadAddon } from '../../engine/addon.js'
 import { AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess } from '../support/gateway-process.js'
 import { LadderAnswers } from '../support/ladder-answers.js'
 import { LOST_DEVICE } from '../support/losable-engine.js'
 import { SMOLLM2_FILE } from '../support/smollm2.js'
+import { cudaDevices } from '../support/test-device.js'
 
 const DEVICES = {
   cpu: ['{ id: one, kind: cpu, threads: 1, memory_gb: 1 }', '{ id: two, kind: cpu, threads: 2, memory_gb: 1 }'],
@@ -19,9 +19,7 @@ const DEVICES = {
 }
 /** What tells the first from the second. */
 const FIRST = { cpu: { threads: 1 }, cuda: { index: 0 } }
-const GPUS = loadAddon()
-  .devices()
-  .filter(({ kind }) => kind === 'cuda').length
+const GPUS = cudaDevices()
 
 const config = (kind: 'cpu' | 'cuda'): string => {
   const rung = `max_model_len: 256, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }]`

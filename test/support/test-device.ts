@@ -21,11 +21,14 @@ export function testDevice(gigabytes: { cpu: number; cuda: number }, kind = chos
 
 /** What serves where a configuration names no device, as the shipped one: every GPU, else the CPU. */
 export function shippedKind(): 'cpu' | 'cuda' {
+  return cudaDevices() > 0 ? 'cuda' : 'cpu'
+}
+
+/** GPUs that can be used here. */
+export function cudaDevices(): number {
   return loadAddon()
     .devices()
-    .some(({ kind }) => kind === 'cuda')
-    ? 'cuda'
-    : 'cpu'
+    .filter(({ kind }) => kind === 'cuda').length
 }
 
 function chosenKind(): 'cpu' | 'cuda' {

@@ -48,8 +48,6 @@ inline constexpr int kTurnTiles = TileShape<D, T>::coded && D <= 64 ? 2 : 1;
 // Which kernel: for whole sequences, or for splits of them, whose results meet in device memory or, where the splits of a sequence are
 // a cluster, in the shared memory of its blocks.
 enum class Share { whole, split, cluster };
-// The most splits that are a cluster: their blocks start together, and from four on that takes longer than it saves (docs/cuda.md).
-inline constexpr int kClusterSplits = 3;
 
 // Warps of a multiprocessor. With heads of more than 64 in f16 there are registers for 12; 16 spill, and wait for that. Splits are
 // quicker so all the same (docs/cuda.md).
@@ -290,7 +288,7 @@ Status launch_decode_warps(const DecodeParams& params, const Launch& on) {
 template <int D, KvDtype T>
 Status launch_decode_head(const DecodeParams& params, const Launch& on) {
   int blocks = params.kv.kv_heads * params.batch.s * params.splits, multiprocessors = on.device.multiprocessors;
-  if (params.splits > 1 && params.splits <= kClusterSplits && on.device.hopper) return launch_decode_warps<D, T, 8, Share::cluster>(params, on);
+  if (splits_meet(on.device, params.batch.s, params.kv.kv_heads, params.splits)) return launch_decode_warps<D, T, 8, Share::cluster>(params, on);
   if (params.splits > 1) return launch_decode_warps<D, T, 8, Share::split>(params, on);
   if constexpr (D <= 128)
     if (blocks <= multiprocessors) return launch_decode_warps<D, T, 12>(params, on);

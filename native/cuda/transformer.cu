@@ -355,7 +355,11 @@ int choose_splits(const ModelSpec& spec, const DeviceTraits& device, int sequenc
   // read: 2% faster at batch 1.
   int useful = (context + 63) / 64;
   int room = device.multiprocessors / std::max(1, sequences * spec.kv_heads);
-  return std::clamp(std::min(useful, room), 1, max_splits);
+  const int splits = std::clamp(std::min(useful, room), 1, max_splits);
+  // Three meet faster than more that do not, unless a block's warps take another turn of tiles.
+  const auto turns = [&](int count) { return (context + count * 128 - 1) / (count * 128); };
+  const bool apart = splits > 3 && !splits_meet(device, sequences, spec.kv_heads, splits) && splits_meet(device, sequences, spec.kv_heads, 3);
+  return apart && turns(3) == turns(splits) ? 3 : splits;
 }
 
 }  // namespace edgeshift::cuda

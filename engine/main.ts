@@ -51,13 +51,19 @@ interface Arguments {
   socket: string
   device?: string
   lastGood?: string
+  pin: string[]
+  unpin: string[]
 }
+
+const append = (value: string, values: string[]): string[] => [...values, value]
 
 const args = new Command('edgeshift-engine')
   .requiredOption('--config <file>', 'models.yaml')
   .requiredOption('--socket <path>', 'unix socket to serve on')
   .option('--last-good <file>', 'configuration to start from while the file is not valid')
   .option('--device <id>', 'serve this device of the configuration only')
+  .option('--pin <rung>', 'pinned by an operator; may be given again', append, [])
+  .option('--unpin <rung>', 'unpinned by an operator; may be given again', append, [])
   .parse()
   .opts<Arguments>()
 // Written at once: what says why the engine is about to die has to be out before it does.
@@ -72,7 +78,7 @@ main(args, log).catch((error: unknown) => {
 })
 
 /** Wires the engine and serves until told to stop. */
-async function main({ config: file, socket, device, lastGood }: Arguments, logger: Logger): Promise<void> {
+async function main({ config: file, socket, device, lastGood, pin, unpin }: Arguments, logger: Logger): Promise<void> {
   const addon = loadAddon()
   const complete = (read: Config): OwnPart => {
     chooseDevices(read, addon, logger)
@@ -123,7 +129,8 @@ async function main({ config: file, socket, device, lastGood }: Arguments, logge
   const events = { deviceFailed, sequenceFinished: engine.sequenceFinished }
   const { step_timeout: stepTimeoutMs, interactive_goal: interactiveGoalMs } = config.scheduler
   const options = { clock, log: logger, events, depth: STEPS_IN_FLIGHT, stepTimeoutMs, interactiveGoalMs }
-  const residency = startResidency(engine, config, catalog, addon, options, elsewhere)
+  const pins = new Map([...pin.map((rung) => [rung, true] as const), ...unpin.map((rung) => [rung, false] as const)])
+  const residency = startResidency(engine, config, catalog, addon, options, elsewhere, pins)
   const reloader = new Reloader(engine, residency, addon, options, config, catalog)
   const watcher = new ConfigWatcher(file, config.digest, {
     accepted: (next, text) => reload(engine, reloader, complete(next), (later) => locateRemarks(text, file, later)),

@@ -5,6 +5,7 @@ import type { EngineCommand } from './engine-client/process.js'
 import { DEFAULT_RESTART_POLICY, type RestartPolicy } from './engine-client/restart-policy.js'
 import { createSocketDir, removeSocketDir, removeStaleSocketDirs } from './engine-client/socket-dir.js'
 import { EngineOperator } from './engine-client/operator.js'
+import { Pins } from './engine-client/pins.js'
 import { EngineFleet } from './engine-client/fleet.js'
 import { EngineSupervisor } from './engine-client/supervisor.js'
 import { Waiters } from './engine-client/waiters.js'
@@ -65,6 +66,7 @@ export class Core {
   readonly engines: EngineFleet
   readonly #pipeline: Pipeline
   readonly #models: Models
+  readonly #pins: Pins
   readonly #socketDir: string
   readonly #removeDir: () => void
   readonly #watcher: ConfigWatcher
@@ -95,6 +97,7 @@ export class Core {
     const telemetry = new RunTelemetry(metrics, log, config.server.log_prompts)
     this.#telemetry = telemetry
     const feedback = new RouteFeedback(knowledge.watch, knowledge.meter, routes, telemetry)
+    this.#pins = new Pins(config)
     this.engines = this.#newFleet(options, metrics, feedback)
     const snapshot = () => ({ state: this.engines.state, offers: this.engines.offers })
     this.#models = new Models(config, options.loadText, snapshot, knowledge)
@@ -130,7 +133,7 @@ export class Core {
       access: this.#access(config, granted, log),
       limits: LIMITS,
       streams: this.#streams,
-      operator: new EngineOperator(this.engines),
+      operator: new EngineOperator(this.engines, this.#pins),
       log,
       metrics: metrics.registry,
     }
@@ -148,6 +151,7 @@ export class Core {
     const { server } = next
     this.#config = next
     this.#keepLastGood(text)
+    this.#pins.follow(next)
     this.#pipeline.setWaits(server.engine_wait, server.failover_wait)
     this.engines.setHangAfter(server.engine_timeout)
     this.#streams.setGrace(server.resume_grace)
@@ -244,6 +248,7 @@ export class Core {
     const { server, devices } = options.config
     const settings = {
       command: options.engine,
+      pins: this.#pins,
       configFile: options.configFile,
       lastGoodFile: this.#lastGoodFile,
       socketDir: this.#socketDir,

@@ -60,7 +60,7 @@ export class Reloader {
     this.noteOpened(next)
     declare(residency, engine, read)
     this.sort(next)
-    residency.start(preloadOrder(read.known, elsewhere))
+    residency.start(preloadOrder(residency, read.known, elsewhere))
     engine.changed()
   }
 

@@ -15,8 +15,8 @@ import { Residency } from './residency.js'
 const NONE: ReadonlySet<string> = new Set()
 
 /**
- * Declares every rung to the engine, opens the devices and starts to load what there is room for, pinned models first.
- * `elsewhere`: models that another engine loads at its start. A rung whose files cannot be read is FAILED. Never throws for
+ * Declares every rung to the engine, opens the devices and starts to load what there is room for, pinned rungs first.
+ * `elsewhere`: models that another engine loads at its start; `pins`: rungs that operators pinned or unpinned, others as in the file. A rung whose files cannot be read is FAILED. Never throws for
  * one variant's or one device's fault.
  */
 export function startResidency(
@@ -26,13 +26,18 @@ export function startResidency(
   addon: NativeAddon,
   options: DeviceOptions,
   elsewhere: ReadonlySet<string> = NONE,
+  pins: ReadonlyMap<string, boolean> = new Map(),
 ): Residency {
   const residency = new Residency(engine)
   engine.packed = openPackedStore(config.server, engine.options.log)
   openDevices(residency, engine, config.devices, catalog.known, addon, options)
   residency.watches.push(new MemoryWatch(engine))
   declare(residency, engine, catalog)
-  residency.start(preloadOrder(catalog.known, elsewhere))
+  for (const [name, pinned] of pins) {
+    const managed = residency.managed.get(name)
+    if (managed) managed.variant.pinned = pinned
+  }
+  residency.start(preloadOrder(residency, catalog.known, elsewhere))
   return residency
 }
 
@@ -51,9 +56,14 @@ function openPackedStore(
 }
 
 /** Pinned variants first, else in the order of the file, best rung of the first model first; none of models `elsewhere`. */
-export function preloadOrder(known: readonly KnownVariant[], elsewhere: ReadonlySet<string> = NONE): string[] {
-  const own = known.filter(({ model }) => !elsewhere.has(model))
-  return own.toSorted((a, b) => Number(b.pinned) - Number(a.pinned)).map(({ name }) => name)
+export function preloadOrder(
+  { managed }: Residency,
+  known: readonly KnownVariant[],
+  elsewhere: ReadonlySet<string> = NONE,
+): string[] {
+  const own = known.flatMap(({ model, name }) => (elsewhere.has(model) ? [] : [name]))
+  const rank = (name: string): number => (managed.get(name)?.variant.pinned ? 0 : 1)
+  return own.toSorted((a, b) => rank(a) - rank(b))
 }
 
 /** Opens those devices that some variant may be on. */

@@ -10,6 +10,7 @@ import { type ErrorCode, GatewayError } from '../errors.js'
 import { within } from './connect.js'
 import type { DeviceState, Operator, Residency, VariantResidency } from '../services.js'
 import type { EngineFleet } from './fleet.js'
+import type { Pins } from './pins.js'
 
 /** A load reads a whole checkpoint; an unload or a pin answers at once. */
 const TIMEOUT_MS = 600_000
@@ -26,7 +27,10 @@ type Asked = (client: EngineClient, reply: Reply) => ClientUnaryCall
 
 /** The operator's side of the engines. */
 export class EngineOperator implements Operator {
-  constructor(private readonly engines: Engines) {}
+  constructor(
+    private readonly engines: Engines,
+    private readonly pins: Pick<Pins, 'tell'>,
+  ) {}
 
   async residency(): Promise<Residency> {
     await this.engines.refresh()
@@ -51,9 +55,12 @@ export class EngineOperator implements Operator {
     return answer
   }
 
-  /** At every engine that has it, or may have it later. */
-  pin(variant: string, pinned: boolean): Promise<VariantResidency> {
-    return this.#askAll(this.engines.clientsFor(variant), (client, reply) => client.pin({ variant, pinned }, reply))
+  /** At every engine that has it, or may have it later; also when it is started anew. */
+  async pin(variant: string, pinned: boolean): Promise<VariantResidency> {
+    const clients = this.engines.clientsFor(variant)
+    const answer = await this.#askAll(clients, (client, reply) => client.pin({ variant, pinned }, reply))
+    this.pins.tell(variant, pinned)
+    return answer
   }
 
   #unloadOne(variant: string): Promise<VariantResidency> {

@@ -5,6 +5,7 @@ import type { Logger } from 'pino'
 import type { DescribeResponse, EngineClient, EngineStatus } from '../../proto/gen/edgeshift/v1/engine.js'
 import { describe, openClient, waitForReady } from './connect.js'
 import { diedByItself, EngineProcess, type EngineCommand, type ExitInfo } from './process.js'
+import type { Pins } from './pins.js'
 import { decideRestart, type EngineLife, type RestartPolicy } from './restart-policy.js'
 import { EngineSession } from './session.js'
 import type { Waiters } from './waiters.js'
@@ -16,6 +17,8 @@ export interface SupervisorOptions {
   place: number
   /** The only device that it serves; undefined: all. */
   device: string | undefined
+  /** What operators have pinned: each start is told. */
+  pins: Pick<Pins, 'args'>
   configFile: string
   /** A copy of the configuration in use: what an engine starts from while the file holds a refused edit. */
   lastGoodFile: string
@@ -167,6 +170,7 @@ export class EngineSupervisor {
     const socket = join(this.#options.socketDir, `engine-${place}-${++this.#starts}.sock`)
     const args = ['--config', configFile, '--last-good', lastGoodFile, '--socket', socket]
     if (device !== undefined) args.push('--device', device)
+    args.push(...this.#options.pins.args)
     const child = new EngineProcess(this.#options.command, args, this.#log)
     const client = openClient(socket)
     this.#log.info({ enginePid: child.pid, socket }, 'engine started')

@@ -9,13 +9,13 @@ it('unloads, pins and loads a rung, which a request loads by itself, too', async
   const running = GatewayProcess.startShipped(onlyRung('int4'))
   gateway = running
   await running.ready()
-  const admin = async (action: string, model = 'smollm2'): Promise<unknown> => {
+  const admin = async (action: string, model = 'smollm2'): Promise<object> => {
     const response = await fetch(`${running.url}/admin/models/${action}`, {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify({ model }),
     })
-    return response.json()
+    return (await response.json()) as object
   }
   const used = async (): Promise<number> => {
     const response = await fetch(`${running.url}/admin/models`)
@@ -25,6 +25,12 @@ it('unloads, pins and loads a rung, which a request loads by itself, too', async
   expect(await admin('load')).toMatchObject({ name: 'smollm2:int4', state: 'ready' })
   const loaded = await used()
   expect(await admin('pin')).toMatchObject({ pinned: true })
+  process.kill(running.enginePids.at(-1) ?? 0, 'SIGKILL')
+  await running.until(() => running.enginePids.length === 2, 'the engine is started again')
+  // Its new engine knows what operators pinned.
+  let again = await admin('load')
+  while ('error' in again) again = await admin('load')
+  expect(again).toMatchObject({ state: 'ready', pinned: true })
   expect(await admin('unload')).toMatchObject({ error: { code: 'conflict', message: expect.stringContaining('pin') } })
   expect(await admin('unpin')).toMatchObject({ pinned: false })
   expect(await admin('unload')).toMatchObject({ state: 'unloaded' })

@@ -67,10 +67,8 @@ const LARGE = testDevice({ cpu: 4, cuda: 4 })
 const INT4 = `devices: [${LARGE.yaml}]
 models: [{ id: m, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }], max_model_len: 512 }]`
 
-describe('engine process', { timeout: 60_000 }, () => {
-  it('says of each variant whether it is ready, and why not with figures', async () => {
-    const { socket, command } = files(`
-devices: [${SMALL.yaml}]
+/** One after the other of these fits. */
+const LADDER = `devices: [${SMALL.yaml}]
 models:
   - id: m
     max_model_len: 512
@@ -78,6 +76,11 @@ models:
       - { precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }
       - { precision: int8, from: fp16 }
       - { precision: int4, from: fp16 }
+`
+
+describe('engine process', { timeout: 60_000 }, () => {
+  it('says of each variant whether it is ready, and why not with figures', async () => {
+    const { socket, command } = files(`${LADDER}
   - id: large
     variants: [{ precision: fp16, path: ${JSON.stringify(SMOLLM2_FILE)} }]
   - id: broken
@@ -103,6 +106,17 @@ models:
     const taken = device?.ledger.reduce((sum, { bytes }) => sum + bytes, 0) ?? 0
     expect(taken).toBeLessThanOrEqual(budget)
     expect(device?.ledger.find(({ kind }) => kind === 'weights')?.bytes).toBe(states['m:fp16']?.weightBytes)
+  })
+
+  it('loads what operators have pinned first, and keeps it', async () => {
+    const { socket, command } = files(LADDER)
+    const pins = ['--pin', 'm:int8', '--pin', 'gone:int4', '--unpin', 'm:fp16']
+    const status = await loaded(connect(socket), start([...command, ...pins]))
+    const told = status.variants.map(({ name, state, pinned }) => [name, state === VariantState.READY, pinned])
+    expect(told.slice(0, 2)).toEqual([
+      ['m:fp16', false, false],
+      ['m:int8', true, true],
+    ])
   })
 
   it('whose own device is not in the file any more answers plainly that it has nothing to serve', async () => {

@@ -53,7 +53,15 @@ describe('supervision', { timeout: 60_000 }, () => {
     const connected = new Turn()
     const ignore = (): void => undefined
     const listener = { onConnected: async () => connected.reach(), onStep: ignore, onRestart: ignore }
-    const options = { command, place: 0, device: undefined, ...files, restart: DEFAULT_RESTART_POLICY, ...times }
+    const options = {
+      command,
+      place: 0,
+      device: undefined,
+      pins: { args: [] },
+      ...files,
+      restart: DEFAULT_RESTART_POLICY,
+      ...times,
+    }
     const supervisor = new EngineSupervisor(options, listener, new Waiters(), pino({ level: 'silent' }))
     try {
       supervisor.start()

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
-import { Collected, encodeChatAnswer } from '../../gateway/protocols/openai/answer.js'
+import { Collected, encodeChatAnswer, encodeCompletionAnswer } from '../../gateway/protocols/openai/answer.js'
 import { chatChunks, completionChunks } from '../../gateway/protocols/openai/chunks.js'
-import { chatLogprobs, completionLogprobs } from '../../gateway/protocols/openai/logprobs.js'
+import { chatLogprobs, completionLogprobs, textOffsets } from '../../gateway/protocols/openai/logprobs.js'
 
 const served = { id: 'chatcmpl-1', created: 5, variant: 'm:int4' }
 const usage = { promptTokens: 3, completionTokens: 2, cachedTokens: 1 }
@@ -93,11 +93,44 @@ describe('log probabilities', () => {
 
   it('survive a token named like a prototype', () => {
     const top = [{ id: 2, token: '__proto__', logprob: -2 }]
-    const { json, end } = completionLogprobs([{ ...entry('ab'), top }], 10)
+    const json = completionLogprobs([{ ...entry('ab'), top }], [10])
     expect(JSON.stringify(json)).toBe(
       '{"tokens":["ab"],"token_logprobs":[-1],"top_logprobs":[{"__proto__":-2,"ab":-1}],"text_offset":[10]}',
     )
-    expect(end).toBe(12)
+  })
+
+  it.each([
+    ['tokens of the text', ['ab', ' c'], 'ab c', [10, 12]],
+    ['characters past UTF-16 units', ['🦊', 'a'], '🦊a', [10, 11]],
+    ['parts of a character', ['a', '\uFFFD', '\uFFFD', 'b', 'c'], 'a🦊bc', [10, 11, 11, 12, 13]],
+    ['a token that is not shown', ['a', '<|im_end|>'], 'a', [10, 11]],
+    ['a token that a stop string cut', ['ab', 'cd'], 'abc', [10, 12]],
+    ['a space that the text does not begin with', [' a', ' b', ' c'], 'a b c', [10, 11, 13]],
+  ])('say where %s begin', (_, tokens, text, expected) => {
+    expect(textOffsets(tokens.map(entry), text, 10)).toEqual(expected)
+  })
+
+  it('count on from the text before, whatever its tokens were', () => {
+    const answer = new Collected(1)
+    answer.add({ type: 'text', index: 0, text: '🦊', tokens: [1, 2], logprobs: [entry('\uFFFD'), entry('\uFFFD')] })
+    answer.add({ type: 'text', index: 0, text: 'b', tokens: [3], logprobs: [entry('b')] })
+    const encoder = completionChunks(served, { includeUsage: false, includeTokenIds: false })
+    const chunks = [
+      encoder.text({
+        type: 'text',
+        index: 0,
+        text: '🦊',
+        tokens: [1, 2],
+        logprobs: [entry('\uFFFD'), entry('\uFFFD')],
+      }),
+      encoder.text({ type: 'text', index: 0, text: 'b', tokens: [3], logprobs: [entry('b')] }),
+    ]
+    const whole = JSON.parse(encodeCompletionAnswer(served, answer, usage, false))
+    expect(whole.choices[0].logprobs.text_offset).toEqual([0, 0, 1])
+    expect(chunks.map((chunk) => parse(chunk))).toMatchObject([
+      { choices: [{ logprobs: { text_offset: [0, 0] } }] },
+      { choices: [{ logprobs: { text_offset: [1] } }] },
+    ])
   })
 })
 

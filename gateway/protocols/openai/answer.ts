@@ -1,7 +1,7 @@
 /** Whole answers: events collected, then encoded once. */
 import type { GenerateEvent, TokenLogprob, Usage } from '../../request.js'
 import { LogprobBudget } from '../logprob-budget.js'
-import { chatLogprobs, completionLogprobs } from './logprobs.js'
+import { chatLogprobs, codePoints, completionLogprobs, textOffsets } from './logprobs.js'
 
 /** What an answer says about itself, in body and headers. */
 export interface Served {
@@ -17,6 +17,9 @@ interface Choice {
   text: string
   tokens: number[]
   logprobs: TokenLogprob[] | undefined
+  /** Where the tokens of the log probabilities begin, characters, and characters of the text; both only with those. */
+  offsets: number[]
+  characters: number
   finishReason: 'stop' | 'length' | null
 }
 
@@ -30,6 +33,8 @@ export class Collected {
       text: '',
       tokens: [],
       logprobs: undefined,
+      offsets: [],
+      characters: 0,
       finishReason: null,
     }))
   }
@@ -50,6 +55,8 @@ export class Collected {
     this.#budget.spend(event.logprobs)
     choice.logprobs ??= []
     for (const logprob of event.logprobs) choice.logprobs.push(logprob)
+    for (const offset of textOffsets(event.logprobs, event.text, choice.characters)) choice.offsets.push(offset)
+    choice.characters += codePoints(event.text)
   }
 }
 
@@ -99,7 +106,7 @@ function chatChoice({ text, logprobs, finishReason }: Choice, index: number): ob
   }
 }
 
-function completionChoice({ text, logprobs, finishReason }: Choice, index: number): object {
-  const json = logprobs ? completionLogprobs(logprobs, 0).json : null
+function completionChoice({ text, logprobs, offsets, finishReason }: Choice, index: number): object {
+  const json = logprobs ? completionLogprobs(logprobs, offsets) : null
   return { index, text, logprobs: json, finish_reason: finishReason }
 }

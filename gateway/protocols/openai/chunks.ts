@@ -4,7 +4,7 @@
  */
 import type { DegradedEvent, GenerateEvent, Usage } from '../../request.js'
 import { encodeUsage, fingerprint, type Served } from './answer.js'
-import { chatLogprobs, completionLogprobs } from './logprobs.js'
+import { chatLogprobs, codePoints, completionLogprobs, textOffsets } from './logprobs.js'
 
 type TextEvent = Extract<GenerateEvent, { type: 'text' }>
 
@@ -70,9 +70,11 @@ export const completionChunks: ChunkEncoderFactory = (
     opening: () => '',
     text({ index, text, tokens, logprobs }) {
       if (text === '' && !logprobs && !includeTokenIds) return ''
-      const encoded = logprobs && completionLogprobs(logprobs, offsets[index] ?? 0)
-      if (encoded) offsets[index] = encoded.end
-      const stated = encoded ? JSON.stringify(encoded.json) : 'null'
+      const offset = offsets[index] ?? 0
+      const stated = logprobs
+        ? JSON.stringify(completionLogprobs(logprobs, textOffsets(logprobs, text, offset)))
+        : 'null'
+      if (logprobs) offsets[index] = offset + codePoints(text)
       const ids = includeTokenIds ? tokenIds(tokens) : ''
       return `${choice}${index},"text":${JSON.stringify(text)}${ids},"logprobs":${stated},"finish_reason":null${tail}`
     },

@@ -30,21 +30,34 @@ export function chatLogprobs(entries: readonly TokenLogprob[]): object {
   }
 }
 
-/** `logprobs` of a completion choice or chunk, and the text offset after its last token. */
-export function completionLogprobs(entries: readonly TokenLogprob[], offset: number): { json: object; end: number } {
-  let end = offset
-  const textOffsets = entries.map(({ token }) => {
-    const start = end
-    end += codePoints(token)
-    return start
-  })
-  const json = {
+/** `logprobs` of a completion choice or chunk; `offsets` as textOffsets has them. */
+export function completionLogprobs(entries: readonly TokenLogprob[], offsets: readonly number[]): object {
+  return {
     tokens: entries.map(({ token }) => token),
     token_logprobs: entries.map(({ logprob }) => (logprob === null ? null : finite(logprob))),
     top_logprobs: entries.map(topByText),
-    text_offset: textOffsets,
+    text_offset: offsets,
   }
-  return { json, end }
+}
+
+/** How far a token is looked for in the text, UTF-16 units: past what several tokens gave together, or lost. */
+const SEARCH = 64
+
+/**
+ * Where each token begins in the text that these tokens gave, of which `offset` characters came before. A part of a character
+ * begins where the character does; a token that is not shown, where it would be.
+ */
+export function textOffsets(entries: readonly TokenLogprob[], text: string, offset: number): number[] {
+  let unit = 0
+  let begin = offset
+  return entries.map(({ token }) => {
+    const found = text.startsWith(token, unit) ? 0 : text.slice(unit, unit + SEARCH + token.length).indexOf(token)
+    if (found < 0) return begin
+    const start = begin + codePoints(text.slice(unit, unit + found))
+    unit += found + token.length
+    begin = start + codePoints(token)
+    return start
+  })
 }
 
 /** Alternatives by their text, with the token itself among them, as the API promises; no prototype to run into. */
@@ -56,8 +69,8 @@ function topByText({ token, logprob, top }: TokenLogprob): Record<string, number
   return byText
 }
 
-/** Offsets count characters as Python clients do, not UTF-16 units. */
-function codePoints(text: string): number {
+/** Characters as Python clients count them for offsets, not UTF-16 units. */
+export function codePoints(text: string): number {
   let count = 0
   for (const _ of text) count++
   return count

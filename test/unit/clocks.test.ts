@@ -7,6 +7,7 @@ const ROOT = new URL('../../', import.meta.url)
 const READERS = [
   'engine/residency/packed-store.ts',
   'engine/tools/pull.ts',
+  'gateway/log.ts',
   'gateway/models.ts',
   'gateway/protocols/grpc/service.ts',
   'gateway/protocols/openai/app.ts',

@@ -109,25 +109,36 @@ void run_item(const Plan& p, int64_t index, AttentionState total, AttentionState
   finish(p, item, total);
 }
 
-// Few items with long contexts: every span of every item is a task of its own, then each item's spans are merged.
+// Items below this many (per thread) are split into spans.
+constexpr int kFewItems = 4;
+// Spans (per thread) that are done before they are merged: their results would else grow with the context.
+constexpr int kSpansAtOnce = 16;
+
+int64_t spans_at_once(const ThreadPool& pool) { return int64_t(kSpansAtOnce) * pool.threads(); }
+
+// Few items with long contexts: every span of every item is a task of its own, and each item's spans are merged in their order.
+// Memory: the items' states, then those of spans_at_once.
 void run_split(ThreadPool& pool, const Plan& p, int64_t items, int64_t spans, float* memory) {
-  pool.for_ranges(items * spans, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t task = begin; task < end; ++task) {
-      Item item = item_at(p, task / spans);
-      int64_t start = item.begin + (task % spans) * kSpan;
-      if (start < item.end) p.kernels.span[int(p.args.kv->dtype)](span_of(p, item, int(start)), state_at(p, memory, task));
+  const int64_t tasks = items * spans, at_once = spans_at_once(pool);
+  const auto begin_of = [&](const Item& item, int64_t task) { return item.begin + task % spans * kSpan; };
+  for (int64_t index = 0; index < items; ++index) clear(state_at(p, memory, index), p.max_rows, p.head_dim());
+  for (int64_t first = 0; first < tasks; first += at_once) {
+    const int64_t count = std::min(at_once, tasks - first);
+    pool.for_ranges(count, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Item item = item_at(p, (first + i) / spans);
+        const int64_t start = begin_of(item, first + i);
+        if (start < item.end) p.kernels.span[int(p.args.kv->dtype)](span_of(p, item, int(start)), state_at(p, memory, items + i));
+      }
+    });
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t index = (first + i) / spans;
+      const Item item = item_at(p, index);
+      if (begin_of(item, first + i) >= item.end) continue;
+      p.kernels.merge(state_at(p, memory, index), state_at(p, memory, items + i), item.tokens * p.group, p.head_dim());
     }
-  });
-  AttentionState total = state_at(p, memory, items * spans);
-  for (int64_t index = 0; index < items; ++index) {
-    Item item = item_at(p, index);
-    int rows = item.tokens * p.group;
-    clear(total, rows, p.head_dim());
-    for (int64_t i = 0; item.begin + i * kSpan < item.end; ++i) {
-      p.kernels.merge(total, state_at(p, memory, index * spans + i), rows, p.head_dim());
-    }
-    finish(p, item, total);
   }
+  for (int64_t index = 0; index < items; ++index) finish(p, item_at(p, index), state_at(p, memory, index));
 }
 
 Status check(const AttentionArgs<float>& a) {
@@ -142,9 +153,6 @@ Status check(const AttentionArgs<float>& a) {
   }
   return {};
 }
-
-// Items below this many (per thread) are split into spans.
-constexpr int kFewItems = 4;
 
 }  // namespace
 
@@ -162,7 +170,7 @@ Status attention(ThreadPool& pool, const AttentionArgs<float>& args) {
   int64_t items = tiles * args.kv->kv_heads;
   int64_t spans = (b.max_context + kSpan - 1) / kSpan + 1;
   bool split = b.max_count == 1 && spans > 2 && pool.threads() > 1 && items < int64_t(kFewItems) * pool.threads();
-  int64_t states = split ? items * spans + 1 : 2 * int64_t(pool.threads());
+  int64_t states = split ? items + std::min(spans_at_once(pool), items * spans) : 2 * int64_t(pool.threads());
   size_t prefix_bytes = (size_t(b.s + 1) * sizeof(int32_t) + 63) / 64 * 64;
   Result<void*> scratch = pool.scratch(prefix_bytes + size_t(states * p.state_floats) * sizeof(float));
   if (!scratch.ok()) return scratch.status();

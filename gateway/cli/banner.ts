@@ -33,6 +33,8 @@ export function formatBanner({ version, http, grpc, models, secure, keyed, statu
   const body = JSON.stringify({
     model: first?.id,
     messages: [{ role: 'user', content: 'What is the capital of France?' }],
+    // By chance a small model says anything.
+    temperature: 0,
   })
   const s = secure ? 's' : ''
   return [

@@ -16,8 +16,8 @@ const NONE: ReadonlySet<string> = new Set()
 
 /**
  * Declares every rung to the engine, opens the devices and starts to load what there is room for, pinned rungs first.
- * `elsewhere`: models that another engine loads at its start; `pins`: rungs that operators pinned or unpinned, others as in the file. A rung whose files cannot be read is FAILED. Never throws for
- * one variant's or one device's fault.
+ * `elsewhere`: models that another engine loads at its start; `pins`: rungs that operators pinned or unpinned, others are
+ * as in the file. A rung whose files cannot be read is FAILED. Never throws for one variant's or one device's fault.
  */
 export function startResidency(
   engine: Engine,

@@ -56,17 +56,21 @@ describe.skipIf(!existsSync(FULL))(`a log on a full disk (skipped where there is
   })
 })
 
+/** What a process has logged when it has ended. */
+async function linesOf(child: ChildProcess): Promise<{ i?: number; lost?: number; msg: string }[]> {
+  let text = ''
+  child.stderr?.setEncoding('utf8').on('data', (piece: string) => (text += piece))
+  await once(child, 'close')
+  return text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+}
+
 describe('the log', () => {
   it('writes every line once, in order, whatever the reader takes at a time', async () => {
     const child = logging(`for (let i = 0; i < 3000; i++) logger.info({ i }, 'é'.repeat(200)); process.exit(0)`, 'pipe')
-    let text = ''
-    child.stderr?.setEncoding('utf8').on('data', (piece: string) => (text += piece))
-    await once(child, 'close')
-    const numbers = text
-      .trim()
-      .split('\n')
-      .map((line): unknown => JSON.parse(line).i)
-    expect(numbers).toEqual(Array.from({ length: 3000 }, (_, i) => i))
+    expect((await linesOf(child)).map(({ i }) => i)).toEqual(Array.from({ length: 3000 }, (_, i) => i))
   })
 
   it('says how many lines it lost while its reader took none', async () => {
@@ -78,13 +82,7 @@ describe('the log', () => {
        process.exit(0)`,
       'pipe',
     )
-    let text = ''
-    child.stderr?.setEncoding('utf8').on('data', (piece: string) => (text += piece))
-    await once(child, 'close')
-    const lines = text
-      .trim()
-      .split('\n')
-      .map((line) => JSON.parse(line) as { i?: number; lost?: number; msg: string })
+    const lines = await linesOf(child)
     const kept = lines.filter(({ i }) => i !== undefined).length
     expect(lines.at(-1)?.msg).toBe('later')
     expect(lines.at(-2)).toMatchObject({ level: 40, lost: 1500 - kept })

@@ -29,6 +29,12 @@ describe('a device', () => {
     expect(() => addon.usedBytes(1023)).toThrow(expect.objectContaining({ code: 'unsupported' }))
   })
 
+  test('that is not there is refused with the reason: no build, no driver, no such GPU', () => {
+    const reason = /this build has no CUDA backend|there is no NVIDIA driver|there is no CUDA device 99, only \d/
+    const refusal = { code: 'unsupported', message: expect.stringMatching(reason) }
+    expect(open({ kind: 'cuda', index: 99, threads: 1 })).toThrow(expect.objectContaining(refusal))
+  })
+
   test('closes only without models, and then refuses calls', async () => {
     const device = addon.openDevice(cpuDevice)
     const model = await device.loadModel(stories260kRequest('int8'))

@@ -45,10 +45,12 @@ Napi::Value read_gguf(const Napi::CallbackInfo& info) {
   const std::string path = info[0].As<Napi::String>().Utf8Value();
   Result<MappedFile> file = MappedFile::open(path);
   if (!file.ok()) throw_status(env, file.status());
-  Result<GgufFile> parsed = parse_gguf(file.value().data(), file.value().size());
+  const Result<GgufFile> parsed = parse_gguf(file.value().data(), file.value().size());
+  // Names and texts of `parsed` lie in the file: only what has been copied out of it can be vouched for.
+  const Napi::Value object = parsed.ok() ? to_object(env, parsed.value()) : env.Undefined();
   if (Status status = file.value().intact(); !status.ok()) throw_status(env, status);
   if (!parsed.ok()) throw_status(env, error(parsed.status().code(), path, ": ", parsed.status().message()));
-  return to_object(env, parsed.value());
+  return object;
 }
 
 Napi::Value used_bytes(const Napi::CallbackInfo& info) {

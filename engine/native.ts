@@ -269,6 +269,12 @@ export interface NativeModel {
   setSlot(slot: number, state: SlotState): void
   /** Runs one batch. May be called again before it resolves; steps run in order. */
   step(batch: StepBatch): Promise<StepResult>
+  /**
+   * The masks of the step begun last, whose rows name some: [M * ceil(vocab / 32)], M = 1 + the largest of rowMasks; bit
+   * t % 32 of word t / 32 of a mask = token t may be sampled. To be called once, before any other call that runs in the
+   * order of the device's steps; the step samples then. With another length that step rejects with invalid_argument.
+   */
+  giveMasks(masks: Uint32Array): void
   unload(): Promise<void>
 }
 
@@ -324,6 +330,8 @@ export interface StepBatch {
   rowTargets: Int32Array
   /** [R] alternatives to report, 0..20; -1 = no log probabilities at all. */
   rowTop: Int32Array
+  /** [R] the mask that a sampled row obeys, from 0; -1 = none. Where there is any, giveMasks() must follow. */
+  rowMasks: Int32Array
 }
 
 /** Results by row, in the order of the batch's rows. Log probabilities are natural, of the raw model distribution. */

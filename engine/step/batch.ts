@@ -5,6 +5,7 @@ import type { Sequence } from '../scheduler/sequence.js'
 /** Reports no log probabilities for a row. */
 const NO_LOGPROBS = -1
 const SAMPLE = -1
+const NO_MASK = -1
 const LAST_SAMPLED = -1
 
 /** A growable array of 32-bit integers that is refilled every step. */
@@ -51,6 +52,7 @@ export class BatchBuilder {
   private readonly rowSeqs = new Column()
   private readonly rowTargets = new Column()
   private readonly rowTop = new Column()
+  private readonly rowMasks = new Column()
 
   constructor(private readonly blockSize: number) {}
 
@@ -68,12 +70,13 @@ export class BatchBuilder {
       rowSeqs: this.rowSeqs.view(),
       rowTargets: this.rowTargets.view(),
       rowTop: this.rowTop.view(),
+      rowMasks: this.rowMasks.view(),
     }
   }
 
   private reset(): void {
     for (const column of [this.tokens, this.firstPositions, this.slots, this.rowTokens]) column.length = 0
-    for (const column of [this.rowSeqs, this.rowTargets, this.rowTop]) column.length = 0
+    for (const column of [this.rowSeqs, this.rowTargets, this.rowTop, this.rowMasks]) column.length = 0
     this.blocks.length = 0
     for (const column of [this.seqStarts, this.blockStarts]) {
       column.length = 0
@@ -109,6 +112,7 @@ export class BatchBuilder {
     this.rowSeqs.push(sequence)
     this.rowTargets.push(target)
     this.rowTop.push(top)
+    this.rowMasks.push(NO_MASK)
   }
 }
 

@@ -9,4 +9,6 @@ export interface StepExecutor {
   setSlot(slot: number, state: SlotState): void
   /** Runs one batch; rejects with a NativeError (`device_failed`: the device is lost). */
   step(batch: StepBatch): Promise<StepResult>
+  /** The masks of the step begun last, where it names some; to be called once, before any other call. */
+  giveMasks(masks: Uint32Array): void
 }

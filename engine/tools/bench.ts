@@ -155,6 +155,7 @@ class Driver {
       rowSeqs: Int32Array.from({ length: rows }, (_, i) => i),
       rowTargets: new Int32Array(rows).fill(-1),
       rowTop: new Int32Array(rows).fill(-1),
+      rowMasks: new Int32Array(rows).fill(-1),
     }
   }
 }

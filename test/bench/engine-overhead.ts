@@ -14,6 +14,7 @@ function measure(sequences: number): number {
   let batch: StepBatch | undefined
   const executor = {
     setSlot: () => {},
+    giveMasks: () => {},
     step: (given: StepBatch) => {
       batch = given
       return new Promise<StepResult>(() => {})

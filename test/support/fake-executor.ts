@@ -42,6 +42,11 @@ export function fakeAnswer(prompt: readonly number[], count: number, seed: numbe
   return context.slice(prompt.length)
 }
 
+/** Whether a mask of a step lets a token through. */
+function isAllowed(masks: Uint32Array, words: number, mask: number, token: number): boolean {
+  return mask < 0 || (((masks[mask * words + (token >> 5)] ?? 0) >>> (token & 31)) & 1) === 1
+}
+
 interface FakeSlot {
   tokens: number[]
   seed: number
@@ -62,6 +67,8 @@ export class FakeExecutor implements StepExecutor {
   /** Set to make the next step fail with this error. */
   failWith: Error | undefined
   private readonly slots = new Map<number, FakeSlot>()
+  /** Goes on with the step that waits for its masks. */
+  private masked: ((masks: Uint32Array) => void) | undefined
 
   constructor(
     private readonly memory: FakeMemory,
@@ -74,18 +81,31 @@ export class FakeExecutor implements StepExecutor {
     this.slots.set(slot, { tokens: [...state.tokens], seed: state.seed })
   }
 
-  step(batch: StepBatch): Promise<StepResult> {
+  step(given: StepBatch): Promise<StepResult> {
     this.steps++
+    if (this.masked) throw new Error('a step before the masks of the one before')
     const failure = this.failWith
     this.failWith = undefined
     // Computed at the call, as steps run in order; delivered later, as a device would.
-    const result = failure ?? this.run(batch)
+    const batch = structuredClone(given)
     return new Promise((resolve, reject) => {
-      setImmediate(() => (result instanceof Error ? reject(result) : resolve(result)))
+      const settle = (masks: Uint32Array): void => {
+        const result = failure ?? this.run(batch, masks)
+        setImmediate(() => (result instanceof Error ? reject(result) : resolve(result)))
+      }
+      if (given.rowMasks.every((mask) => mask < 0)) settle(new Uint32Array())
+      else this.masked = settle
     })
   }
 
-  run(batch: StepBatch): StepResult {
+  giveMasks(masks: Uint32Array): void {
+    const settle = this.masked
+    if (!settle) throw new Error('no step waits for masks')
+    this.masked = undefined
+    settle(masks)
+  }
+
+  run(batch: StepBatch, masks = new Uint32Array()): StepResult {
     for (let s = 0; s < batch.slots.length; s++) this.write(batch, s)
     const rows = batch.rowTokens.length
     const maxTop = Math.max(0, ...batch.rowTop)
@@ -100,7 +120,7 @@ export class FakeExecutor implements StepExecutor {
     }
     for (let row = 0; row < rows; row++) {
       const target = at(batch.rowTargets, row)
-      const token = target >= 0 ? target : this.sample(batch, row)
+      const token = target >= 0 ? target : this.sample(batch, row, masks)
       result.tokens[row] = token
       if (logprobs) {
         result.logprobs[row] = -token / 1000
@@ -144,7 +164,7 @@ export class FakeExecutor implements StepExecutor {
     return block.tokens
   }
 
-  private sample(batch: StepBatch, row: number): number {
+  private sample(batch: StepBatch, row: number, masks: Uint32Array): number {
     const s = at(batch.rowSeqs, row)
     const slot = this.slots.get(at(batch.slots, s))
     if (!slot) throw new Error('unset slot')
@@ -154,7 +174,11 @@ export class FakeExecutor implements StepExecutor {
     if (context.length !== slot.tokens.length || context.some((token, i) => token !== slot.tokens[i])) {
       throw new Error(`blocks of slot ${batch.slots[s]} do not hold its tokens`)
     }
-    const token = fakeNextToken(context, slot.seed, this.vocabSize)
+    const words = Math.ceil(this.vocabSize / 32)
+    let token = fakeNextToken(context, slot.seed, this.vocabSize)
+    for (let tries = 0; tries < this.vocabSize && !isAllowed(masks, words, at(batch.rowMasks, row), token); tries++) {
+      token = (token + 1) % this.vocabSize
+    }
     slot.tokens.push(token)
     return token
   }

@@ -73,6 +73,7 @@ export interface Row {
   at: number
   target?: number
   top?: number
+  mask?: number
 }
 
 /** What one sequence does in a step. Its KV lies in the slot's own stretch of the arena. */
@@ -116,6 +117,7 @@ export function makeBatch(model: NativeModel, steps: readonly SequenceStep[]): S
     rowSeqs: Int32Array.from(rows, ({ seq }) => seq),
     rowTargets: Int32Array.from(rows, ({ target }) => target ?? -1),
     rowTop: Int32Array.from(rows, ({ top }) => top ?? -1),
+    rowMasks: Int32Array.from(rows, ({ mask }) => mask ?? -1),
   }
 }
 

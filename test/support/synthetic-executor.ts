@@ -26,6 +26,10 @@ export class SyntheticExecutor implements StepExecutor {
     this.promptLengths.set(slot, state.promptLength)
   }
 
+  giveMasks(): void {
+    throw new Error('it makes tokens up as it likes')
+  }
+
   step(batch: StepBatch): Promise<StepResult> {
     const result = this.answer(batch)
     const now = performance.now()

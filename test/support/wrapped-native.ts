@@ -26,6 +26,7 @@ export function withChanges(
     ...{ weightBytes, workspaceBytes, blockBytes, roundingError, origin, packedFault, packedBytes },
     setSlot: (slot, state) => model.setSlot(slot, state),
     step: (batch) => model.step(batch),
+    giveMasks: (masks) => model.giveMasks(masks),
     savePacked: (to) => model.savePacked(to),
     unload: () => model.unload(),
     ...changes,

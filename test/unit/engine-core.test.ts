@@ -13,7 +13,8 @@ const range = (length: number, from = 0): number[] => Array.from({ length }, (_,
 describe('a step that hangs', () => {
   it('loses the device after step_timeout', async () => {
     const steps: ((error: Error) => void)[] = []
-    const executor = { setSlot: () => undefined, step: () => new Promise<never>((_, reject) => steps.push(reject)) }
+    const step = () => new Promise<never>((_, reject) => steps.push(reject))
+    const executor = { setSlot: () => undefined, giveMasks: () => undefined, step }
     const lost = new Promise<unknown>((onDeviceFailed) => {
       const model = { executor, blockBytes: KV_UNIT_BYTES, vocabSize: FAKE_VOCAB }
       collect(start({ model, stepTimeoutMs: 20, onDeviceFailed }), submitOf(1, [1, 2]))

@@ -40,6 +40,7 @@ function loadedModel({ megabytes = 1, ...rest }: Partial<NativeModel> & { megaby
     packedBytes: megabytes * MEGABYTE,
     setSlot: () => {},
     step: () => Promise.reject(new Error('not asked for')),
+    giveMasks: () => {},
     unload: () => Promise.resolve(),
     savePacked: ({ path }: { path: string }) => {
       writeFileSync(path, Buffer.alloc(megabytes * MEGABYTE))

@@ -23,6 +23,7 @@ import {
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
 import { Derivation, Quality } from "./card.js";
+import { Grammar } from "./grammar.js";
 
 export const protobufPackage = "edgeshift.v1";
 
@@ -104,6 +105,8 @@ export interface Submit {
   promptLogprobs: boolean;
   /** Tokens that its tenant is served for each one of a tenant of weight 1 while both wait; 0 = 1. */
   weight: number;
+  /** What the output has to be, replayed tokens included; absent = any text. Stop tokens come only where it may end. */
+  grammar?: Grammar | undefined;
 }
 
 /** Field semantics and neutral values are those of the OpenAI API and its common extensions. */
@@ -702,6 +705,7 @@ function createBaseSubmit(): Submit {
     replayedTokens: 0,
     promptLogprobs: false,
     weight: 0,
+    grammar: undefined,
   };
 }
 
@@ -746,6 +750,9 @@ export const Submit: MessageFns<Submit> = {
     }
     if (message.weight !== 0) {
       writer.uint32(96).uint32(message.weight);
+    }
+    if (message.grammar !== undefined) {
+      Grammar.encode(message.grammar, writer.uint32(106).fork()).join();
     }
     return writer;
   },
@@ -869,6 +876,14 @@ export const Submit: MessageFns<Submit> = {
             message.weight = reader.uint32();
             continue;
           }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.grammar = Grammar.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -900,6 +915,9 @@ export const Submit: MessageFns<Submit> = {
     message.replayedTokens = object.replayedTokens ?? 0;
     message.promptLogprobs = object.promptLogprobs ?? false;
     message.weight = object.weight ?? 0;
+    message.grammar = (object.grammar !== undefined && object.grammar !== null)
+      ? Grammar.fromPartial(object.grammar)
+      : undefined;
     return message;
   },
 };

@@ -21,6 +21,7 @@ import {
   type UntypedServiceImplementation,
 } from "@grpc/grpc-js";
 import { Derivation, Quality } from "./card.js";
+import { Grammar } from "./grammar.js";
 
 export const protobufPackage = "edgeshift.v1";
 
@@ -97,6 +98,7 @@ export interface GenerateOptions {
     | undefined;
   /** beside the call's own deadline; the earlier one holds */
   deadlineMs?: number | undefined;
+  grammar?: Grammar | undefined;
 }
 
 export interface GenerateOptions_LogitBiasEntry {
@@ -694,6 +696,7 @@ function createBaseGenerateOptions(): GenerateOptions {
     degrade: undefined,
     resumable: undefined,
     deadlineMs: undefined,
+    grammar: undefined,
   };
 }
 
@@ -774,6 +777,9 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
     }
     if (message.deadlineMs !== undefined) {
       writer.uint32(184).uint32(message.deadlineMs);
+    }
+    if (message.grammar !== undefined) {
+      Grammar.encode(message.grammar, writer.uint32(202).fork()).join();
     }
     return writer;
   },
@@ -996,6 +1002,14 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
             message.deadlineMs = reader.uint32();
             continue;
           }
+          case 25: {
+            if (tag !== 202) {
+              break;
+            }
+
+            message.grammar = Grammar.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1045,6 +1059,9 @@ export const GenerateOptions: MessageFns<GenerateOptions> = {
     message.degrade = object.degrade ?? undefined;
     message.resumable = object.resumable ?? undefined;
     message.deadlineMs = object.deadlineMs ?? undefined;
+    message.grammar = (object.grammar !== undefined && object.grammar !== null)
+      ? Grammar.fromPartial(object.grammar)
+      : undefined;
     return message;
   },
 };

@@ -105,7 +105,7 @@ export class FakeExecutor implements StepExecutor {
     settle(masks)
   }
 
-  run(batch: StepBatch, masks = new Uint32Array()): StepResult {
+  run(batch: StepBatch, masks: Uint32Array = new Uint32Array()): StepResult {
     for (let s = 0; s < batch.slots.length; s++) this.write(batch, s)
     const rows = batch.rowTokens.length
     const maxTop = Math.max(0, ...batch.rowTop)

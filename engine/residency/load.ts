@@ -71,6 +71,7 @@ function withPromptRopes(model: NativeModel, { promptRopes }: KnownVariant): Ste
   return {
     setSlot: (slot, state) => model.setSlot(slot, { ...state, ropes: promptRopes(state.promptLength) }),
     step: (batch) => model.step(batch),
+    giveMasks: (masks) => model.giveMasks(masks),
   }
 }
 

@@ -1,6 +1,7 @@
 import type { Logger } from 'pino'
 import { FinishReason, VariantState, type SequenceError, type Submit } from '../proto/gen/edgeshift/v1/engine.js'
 import type { EngineDevice, ResidentVariant } from './device.js'
+import type { GrammarDesk } from './grammar/desk.js'
 import type { NativeModel, Precision } from './native.js'
 import type { MeasuredQuality } from './registry/index.js'
 import { checkSubmit, chooseShed } from './scheduler/admission.js'
@@ -93,6 +94,8 @@ export class Engine {
   loader: VariantLoader | undefined
   /** Repacked files of its variants; absent where none are kept. */
   packed: PackedStore | undefined
+  /** Keeps the grammars of requests; absent where none are served. */
+  grammars: GrammarDesk | undefined
   readonly lobby: Lobby
   /** Why the last edit of the configuration was refused; empty when it was not. */
   configError = ''
@@ -125,6 +128,7 @@ export class Engine {
   /** Counts a sequence that ended, for the measured rate; devices call it. */
   readonly sequenceFinished = (sequence: Sequence, now: number): void => {
     if (sequence.firstScheduledAt !== undefined) this.completions.record(now)
+    this.grammars?.release(sequence)
     const variant = this.variants.get(sequence.submit.variant)
     if (variant) this.loader?.touch(variant)
     this.loader?.review()
@@ -154,6 +158,7 @@ export class Engine {
       owner.deliver(endOf(submit.sequenceId, FinishReason.LENGTH))
       return undefined
     }
+    if (submit.grammar) void this.grammars?.open(sequence, variant.model, this)
     this.place(sequence, variant)
     this.sweeper ??= setInterval(() => this.sweep(), SWEEP_MS)
     this.changed()
@@ -204,6 +209,7 @@ export class Engine {
     for (const device of this.devices)
       for (const { scheduler } of device.residents) scheduler.endAll(reason, now, error)
     clearInterval(this.sweeper)
+    this.grammars?.close()
     await Promise.all(this.devices.map((device) => device.loop.stop()))
   }
 
@@ -211,6 +217,7 @@ export class Engine {
     if (this.draining) return refuse('shutting_down', 'the engine is stopping')
     if (!variant) return refuse('invalid_request', `unknown variant ${JSON.stringify(submit.variant.slice(0, 200))}`)
     if (!variant.resident && !this.loader) return refuse('engine_unavailable', `${variant.name} is not loaded`)
+    if (submit.grammar && !this.grammars) return refuse('invalid_request', 'this engine serves no grammars')
     return (variant.resident ? undefined : this.loader?.refusal(variant)) ?? checkSubmit(submit, variant)
   }
 

@@ -9,7 +9,12 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 rmSync(join(root, 'dist'), { recursive: true, force: true })
 await build({
   absWorkingDir: root,
-  entryPoints: { cli: 'gateway/cli/main.ts', engine: 'engine/main.ts', tools: 'engine/tools/main.ts' },
+  entryPoints: {
+    cli: 'gateway/cli/main.ts',
+    engine: 'engine/main.ts',
+    'grammar-worker': 'engine/grammar/grammar-worker.ts',
+    tools: 'engine/tools/main.ts',
+  },
   outdir: 'dist',
   bundle: true,
   platform: 'node',

@@ -5,6 +5,7 @@ import {
   type Submit,
   type TokenLogprob,
 } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { GrammarState } from '../grammar/masks.js'
 import type { Block } from '../kv/block-pool.js'
 import type { BlockHash } from '../kv/block-hash.js'
 import { rootHash } from '../kv/block-hash.js'
@@ -71,6 +72,10 @@ export class Sequence {
   /** Changes at every preemption: results of older steps are dropped. */
   epoch = 0
   pausedSince: number | undefined
+  /** Since when its grammar is being compiled: no step may include it meanwhile. */
+  compilingSince: number | undefined
+  /** Where it stands in its grammar; undefined where its output may be any text. */
+  grammar: GrammarState | undefined
   /** Prompt positions scored so far, the first (without a value) included. */
   scored: TokenLogprob[] = []
   cachedTokens = 0
@@ -111,9 +116,9 @@ export class Sequence {
     return this.length + this.pending
   }
 
-  /** Since when no step may include it (its own reader or the session's is slow); undefined when it may run. */
+  /** Since when no step may include it (its grammar is not ready, its own reader or the session's is slow). */
   get heldSince(): number | undefined {
-    return this.pausedSince ?? this.owner.blockedSince
+    return this.compilingSince ?? this.pausedSince ?? this.owner.blockedSince
   }
 
   /** With what it ends now because its deadline has passed or it was held too long; undefined while it may go on. */

@@ -54,6 +54,8 @@ export class BatchBuilder {
   private readonly rowTop = new Column()
   private readonly rowMasks = new Column()
 
+  private masks = 0
+
   constructor(private readonly blockSize: number) {}
 
   build(plan: StepPlan): StepBatch {
@@ -78,6 +80,7 @@ export class BatchBuilder {
     for (const column of [this.tokens, this.firstPositions, this.slots, this.rowTokens]) column.length = 0
     for (const column of [this.rowSeqs, this.rowTargets, this.rowTop, this.rowMasks]) column.length = 0
     this.blocks.length = 0
+    this.masks = 0
     for (const column of [this.seqStarts, this.blockStarts]) {
       column.length = 0
       column.push(0)
@@ -102,18 +105,25 @@ export class BatchBuilder {
     const { sequence } = entry
     const top = sequence.submit.sampling?.topLogprobs
     for (let position = entry.scoreFrom; position < entry.scoreTo; position++) {
-      this.addRow(start + position - entry.first, index, sequence.tokens[position + 1] ?? 0, top ?? 0)
+      this.addRow(start + position - entry.first, index, sequence.tokens[position + 1] ?? 0, top ?? 0, NO_MASK)
     }
-    if (entry.sample) this.addRow(start + entry.count - 1, index, SAMPLE, top ?? NO_LOGPROBS)
+    if (!entry.sample) return
+    const mask = isMasked(entry) ? this.masks++ : NO_MASK
+    this.addRow(start + entry.count - 1, index, SAMPLE, top ?? NO_LOGPROBS, mask)
   }
 
-  private addRow(token: number, sequence: number, target: number, top: number): void {
+  private addRow(token: number, sequence: number, target: number, top: number, mask: number): void {
     this.rowTokens.push(token)
     this.rowSeqs.push(sequence)
     this.rowTargets.push(target)
     this.rowTop.push(top)
-    this.rowMasks.push(NO_MASK)
+    this.rowMasks.push(mask)
   }
+}
+
+/** Whether an entry's sampled row obeys a mask; the masks of a step are in the order of these entries. */
+export function isMasked({ sample, sequence }: PlanEntry): boolean {
+  return sample && sequence.grammar !== undefined
 }
 
 /** The native sampling state of a sequence as it stands. */

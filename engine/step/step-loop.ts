@@ -27,13 +27,17 @@ export interface StepLoopOptions {
   stepTimeoutMs: number
 }
 
+/** A step with whose it is. */
+type RunnerStep = IssuedStep & { runner: VariantRunner }
+
 /**
  * Runs one device: a step of each variant in turn while it has work. With depth 2 a step is issued before the last
- * one's tokens are read, so that the device does not wait for the host.
+ * one's tokens are read, so that the device does not wait for the host. Where a step's tokens have to follow a grammar
+ * the device computes it meanwhile up to its logits; what may be sampled is told it once the tokens before are read.
  */
 export class StepLoop {
   private readonly runners: VariantRunner[] = []
-  private readonly issued: (IssuedStep & { runner: VariantRunner })[] = []
+  private readonly issued: RunnerStep[] = []
   private turn = 0
   private stopping = false
   private wakeIdle: (() => void) | undefined
@@ -70,10 +74,21 @@ export class StepLoop {
   private async run(): Promise<void> {
     while (!this.stopping || this.issued.length > 0) {
       if (this.mayIssue() && this.issueNext()) continue
-      const oldest = this.issued.shift()
-      if (oldest) await this.settle(oldest)
-      else await this.idle()
+      const [oldest] = this.issued
+      if (!oldest) await this.idle()
+      else if (oldest.masked.length > 0) await this.unmask(oldest)
+      else await this.settle(oldest)
     }
+  }
+
+  /** The oldest step gets its masks: all before it were read. */
+  private async unmask(step: RunnerStep): Promise<void> {
+    try {
+      await step.runner.giveMasks(step, this.options.clock)
+    } catch (error) {
+      this.options.log.error({ err: error }, 'the masks of a step were refused')
+    }
+    step.masked = []
   }
 
   /**
@@ -83,6 +98,7 @@ export class StepLoop {
   private mayIssue(): boolean {
     if (this.stopping) return false
     const last = this.issued.at(-1)
+    if (last && last.masked.length > 0) return false
     return !last || (this.issued.length < this.options.depth && last.plan.tokens === last.plan.entries.length)
   }
 
@@ -108,7 +124,8 @@ export class StepLoop {
     return false
   }
 
-  private async settle({ runner, plan, result }: IssuedStep & { runner: VariantRunner }): Promise<void> {
+  private async settle({ runner, plan, result }: RunnerStep): Promise<void> {
+    this.issued.shift()
     const watchdog = setTimeout(() => this.giveUp(plan), this.options.stepTimeoutMs)
     const outcome = await result.then(
       (value) => ({ value }),

@@ -1,23 +1,12 @@
-/**
- * Tokenizers made from SentencePiece models (Llama 2, Mistral, Gemma, Phi-3): a space is U+2581 in a token's name, and
- * bytes without a token of their own have one named "<0x0A>".
- */
+/** Where tokenizers made from SentencePiece models (Llama 2, Mistral, Gemma, Phi-3) put a space before a text, or drop it. */
 import { z } from 'zod'
+import { SPACE_MARK } from '../../engine/text/token-bytes.js'
 import type { TokenizerFile } from './assets.js'
-
-const SPACE = '\u2581'
-const BYTE = /^<0x([0-9A-F]{2})>$/
 
 const strip = z.looseObject({ type: z.literal('Strip'), content: z.literal(' '), start: z.int().min(1) })
 const sequence = z.looseObject({ decoders: z.array(z.unknown()) })
 const metaspace = z.looseObject({ type: z.literal('Metaspace'), prepend_scheme: z.literal('first') })
 const pretokenizers = z.looseObject({ pretokenizers: z.array(z.unknown()) })
-
-/** The bytes that a token of that name stands for. */
-export function sentencePieceBytes(name: string): Uint8Array {
-  const byte = BYTE.exec(name)?.[1]
-  return byte === undefined ? Buffer.from(name.replaceAll(SPACE, ' ')) : Uint8Array.of(Number.parseInt(byte, 16))
-}
 
 /** Whether decoding a whole text drops the space that encoding put before it. */
 export function stripsLeadingSpace({ decoder }: TokenizerFile): boolean {
@@ -44,5 +33,5 @@ export function withoutStartPrefix(file: TokenizerFile): TokenizerFile {
 
 /** The text with the space that belongs before it. */
 export function withStartSpace(text: string): string {
-  return text === '' || text.startsWith(' ') || text.startsWith(SPACE) ? text : ` ${text}`
+  return text === '' || text.startsWith(' ') || text.startsWith(SPACE_MARK) ? text : ` ${text}`
 }

@@ -1,21 +1,5 @@
+import { byteLevelBytes, sentencePieceBytes } from '../../engine/text/token-bytes.js'
 import type { TokenizerFile } from './assets.js'
-import { sentencePieceBytes } from './sentencepiece.js'
-
-/**
- * Byte-level BPE writes each byte as one printable character (GPT-2's table): printable ASCII and Latin-1 stand for
- * themselves, the other 68 bytes are U+0100 and up, in order.
- */
-const BYTE_OF_CHARACTER: ReadonlyMap<string, number> = byteAlphabet()
-
-function byteAlphabet(): Map<string, number> {
-  const alphabet = new Map<string, number>()
-  let next = 0x100
-  for (let byte = 0; byte < 256; byte++) {
-    const printable = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte !== 0xad)
-    alphabet.set(String.fromCodePoint(printable ? byte : next++), byte)
-  }
-  return alphabet
-}
 
 const STRICT = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 const LENIENT = new TextDecoder('utf-8', { ignoreBOM: true })
@@ -83,15 +67,4 @@ function strictText(bytes: Uint8Array): string | null {
   } catch {
     return null
   }
-}
-
-/** A name with a character outside the alphabet stands for itself, as in the tokenizers library's decoder. */
-function byteLevelBytes(name: string): Uint8Array {
-  const bytes: number[] = []
-  for (const character of name) {
-    const byte = BYTE_OF_CHARACTER.get(character)
-    if (byte === undefined) return Buffer.from(name)
-    bytes.push(byte)
-  }
-  return Uint8Array.from(bytes)
 }

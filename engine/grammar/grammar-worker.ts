@@ -1,0 +1,45 @@
+/**
+ * One grammar at work, in a thread of its own: a grammar is a program from a client, and only a thread that does nothing
+ * else can be stopped whatever it does. Speaks with grammar-home.ts.
+ */
+import { parentPort, workerData } from 'node:worker_threads'
+import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
+import { GrammarKeeper, type MaskRequest, reasonOf } from './keeper.js'
+import { TokenTrie } from './token-trie.js'
+import { type GrammarVocabulary, vocabularyBytes } from './vocabulary.js'
+
+/** What the thread is asked; what has no id is not answered. */
+export type HomeRequest =
+  | { type: 'compile'; id: number; grammar: Grammar }
+  | { type: 'masks'; id: number; requests: readonly MaskRequest[] }
+  | { type: 'forget'; sequence: number }
+
+/** Answer to the request of that id. */
+export interface HomeReply {
+  id: number
+  value?: unknown
+  /** Why there is no value; the grammar is of no use any more. */
+  error?: string
+}
+
+// oxlint-disable-next-line typescript/no-unsafe-type-assertion -- grammar-home.ts starts this thread
+const trie = new TokenTrie(vocabularyBytes(workerData as GrammarVocabulary))
+let keeper: GrammarKeeper | undefined
+
+parentPort?.on('message', (request: HomeRequest) => {
+  if (request.type === 'forget') keeper?.forget(request.sequence)
+  // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a thread, not a window
+  else parentPort?.postMessage(answer(request))
+})
+
+function answer(request: Exclude<HomeRequest, { type: 'forget' }>): HomeReply {
+  const { id } = request
+  try {
+    if (request.type === 'masks') return { id, value: keeper?.answer(request.requests) }
+    keeper = undefined
+    keeper = new GrammarKeeper(request.grammar, trie)
+    return { id }
+  } catch (error) {
+    return { id, error: reasonOf(error) }
+  }
+}

@@ -2,6 +2,7 @@
  * The one internal request type and the one internal event type. Protocol adapters decode into the first and
  * encode the second; they hold no other logic.
  */
+import type { Grammar } from '../proto/gen/edgeshift/v1/grammar.js'
 import type { GatewayError } from './errors.js'
 import type { PrecisionWish } from './router/precision.js'
 
@@ -63,6 +64,8 @@ export interface GenerateRequest extends Needs {
   sampling: Sampling
   /** Stop strings: end the choice; they are not part of its text. */
   stop: string[]
+  /** What each choice's text has to be; absent = any text. */
+  grammar?: Grammar
   /** Absent: as much as the context allows. */
   maxTokens?: number
   /** Number of alternatives per token; absent = no log probabilities. */

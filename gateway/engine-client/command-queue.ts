@@ -1,5 +1,6 @@
 import { MAX_REQUEST_BYTES } from '../../engine/config/index.js'
 import type { Command, SamplingParams, Submit } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 
 /** Beyond either, a queue is full. Both are above what one request of the most choices can be, and a full engine's replay. */
 const MAX_COMMANDS = 4096
@@ -15,20 +16,43 @@ const TOKEN_BYTES = 4
 const BIAS_BYTES = 16
 /** UTF-8 bytes of a UTF-16 code unit, at most. */
 const CHARACTER_BYTES = 3
+/** Tag and length of a text. */
+const TEXT_BYTES = 6
 
 /** Bytes that a command takes in a message, at most; not far above what it does take. */
 export function commandBytes({ kind }: Command): number {
   return FIXED_BYTES + (kind?.$case === 'submit' ? submitBytes(kind.submit) : 0)
 }
 
-function submitBytes({ prompt, sampling, variant, tenant, traceparent }: Submit): number {
+function submitBytes({ prompt, sampling, variant, tenant, traceparent, grammar }: Submit): number {
   const characters = variant.length + tenant.length + traceparent.length
-  return prompt.length * TOKEN_BYTES + samplingBytes(sampling) + characters * CHARACTER_BYTES
+  const head = characters * CHARACTER_BYTES
+  return prompt.length * TOKEN_BYTES + samplingBytes(sampling) + head + grammarBytes(grammar)
 }
 
 function samplingBytes(sampling: SamplingParams | undefined): number {
   if (sampling === undefined) return 0
   return sampling.logitBias.size * BIAS_BYTES + sampling.stopTokenIds.length * TOKEN_BYTES
+}
+
+function grammarBytes(grammar: Grammar | undefined): number {
+  return textsOf(grammar).reduce((sum, text) => sum + TEXT_BYTES + text.length * CHARACTER_BYTES, 0)
+}
+
+function textsOf(grammar: Grammar | undefined): string[] {
+  const kind = grammar?.kind
+  switch (kind?.$case) {
+    case 'jsonSchema':
+      return [kind.jsonSchema]
+    case 'regex':
+      return [kind.regex]
+    case 'ebnf':
+      return [kind.ebnf]
+    case 'choice':
+      return kind.choice.texts
+    default:
+      return []
+  }
 }
 
 /** True when a command can be sent: it has room in a message of its own. */

@@ -116,6 +116,7 @@ export function toSubmission(
     traceparent: request.traceparent ?? '',
     replayedTokens: generated.length,
     promptLogprobs: request.echo && request.topLogprobs !== undefined && !started,
+    grammar: request.grammar,
     sampling: {
       temperature: sampling.temperature,
       topK: sampling.topK,

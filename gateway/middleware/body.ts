@@ -3,8 +3,10 @@ import { isUtf8 } from 'node:buffer'
 import type { IncomingMessage } from 'node:http'
 import { GatewayError } from '../errors.js'
 
-/** Nesting of a JSON body; the deepest known request needs 5. */
-const MAX_DEPTH = 32
+/** Nesting of a JSON Schema that an answer is to follow. */
+export const MAX_SCHEMA_DEPTH = 64
+/** Nesting of a JSON body; the deepest request is a schema in a field of a field of its body. */
+const MAX_DEPTH = MAX_SCHEMA_DEPTH + 3
 
 /**
  * Reads and parses a JSON body of at most `maxBytes`. Throws GatewayError: body_too_large, unsupported_media_type,
@@ -76,7 +78,8 @@ function parse(text: string): unknown {
   }
 }
 
-function isDeeper(value: unknown, levels: number): boolean {
+/** True when a JSON value has more than so many levels of objects and arrays; nothing below those is looked at. */
+export function isDeeper(value: unknown, levels: number): boolean {
   if (typeof value !== 'object' || value === null) return false
   if (levels === 0) return true
   for (const inner of Array.isArray(value) ? value : Object.values(value)) if (isDeeper(inner, levels - 1)) return true

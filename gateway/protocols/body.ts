@@ -3,6 +3,7 @@
  * bounds that the configuration sets are applied in decode.ts. Objects are compiled once, at import.
  */
 import { z } from 'zod'
+import { grammarFields } from './grammar-fields.js'
 import { needFields } from './needs.js'
 
 /** Messages of one chat; a bound on work before the template sees them. */
@@ -117,6 +118,7 @@ const shared = {
     .int32()
     .optional()
     .describe('Lower is served first; above 0 is batch work. Default: 0 for streams, 10 for whole answers.'),
+  ...grammarFields,
   ...needFields,
   user: opaque,
   safety_identifier: opaque,

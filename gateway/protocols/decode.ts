@@ -5,6 +5,7 @@ import type { Limits, Services } from '../services.js'
 import { chatBodySchema, completionBodySchema, type ChatBody, type CompletionBody, type SharedBody } from './body.js'
 import { chooseModel } from './auto.js'
 import { parseBody } from './fields.js'
+import { decodeGrammar } from './grammar.js'
 import { toNeeds } from './needs.js'
 import { AUTO } from '../router/target.js'
 import type { Origin } from './origin.js'
@@ -107,6 +108,7 @@ function decodeCall(
   const deadlineMs = earlier(body.deadline_ms, origin.deadlineMs)
   const priority = body.priority ?? origin.priority
   const needs = toNeeds(body, origin.needs)
+  const grammar = decodeGrammar(body)
   const maxTokens = extent.maxTokens === undefined ? {} : { maxTokens: extent.maxTokens }
   const chosen = chooseModel({ model: body.model, input: inputs[0], deadlineMs, ...needs, ...maxTokens }, models)
   const common = {
@@ -114,6 +116,7 @@ function decodeCall(
     ...chosen,
     sampling: decodeSampling(body, extent.maxTokens, () => models.vocabSize(chosen.model)),
     stop: decodeStop(body.stop, limits),
+    ...(grammar && { grammar }),
     ...maxTokens,
     ...(extent.topLogprobs !== undefined && { topLogprobs: extent.topLogprobs }),
     echo: extent.echo,

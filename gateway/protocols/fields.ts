@@ -25,7 +25,6 @@ const UNSUPPORTED: ReadonlyMap<string, Neutral> = new Map<string, Neutral>([
   ['parallel_tool_calls', isOneOf(true, false)],
   ['functions', isEmptyList],
   ['function_call', isOneOf('none', 'auto')],
-  ['response_format', (value) => isRecord(value) && value['type'] === 'text' && Object.keys(value).length === 1],
   ['modalities', (value) => Array.isArray(value) && value.length === 1 && value[0] === 'text'],
   ['audio', never],
   ['prediction', never],
@@ -49,11 +48,6 @@ const UNSUPPORTED: ReadonlyMap<string, Neutral> = new Map<string, Neutral>([
   ['typical_p', isOneOf(1)],
   ['prompt_logprobs', never],
   ['truncate_prompt_tokens', never],
-  ['structured_outputs', never],
-  ['guided_json', never],
-  ['guided_regex', never],
-  ['guided_choice', never],
-  ['guided_grammar', never],
 ])
 
 /** The same for the fields of a chat message; clients send answers back as they got them. */
@@ -151,7 +145,7 @@ interface Fault {
 function deepest(issue: z.core.$ZodIssue | undefined, base: PropertyKey[]): Fault {
   if (!issue) return { path: base, message: 'invalid', missing: false, unknownName: undefined }
   const path = [...base, ...issue.path]
-  if (issue.code === 'invalid_union') {
+  if (issue.code === 'invalid_union' && issue.errors.length > 0) {
     const faults = issue.errors.map(([first]) => deepest(first, path))
     const furthest = faults.reduce(
       (a, b) => (b.path.length > a.path.length ? b : a),

@@ -5,6 +5,7 @@ import { answer, type FakeServices, fakeServices, hold } from '../support/fake-s
 import { serveHttp, type TestServer } from '../support/http-server.js'
 import {
   aiGenerateText,
+  aiObject,
   aiStreamText,
   chatText,
   collect,
@@ -16,6 +17,7 @@ import {
   openAiCompletion,
   openAiCompletionStream,
   openAiError,
+  openAiParsed,
   openAiUnsupported,
   type Target,
 } from '../support/openai-scenarios.js'
@@ -30,6 +32,12 @@ beforeEach(async () => {
   target = { url: server.url, model: 'fake' }
 })
 afterEach(() => server.close())
+
+/** The schema that the first request's answer was to follow. */
+function askedSchema(): unknown {
+  const kind = services.generator.runs[0]?.request.grammar?.kind
+  return kind?.$case === 'jsonSchema' ? JSON.parse(kind.jsonSchema) : undefined
+}
 
 describe('the openai package', () => {
   it('gets a whole chat', async () => {
@@ -59,6 +67,12 @@ describe('the openai package', () => {
     expect(await openAiCompletionStream(target)).toBe('Paris is it.')
   })
 
+  it('parses an answer by the schema that it asked with', async () => {
+    services.generator.script = answer('{"capital": ', '"Paris"}')
+    expect(await openAiParsed(target)).toEqual({ capital: 'Paris' })
+    expect(askedSchema()).toMatchObject({ properties: { capital: { type: 'string' } }, required: ['capital'] })
+  })
+
   it('lists models and rungs', async () => {
     const client = openAiClient(target)
     expect((await collect(client.models.list())).map(({ id }) => id)).toEqual(['fake', 'other'])
@@ -69,7 +83,7 @@ describe('the openai package', () => {
     expect(await openAiUnsupported(target)).toMatchObject({
       status: 400,
       code: 'unsupported_parameter',
-      param: 'response_format',
+      param: 'tools',
     })
     services.generator.script = (run) =>
       run.fail(new GatewayError('model_not_found', 'no such model', { param: 'model' }))
@@ -204,6 +218,15 @@ describe('the openai package', () => {
 })
 
 describe('the ai package', () => {
+  it.each([
+    [true, { properties: { capital: { type: 'string' } }, required: ['capital'] }],
+    [false, { type: 'object' }],
+  ])('generates an object, by its schema: %s', async (bySchema, schema) => {
+    services.generator.script = answer('{"capital": ', '"Paris"}')
+    expect(await aiObject(target, bySchema)).toEqual({ capital: 'Paris' })
+    expect(askedSchema()).toMatchObject(schema)
+  })
+
   it('generates and streams text', async () => {
     const expected = { text: 'Paris is it.', finishReason: 'stop', inputTokens: 3 }
     expect(await aiGenerateText(target)).toEqual(expected)

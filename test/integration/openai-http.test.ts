@@ -44,7 +44,7 @@ describe('a request body', () => {
     ['no JSON object', '[]', 400, 'invalid_request', /must be a JSON object/],
     ['no body', '', 400, 'invalid_request', /empty/],
     ['broken UTF-8', Buffer.from([0x7b, 0x22, 0xff, 0xfe, 0x22, 0x7d]), 400, 'invalid_request', /UTF-8/],
-    ['deep nesting', `{"a":${'['.repeat(20_000)}${']'.repeat(20_000)}}`, 400, 'invalid_request', /deeper than 32/],
+    ['deep nesting', `{"a":${'['.repeat(20_000)}${']'.repeat(20_000)}}`, 400, 'invalid_request', /deeper than 67/],
     ['too many bytes', body({ user: 'x'.repeat(70_000) }), 413, 'body_too_large', /65536 bytes/],
   ])('with %s is refused', async (_name, content, status, code, message) => {
     const answered = await post(CHAT, content)

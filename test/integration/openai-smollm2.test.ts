@@ -65,7 +65,7 @@ describe('the embedded model', () => {
 
   it('refuses what it cannot serve', async () => {
     expect(await openAiError(target)).toMatchObject({ status: 404, code: 'model_not_found', param: 'model' })
-    expect(await openAiUnsupported(target)).toMatchObject({ status: 400, param: 'response_format' })
+    expect(await openAiUnsupported(target)).toMatchObject({ status: 400, param: 'tools' })
     const long = openAiClient(target).completions.create({ model: 'chat', prompt: 'word '.repeat(10_000) })
     await expect(long).rejects.toMatchObject({ status: 400, code: 'context_length_exceeded' })
   })

@@ -124,6 +124,16 @@ describe('over every protocol', () => {
         },
       }),
     ],
+    [
+      'a chat that asks for a grammar',
+      { ...chat, structured_outputs: { choice: ['a', 'b'] } },
+      RouteRequest.fromPartial({
+        request: {
+          $case: 'chat',
+          chat: { ...chat, options: { grammar: { kind: { $case: 'choice', choice: { texts: ['a', 'b'] } } } } },
+        },
+      }),
+    ],
     ['a size', { model: 'other', prompt_tokens: 12, max_tokens: 8 }, size('other', 12, { maxTokens: 8 })],
     ['auto', { model: 'auto', prompt_tokens: 5 }, size('auto', 5)],
     [

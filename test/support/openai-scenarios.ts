@@ -3,8 +3,10 @@
  * the real engine alike.
  */
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
-import { generateText, streamText } from 'ai'
+import { generateText, Output, streamText } from 'ai'
 import OpenAI, { APIError } from 'openai'
+import { zodResponseFormat } from 'openai/helpers/zod'
+import { z } from 'zod'
 
 /** Where the API is and which model answers. */
 export interface Target {
@@ -75,6 +77,17 @@ export async function openAiCompletionStream(target: Target): Promise<string> {
   return text
 }
 
+/** What the answers of `openAiParsed` and `aiObject` are. */
+const CAPITAL = z.strictObject({ capital: z.string() })
+
+/** An answer that the client has parsed by the schema it asked with. */
+export async function openAiParsed(target: Target): Promise<z.infer<typeof CAPITAL> | null> {
+  const response_format = zodResponseFormat(CAPITAL, 'capital')
+  const asked = { ...FIXED, model: target.model, messages: MESSAGES, response_format }
+  const completion = await openAiClient(target).chat.completions.parse(asked)
+  return completion.choices[0]?.message.parsed ?? null
+}
+
 /** The error that a request for an unknown model gets. */
 export function openAiError(target: Target): Promise<APIError> {
   return failureOf(openAiClient(target).chat.completions.create({ model: 'no-such-model', messages: MESSAGES }))
@@ -82,10 +95,8 @@ export function openAiError(target: Target): Promise<APIError> {
 
 /** The error that an unsupported field gets. */
 export function openAiUnsupported(target: Target): Promise<APIError> {
-  const response_format = { type: 'json_object' } as const
-  return failureOf(
-    openAiClient(target).chat.completions.create({ model: target.model, messages: MESSAGES, response_format }),
-  )
+  const tools = [{ type: 'function', function: { name: 'weather' } } as const]
+  return failureOf(openAiClient(target).chat.completions.create({ model: target.model, messages: MESSAGES, tools }))
 }
 
 async function failureOf(request: Promise<unknown>): Promise<APIError> {
@@ -124,6 +135,13 @@ export async function aiStreamText(
   const result = streamText(aiRequest(target))
   const text = (await collect(result.textStream)).join('')
   return { text, finishReason: await result.finishReason, inputTokens: (await result.usage).inputTokens ?? 0 }
+}
+
+/** An object of the ai package: by its schema where the provider is told that there are grammars, else as any object. */
+export async function aiObject({ url, model }: Target, supportsStructuredOutputs: boolean): Promise<unknown> {
+  const provider = createOpenAICompatible({ name: 'edgeshift', baseURL: `${url}/v1`, supportsStructuredOutputs })
+  const output = Output.object({ schema: CAPITAL })
+  return (await generateText({ ...aiRequest({ url, model }), model: provider(model), output })).output
 }
 
 function aiRequest({ url, model }: Target): Parameters<typeof generateText>[0] {

@@ -83,6 +83,16 @@ describe('CommandQueue', () => {
   it('never takes a command for smaller than it is in a message', () => {
     const id = fc.nat(2 ** 28 - 1)
     const any32 = fc.integer({ min: 0, max: 2 ** 32 - 1 })
+    const anyText = fc.string({ unit: 'binary' })
+    const grammar = fc.option(
+      fc.oneof(
+        anyText.map((jsonSchema) => ({ kind: { $case: 'jsonSchema' as const, jsonSchema } })),
+        anyText.map((regex) => ({ kind: { $case: 'regex' as const, regex } })),
+        anyText.map((ebnf) => ({ kind: { $case: 'ebnf' as const, ebnf } })),
+        fc.array(anyText, { size: '+2' }).map((texts) => ({ kind: { $case: 'choice' as const, choice: { texts } } })),
+      ),
+      { nil: undefined },
+    )
     const numbers = { maxTokens: any32, deadlineMs: any32, replayedTokens: any32, weight: any32 }
     const fields = fc.record({
       ...numbers,
@@ -91,6 +101,7 @@ describe('CommandQueue', () => {
       tenant: fc.string({ unit: 'binary' }),
       traceparent: fc.string(),
       promptLogprobs: fc.boolean(),
+      grammar,
       sampling: fc
         .record({
           seed: fc.maxSafeNat(),

@@ -54,6 +54,12 @@ describe('a stream whose engine dies', () => {
     expect(metrics).toContain('edgeshift_prompt_tokens_total{model="m",variant="m:int4"} 2')
   })
 
+  it('goes on under its grammar, which the tokens before belong to', async () => {
+    const grammar = { kind: { $case: 'choice' as const, choice: { texts: ['xyz', 'xyw'] } } }
+    const setup = await cut(tinyTokens('xy'), { grammar })
+    expect(setup.session.submitted).toMatchObject([{ grammar, replayedTokens: 2 }])
+  })
+
   it('is submitted again without an event when nothing of it was told', async () => {
     const setup = new Setup({}, text)
     await setup.start(PROMPT)

@@ -41,6 +41,14 @@ describe('Pipeline', () => {
     expect(setup.pipeline.active).toBe(0)
   })
 
+  it('gives the engine the grammar of every choice', async () => {
+    const setup = new Setup()
+    const grammar = { kind: { $case: 'regex' as const, regex: '[a-z]+' } }
+    await setup.start({ grammar, n: 2 })
+    await setup.start()
+    expect(setup.session.submitted.map((submission) => submission.grammar)).toEqual([grammar, grammar, undefined])
+  })
+
   it('tells the token that ended the choice without text', async () => {
     const setup = new Setup()
     await setup.start()

@@ -8,6 +8,7 @@ import { encodeEvent, ResponseBuilder } from '../../gateway/protocols/grpc/encod
 import { servingStatus } from '../../gateway/protocols/grpc/health.js'
 import { errorStatus, servedMetadata } from '../../gateway/protocols/grpc/status.js'
 import { GenerateOptions } from '../../proto/gen/edgeshift/v1/gateway.js'
+import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 
 describe('requests become HTTP bodies', () => {
   it('leaves absent fields absent', () => {
@@ -34,6 +35,21 @@ describe('requests become HTTP bodies', () => {
       echo: true,
       logprobs: 0,
       ...zeros,
+    })
+  })
+
+  it.each<[Grammar, object]>([
+    [{ kind: { $case: 'jsonSchema', jsonSchema: '{}' } }, { json: '{}' }],
+    [{ kind: { $case: 'regex', regex: 'a+' } }, { regex: 'a+' }],
+    [{ kind: { $case: 'ebnf', ebnf: 'root ::= "a"' } }, { grammar: 'root ::= "a"' }],
+    [{ kind: { $case: 'choice', choice: { texts: ['a', 'b'] } } }, { choice: ['a', 'b'] }],
+    [{ kind: undefined }, {}],
+  ])('asks for the grammar %j as structured_outputs', (grammar, expected) => {
+    const options = GenerateOptions.create({ grammar })
+    expect(chatBody({ model: 'm', messages: [], options })).toMatchObject({ structured_outputs: expected })
+    expect(completionBody({ model: 'm', prompt: undefined, options, echo: false })).toEqual({
+      model: 'm',
+      structured_outputs: expected,
     })
   })
 

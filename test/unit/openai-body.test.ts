@@ -213,7 +213,6 @@ describe('refused fields', () => {
 
   it.each<[string, object]>([
     ['tools', { tools: [{ type: 'function' }] }],
-    ['response_format', { response_format: { type: 'json_object' } }],
     ['reasoning_effort', { reasoning_effort: 'high' }],
     ['audio', { audio: {} }],
     ['store', { store: true }],

@@ -20,6 +20,8 @@ describe('published schema', () => {
   it.each([
     { type: 'chat', id: 'a', model: 'm', messages: [{ role: 'user', content: 'hi' }], temperature: 0 },
     { type: 'completion', id: 'a', model: 'm', prompt: [1, 2], echo: true },
+    { type: 'chat', id: 'a', model: 'm', messages: [{ role: 'user', content: 'hi' }], guided_choice: ['a', 'b'] },
+    { type: 'completion', id: 'a', model: 'm', prompt: 'a', response_format: { type: 'json_object' } },
     { type: 'cancel', id: 'a' },
     { type: 'ping' },
   ])('takes $type', (message) => {

@@ -10,6 +10,7 @@ import type {
   RouteRequest,
   TokenizeRequest,
 } from '../../../proto/gen/edgeshift/v1/gateway.js'
+import type { Grammar } from '../../../proto/gen/edgeshift/v1/grammar.js'
 import { detokenizeBodySchema, tokenizeBodySchema } from '../body.js'
 import { type Call, decodeChat, decodeCompletion, type DecodeServices } from '../decode.js'
 import { parseBody } from '../fields.js'
@@ -103,6 +104,7 @@ function optionFields(options: GenerateOptions | undefined): Body {
     stop_token_ids: options.stopTokenIds.length > 0 ? options.stopTokenIds : undefined,
     min_tokens: options.minTokens,
     ignore_eos: options.ignoreEos,
+    structured_outputs: options.grammar && structuredOutputs(options.grammar),
     n: options.n,
     priority: options.priority,
     resumable: options.resumable,
@@ -113,6 +115,22 @@ function optionFields(options: GenerateOptions | undefined): Body {
     degrade: options.degrade,
     deadline_ms: options.deadlineMs,
   })
+}
+
+/** Without a kind it stays empty, which is refused: a client that sends a grammar wants one. */
+function structuredOutputs({ kind }: Grammar): Body {
+  switch (kind?.$case) {
+    case 'jsonSchema':
+      return { json: kind.jsonSchema }
+    case 'regex':
+      return { regex: kind.regex }
+    case 'ebnf':
+      return { grammar: kind.ebnf }
+    case 'choice':
+      return { choice: kind.choice.texts }
+    default:
+      return {}
+  }
 }
 
 function biases(logitBias: Map<number, number>): Body {

@@ -1,4 +1,3 @@
-import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 import { GrammarError } from './grammar-error.js'
@@ -12,9 +11,8 @@ interface Call {
   timer: NodeJS.Timeout
 }
 
-/** From the sources it needs what reads TypeScript; beside the bundle there is the bundled one. */
 const FROM_SOURCES = import.meta.url.endsWith('.ts')
-const PROGRAM = fileURLToPath(new URL(FROM_SOURCES ? './grammar-worker.ts' : './grammar-worker.js', import.meta.url))
+const PROGRAM = FROM_SOURCES ? './worker-from-sources.mjs' : './grammar-worker.js'
 /** Of the thread; what it keeps outside of the heap is bounded by itself. */
 const HEAP_MB = 512
 /** Longest that a thread may take to start and to read the vocabulary, and to compile, milliseconds. */
@@ -36,9 +34,8 @@ export class GrammarHome {
     readonly vocabulary: GrammarVocabulary,
     private readonly limits = { compileMs: COMPILE_MS, masksMs: MASKS_MS },
   ) {
-    this.worker = new Worker(PROGRAM, {
+    this.worker = new Worker(new URL(PROGRAM, import.meta.url), {
       workerData: vocabulary,
-      execArgv: FROM_SOURCES ? ['--import', 'tsx'] : [],
       resourceLimits: { maxOldGenerationSizeMb: HEAP_MB },
     })
     this.worker.unref()

@@ -106,7 +106,7 @@ describe('an answer with a grammar', () => {
     const fake = engineWith()
     const schema = {
       type: 'object',
-      properties: { name: { type: 'string', minLength: 30, maxLength: 32 } },
+      properties: { name: { type: 'string', pattern: '^[a-z]{30,32}$' } },
       required: ['name'],
     }
     const kind = { $case: 'jsonSchema', jsonSchema: JSON.stringify(schema) } as const

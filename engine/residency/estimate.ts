@@ -26,6 +26,10 @@ const CUDA_TOKENS = 256
 /** Parts that one sequence's attention may be split into there. */
 const CUDA_SPLITS = 16
 
+/** A mask of a sampled row: a bit a token, in whole words (native/ops/sample.h). */
+const MASK_WORD_BYTES = 4
+const MASK_BITS = 8 * MASK_WORD_BYTES
+
 /** Rows that activations are quantized in together on a CPU (native/cpu/matmul_kernels.h). */
 const ROW_BUNDLE = 8
 
@@ -90,8 +94,7 @@ function cudaWorkspaceBytes(spec: ModelSpec, { maxBatchTokens, maxSlots }: StepL
   const perRow = hiddenSize + 2 * vocabSize + attention
   const widest = Math.max(2 * intermediateSize, heads + 2 * spec.numKvHeads * headDim)
   const widened = Math.min(CUDA_WIDENED_BYTES, widest * hiddenSize * HALF_BYTES)
+  const perSlot = vocabSize * HALF_BYTES + Math.ceil(vocabSize / MASK_BITS) * MASK_WORD_BYTES
   const fixed = widened + CUDA_FIXED_BYTES
-  return (
-    (maxBatchTokens + CUDA_TOKENS) * perToken + rows * perRow * FLOAT_BYTES + maxSlots * vocabSize * HALF_BYTES + fixed
-  )
+  return (maxBatchTokens + CUDA_TOKENS) * perToken + rows * perRow * FLOAT_BYTES + maxSlots * perSlot + fixed
 }

@@ -51,6 +51,9 @@ KvCopy read_copy(const Napi::Object& copy);
 // Copies a StepBatch: the caller may reuse its arrays at once.
 StepBatch read_batch(const Napi::Object& batch);
 
+// Copies the Uint32Array of giveMasks.
+std::vector<uint32_t> read_masks(const Napi::Value& masks);
+
 // Reads a SlotState and checks its token ids against the vocabulary; without its rotary tables.
 SamplingState read_slot_state(const Napi::Object& state, int vocab);
 

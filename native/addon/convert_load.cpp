@@ -290,7 +290,16 @@ StepBatch read_batch(const Napi::Object& object) {
   batch.row_seqs = read_ints(object, "rowSeqs");
   batch.row_targets = read_ints(object, "rowTargets");
   batch.row_top = read_ints(object, "rowTop");
+  batch.row_masks = read_ints(object, "rowMasks");
   return batch;
+}
+
+std::vector<uint32_t> read_masks(const Napi::Value& value) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint32_array) {
+    throw_argument(value.Env(), "masks is not a Uint32Array");
+  }
+  const auto array = value.As<Napi::Uint32Array>();
+  return std::vector<uint32_t>(array.Data(), array.Data() + array.ElementLength());
 }
 
 SamplingState read_slot_state(const Napi::Object& object, int vocab) {

@@ -203,6 +203,7 @@ void Device::shut_down() {
   if (stopped_) return;
   stopped_ = closing_ = true;
   saves_stop_ = true;
+  masks_.close();
   saves_.reset();
   loads_.reset();
   // A step that is being started may have to wait until one before it has been read.

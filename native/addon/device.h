@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "addon/mask_queue.h"
 #include "addon/task.h"
 #include "model/backend.h"
 
@@ -40,6 +41,9 @@ class Device {
   // For tasks, on a device thread.
   Backend& backend() { return *backend_; }
 
+  // What its steps wait for in the midst of their work; any thread. Closed by shut_down().
+  MaskQueue& masks() { return masks_; }
+
   // Models that are loading or loaded.
   int models = 0;
 
@@ -56,6 +60,7 @@ class Device {
   bool closing_ = false;
   bool stopped_ = false;
   std::atomic<bool> saves_stop_{false};
+  MaskQueue masks_;
   // Last: they use everything above.
   std::optional<TaskThread> waits_;
   std::optional<TaskThread> steps_;

@@ -7,7 +7,9 @@
 #endif
 
 #include <cmath>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "addon/convert.h"
@@ -19,6 +21,23 @@ namespace edgeshift::addon {
 
 namespace {
 
+// The next entry of a device's masks, which is taken whatever becomes of the step: those that follow belong to other steps.
+class AwaitedMasks {
+ public:
+  explicit AwaitedMasks(MaskQueue& queue) : queue_(&queue) {}
+  ~AwaitedMasks() {
+    if (queue_) queue_->take();
+  }
+  AwaitedMasks(const AwaitedMasks&) = delete;
+  AwaitedMasks& operator=(const AwaitedMasks&) = delete;
+
+  std::optional<std::vector<uint32_t>> take() { return std::exchange(queue_, nullptr)->take(); }
+
+ private:
+  MaskQueue* queue_;
+};
+
+// One whose batch names masks holds its thread until they come: nothing else may run in between.
 class StepTask : public Task {
  public:
   StepTask(Napi::Env env, std::shared_ptr<ResidentModel> resident, StepBatch batch)
@@ -26,8 +45,7 @@ class StepTask : public Task {
 
  protected:
   Status work() override {
-    if (!resident_->pending_failure.ok()) return std::exchange(resident_->pending_failure, Status());
-    Result<std::unique_ptr<PendingStep>> pending = resident_->model->begin(batch_);
+    Result<std::unique_ptr<PendingStep>> pending = mask_count(batch_) == 0 ? begin() : begin_masked();
     if (!pending.ok()) return pending.status();
     pending_ = std::move(pending.value());
     return pending_->ready() ? wait() : Status();
@@ -37,6 +55,22 @@ class StepTask : public Task {
   Napi::Value result(Napi::Env env) override { return to_object(env, result_, batch_); }
 
  private:
+  Result<std::unique_ptr<PendingStep>> begin() {
+    if (!resident_->pending_failure.ok()) return std::exchange(resident_->pending_failure, Status());
+    return resident_->model->begin(batch_);
+  }
+
+  // A step that fails is gone on return: the model may be when the task ends.
+  Result<std::unique_ptr<PendingStep>> begin_masked() {
+    AwaitedMasks awaited(resident_->device->masks());
+    Result<std::unique_ptr<PendingStep>> pending = begin();
+    if (!pending.ok()) return pending;
+    const std::optional<std::vector<uint32_t>> masks = awaited.take();
+    if (!masks) return error(Code::invalid_argument, "the device is closed");
+    if (Status status = pending.value()->give_masks(*masks); !status.ok()) return status;
+    return pending;
+  }
+
   std::shared_ptr<ResidentModel> resident_;
   StepBatch batch_;
   StepResult result_;
@@ -133,6 +167,8 @@ class UnloadTask : public Task {
 // Frees the model after the steps that were queued before.
 Napi::Value unload_resident(Napi::Env env, const std::shared_ptr<ResidentModel>& resident) {
   resident->unloaded = resident->stop_saving = true;
+  // Nobody can give them any more: steps that wait for some fail, or this would wait for ever.
+  for (; resident->masks_owed > 0; --resident->masks_owed) resident->device->masks().give({});
   --resident->device->models;
   return resident->device->run_step(env, std::make_unique<UnloadTask>(env, resident));
 }
@@ -150,6 +186,7 @@ Napi::Function ModelObject::define(Napi::Env env) {
                       InstanceAccessor<&ModelObject::packed_fault>("packedFault", napi_enumerable),
                       InstanceMethod("savePacked", &ModelObject::save_packed),
                       InstanceMethod("setSlot", &ModelObject::set_slot), InstanceMethod("step", &ModelObject::step),
+                      InstanceMethod("giveMasks", &ModelObject::give_masks),
                       InstanceMethod("unload", &ModelObject::unload)});
 }
 
@@ -241,8 +278,20 @@ Napi::Value ModelObject::step(const Napi::CallbackInfo& info) {
     check_loaded(env);
     if (info.Length() < 1 || !info[0].IsObject()) throw_argument(env, "batch is not an object");
     StepBatch batch = read_batch(info[0].As<Napi::Object>());
-    return resident_->device->run_step(env, std::make_unique<StepTask>(env, resident_, std::move(batch)));
+    const bool masked = mask_count(batch) > 0;
+    const Napi::Value promise = resident_->device->run_step(env, std::make_unique<StepTask>(env, resident_, std::move(batch)));
+    if (masked) ++resident_->masks_owed;
+    return promise;
   });
+}
+
+void ModelObject::give_masks(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  check_loaded(env);
+  std::vector<uint32_t> masks = read_masks(info[0]);
+  if (resident_->masks_owed == 0) throw_argument(env, "no step waits for masks");
+  --resident_->masks_owed;
+  resident_->device->masks().give(std::move(masks));
 }
 
 Napi::Value ModelObject::unload(const Napi::CallbackInfo& info) {

@@ -24,6 +24,7 @@ struct ResidentModel {
   const int vocab;
   const int max_slots;
   bool unloaded = false;    // JavaScript thread: unload() was called
+  int masks_owed = 0;       // JavaScript thread: steps whose masks were not given yet
   Status pending_failure;  // step thread: a setSlot that failed; the next step reports it
   std::string packed_fault;  // what was wrong with the repacked file; empty = nothing, or there was none
   std::atomic<bool> stop_saving{false};  // it is about to be unloaded
@@ -50,6 +51,7 @@ class ModelObject : public Napi::ObjectWrap<ModelObject> {
   Napi::Value packed_fault(const Napi::CallbackInfo& info);
   Napi::Value save_packed(const Napi::CallbackInfo& info);
   Napi::Value step(const Napi::CallbackInfo& info);
+  void give_masks(const Napi::CallbackInfo& info);
   Napi::Value unload(const Napi::CallbackInfo& info);
   void check_loaded(Napi::Env env) const;
 

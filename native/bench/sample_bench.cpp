@@ -1,4 +1,4 @@
-// Time of sampling one row of 49,152 logits, microseconds: greedy, plain temperature, and with restrictions.
+// Time of sampling one row of 49,152 logits, microseconds: greedy, plain temperature, with restrictions, and with masks.
 #include <algorithm>
 #include <cstdio>
 #include <vector>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kVocab = 49152;
 
-void time_row(cpu::ThreadPool& pool, const char* name, const SamplingState& state, int top) {
+void time_row(cpu::ThreadPool& pool, const char* name, const SamplingState& state, int top, const uint32_t* mask = nullptr) {
   std::vector<float> logits(kVocab), copy;
   uint32_t seed = 1;
   // A sum of uniform values: bell-shaped with a standard deviation of about 3, as a language model's logits are.
@@ -26,7 +26,7 @@ void time_row(cpu::ThreadPool& pool, const char* name, const SamplingState& stat
   for (int run = 0; run < 200; ++run) {
     copy = logits;
     double start = bench::seconds_now();
-    if (!cpu::sample(pool, {copy.data(), 1, kVocab, states, &target, &top, &out}).ok()) return;
+    if (!cpu::sample(pool, {copy.data(), 1, kVocab, states, &target, &top, &out, &mask}).ok()) return;
     best = std::min(best, bench::seconds_now() - start);
   }
   std::printf("%-34s %7.1f us\n", name, best * 1e6);
@@ -52,4 +52,8 @@ int main() {
   r.repetition_penalty = 1.1f;
   for (int i = 0; i < 2000; ++i) r.tokens.push_back(i * 7 % kVocab);
   time_row(pool, "temperature, repetition, 2000 tokens", r, -1);
+  std::vector<uint32_t> half(size_t(mask_words(kVocab)), 0x5a5a5a5a), few(half.size());
+  few[3] = 0x11;
+  time_row(pool, "temperature, half masked", s, -1, half.data());
+  time_row(pool, "temperature, all but 2 masked", s, -1, few.data());
 }

@@ -18,6 +18,7 @@ struct Row {
   float* logits;
   int vocab;
   const SamplingState& state;
+  const uint32_t* mask;  // null = none
 };
 
 // How often each token occurs; reused from row to row by each thread.
@@ -67,6 +68,18 @@ void bias(const Row& row) {
   if (int64_t(s.tokens.size()) - s.prompt_length >= s.min_tokens) return;
   for (int32_t token : s.stop_tokens) {
     if (in_vocab(row, token)) row.logits[token] = -INFINITY;
+  }
+}
+
+void mask(const Row& row) {
+  if (!row.mask) return;
+  for (int begin = 0; begin < row.vocab; begin += 32) {
+    const uint32_t allowed = row.mask[begin / 32];
+    if (allowed == ~0u) continue;
+    const int size = std::min(32, row.vocab - begin);
+    float* logits = row.logits + begin;
+    if (allowed == 0) std::fill_n(logits, size, -INFINITY);
+    else for (int i = 0; i < size; ++i) logits[i] = allowed >> i & 1 ? logits[i] : -INFINITY;
   }
 }
 
@@ -142,6 +155,7 @@ int sample_token(const Row& row) {
   const SamplingState& s = row.state;
   penalize(row);
   bias(row);
+  mask(row);
   int top = row.kernels.argmax(row.logits, row.vocab);
   // Where the quotient is infinite, many are, and only the logits tell them apart.
   if (!(s.temperature > 0) || std::isinf(row.logits[top] / s.temperature)) return top;
@@ -188,7 +202,8 @@ double log_sum_exp(const Row& row) {
 }
 
 void run_row(const SampleArgs& args, const SampleKernels& kernels, int64_t index) {
-  Row row{kernels, args.logits + index * args.vocab, args.vocab, *args.states[index]};
+  const uint32_t* mask = args.masks ? args.masks[index] : nullptr;
+  Row row{kernels, args.logits + index * args.vocab, args.vocab, *args.states[index], mask};
   SampleRow& out = args.out[index];
   out = SampleRow();
   int target = args.targets[index], top = args.top[index];

@@ -40,6 +40,7 @@ class PinnedBuffer {
 struct Flight {
   PinnedBuffer upload;   // int32, the step's arrays
   PinnedBuffer results;  // SampleResult
+  PinnedBuffer masks;    // uint32, once a step has had some
   cudaEvent_t begin = nullptr, end = nullptr;
   bool busy = false;
 };

@@ -38,7 +38,7 @@ Status StepGraphs::capture(Entry& entry, cudaStream_t stream, const std::functio
 }
 
 Status StepGraphs::run(StepShape shape, cudaStream_t stream, const std::function<Status()>& step) {
-  const uint64_t key = uint64_t(shape.sequences) << 32 | uint32_t(shape.splits);
+  const uint64_t key = uint64_t(shape.sequences) << 32 | uint32_t(shape.splits) << 1 | uint32_t(shape.samples);
   auto found = entries_.find(key);
   if (found == entries_.end()) {
     make_room();

@@ -13,6 +13,7 @@ namespace edgeshift::cuda {
 struct StepShape {
   int sequences = 0;
   int splits = 0;
+  bool samples = true;  // false: it ends behind the head
 };
 
 // At most kMaxGraphs graphs, the one longest unused goes first. A shape is captured when it comes the second time: a

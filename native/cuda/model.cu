@@ -1,8 +1,11 @@
 #include "cuda/model.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include "cuda/small_copy.h"
+#include "model/spec_check.h"
 
 namespace edgeshift::cuda {
 namespace {
@@ -40,20 +43,50 @@ int rope_width(const ModelSpec& spec) {
 
 class CudaModel::Pending final : public PendingStep {
  public:
-  Pending(CudaModel& model, Flight& flight, size_t rows) : model_(model), flight_(&flight), rows_(rows) {}
+  // Takes a flight for a step that is to be enqueued.
+  Pending(CudaModel& model, const StepBatch& batch) : model_(model), rows_(batch.row_tokens.size()) {
+    if (mask_count(batch) > 0) {
+      masked_ = batch;
+      status_ = {Code::invalid_argument, "the step's masks never came"};
+    }
+    flight_ = &model.flights_.take();
+  }
   ~Pending() override { land(); }
 
-  bool ready() const override { return !flight_ || cudaEventQuery(flight_->end) == cudaSuccess; }
+  Flight& flight() { return *flight_; }
+
+  bool ready() const override { return !flight_ || (!masked_ && cudaEventQuery(flight_->end) == cudaSuccess); }
+
+  Status give_masks(std::span<const uint32_t> masks) override {
+    if (!masked_) return PendingStep::give_masks(masks);
+    const StepBatch batch = std::move(*masked_);
+    masked_.reset();
+    return status_ = sample(batch, masks);
+  }
 
   // On a thread that may have no device yet, which would be the first one.
   Status wait(StepResult& result) override {
-    Status status = to_status(cudaSetDevice(model_.device_.on.device.index), "cudaSetDevice");
+    Status status = status_;
+    if (status.ok()) status = to_status(cudaSetDevice(model_.device_.on.device.index), "cudaSetDevice");
     if (status.ok()) status = read(result);
     land();
     return status;
   }
 
  private:
+  Status sample(const StepBatch& batch, std::span<const uint32_t> masks) {
+    if (model_.begun_ != begun_) return {Code::invalid_argument, "another step was begun before the masks came"};
+    ES_RETURN_IF_ERROR(check_masks(batch, model_.spec_.vocab, masks.size()));
+    if (Status status = model_.enqueue_masked(batch, masks, *flight_); !status.ok()) {
+      // What was enqueued may still use the flight's memory.
+      cudaStreamSynchronize(model_.masks_.stream());
+      cudaStreamSynchronize(model_.device_.on.stream);
+      return status;
+    }
+    model_.slots_.append(batch, std::vector<SampleRow>(rows_));
+    return {};
+  }
+
   Status read(StepResult& result) const {
     ES_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(flight_->end));
     float milliseconds = 0;
@@ -65,7 +98,8 @@ class CudaModel::Pending final : public PendingStep {
     return {};
   }
 
-  // The flight may be taken again once nothing writes to it.
+  // The flight may be taken again once nothing uses it: behind the last event recorded, which is that of the forward pass
+  // where the masks never came.
   void land() {
     if (!flight_) return;
     cudaEventSynchronize(flight_->end);
@@ -73,8 +107,11 @@ class CudaModel::Pending final : public PendingStep {
   }
 
   CudaModel& model_;
-  Flight* flight_;
+  const uint64_t begun_ = ++model_.begun_;
+  Flight* flight_ = nullptr;
   const size_t rows_;
+  std::optional<StepBatch> masked_;  // until its masks come
+  Status status_;
 };
 
 CudaModel::CudaModel(const DeviceState& device, ModelSpec spec, const LoadOptions& options, DeviceWeights weights)
@@ -94,6 +131,7 @@ Status CudaModel::prepare() {
   ES_RETURN_IF_ERROR(workspace_.allocate(spec_, device_.on.device, options_.max_batch_tokens, logit_rows_, kMaxSplits));
   ES_RETURN_IF_ERROR(workspace_.allocate_widened(weights_.weights, device_.on.device, options_.max_batch_tokens));
   ES_RETURN_IF_ERROR(arrays_.open(options_));
+  ES_RETURN_IF_ERROR(masks_.open(options_.max_slots, spec_.vocab));
   ES_RETURN_IF_ERROR(adjusted_.allocate(rows * vocab * sizeof(float)));
   ES_RETURN_IF_ERROR(counts_.allocate(slots * vocab * sizeof(uint16_t)));
   ES_RETURN_IF_ERROR(last_tokens_.allocate(slots * sizeof(int32_t)));
@@ -103,7 +141,7 @@ Status CudaModel::prepare() {
 }
 
 size_t CudaModel::workspace_bytes() const {
-  size_t sum = workspace_.bytes() + arrays_.bytes();
+  size_t sum = workspace_.bytes() + arrays_.bytes() + masks_.bytes();
   for (const Buffer* buffer : {&adjusted_, &counts_, &last_tokens_, &results_, &ropes_}) sum += buffer->bytes();
   return sum;
 }
@@ -141,6 +179,7 @@ Status CudaModel::set_ropes(int slot) {
 }
 
 Status CudaModel::step(const StepBatch& batch, StepResult& result) {
+  if (mask_count(batch) > 0) return {Code::invalid_argument, "a step's masks follow its begin()"};
   Result<std::unique_ptr<PendingStep>> pending = begin(batch);
   return pending.ok() ? pending.value()->wait(result) : pending.status();
 }
@@ -149,16 +188,15 @@ Result<std::unique_ptr<PendingStep>> CudaModel::begin(const StepBatch& batch) {
   const BatchLimits limits{spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size, kv_.block_bytes(),
                            device_.arena.bytes()};
   if (Status status = slots_.check(batch, limits); !status.ok()) return status;
-  Flight& flight = flights_.take();
-  if (Status status = enqueue(batch, flight); !status.ok()) {
+  auto pending = std::make_unique<Pending>(*this, batch);
+  if (Status status = enqueue(batch, pending->flight()); !status.ok()) {
     // What was enqueued may still use the flight's memory.
     cudaStreamSynchronize(device_.on.stream);
-    flights_.give_back(flight);
     return status;
   }
   // Which tokens they are is known to the device only; how many there are decides the next draws.
-  slots_.append(batch, std::vector<SampleRow>(batch.row_tokens.size()));
-  return std::unique_ptr<PendingStep>(std::make_unique<Pending>(*this, flight, batch.row_tokens.size()));
+  if (mask_count(batch) == 0) slots_.append(batch, std::vector<SampleRow>(batch.row_tokens.size()));
+  return std::unique_ptr<PendingStep>(std::move(pending));
 }
 
 Status CudaModel::enqueue(const StepBatch& batch, Flight& flight) {
@@ -170,12 +208,27 @@ Status CudaModel::enqueue(const StepBatch& batch, Flight& flight) {
     graphs_.clear();
     ES_RETURN_IF_ERROR(results_.allocate(results));
   }
+  if (mask_count(batch) > 0) ES_RETURN_IF_ERROR(masks_.reserve(flight));
   ES_CUDA_RETURN_IF_ERROR(cudaEventRecord(flight.begin, stream));
   ES_RETURN_IF_ERROR(arrays_.upload(batch, slots_, fresh_, flight, device_.on));
   ES_RETURN_IF_ERROR(count_fresh());
   ES_RETURN_IF_ERROR(run(batch));
-  ES_RETURN_IF_ERROR(small_copy(flight.results.as<void>(), results_.as<void>(), results, device_.on));
-  return to_status(cudaEventRecord(flight.end, stream), "a step's end");
+  if (mask_count(batch) == 0) return finish(batch.row_tokens.size(), flight);
+  return to_status(cudaEventRecord(flight.end, stream), "a forward pass' end");
+}
+
+Status CudaModel::finish(size_t rows, Flight& flight) {
+  ES_RETURN_IF_ERROR(small_copy(flight.results.as<void>(), results_.as<void>(), rows * sizeof(SampleResult), device_.on));
+  return to_status(cudaEventRecord(flight.end, device_.on.stream), "a step's end");
+}
+
+Status CudaModel::enqueue_masked(const StepBatch& batch, std::span<const uint32_t> masks, Flight& flight) {
+  ES_CUDA_RETURN_IF_ERROR(cudaSetDevice(device_.on.device.index));
+  const int rows = int(batch.row_tokens.size());
+  ES_RETURN_IF_ERROR(masks_.upload(masks, flight, device_.on));
+  ES_RETURN_IF_ERROR(is_decode(batch) ? sample(sample_args(0, rows), device_.on) : sample_rows(forward_of(batch), rows));
+  ES_RETURN_IF_ERROR(masks_.release(device_.on));
+  return finish(batch.row_tokens.size(), flight);
 }
 
 Status CudaModel::count_fresh() {
@@ -192,12 +245,14 @@ Status CudaModel::count_fresh() {
 
 Status CudaModel::run(const StepBatch& batch) {
   const Forward pass = forward_of(batch);
+  const bool samples = mask_count(batch) == 0;
   if (is_decode(batch)) {
     if (std::exchange(graphs_version_, arrays_.version()) != arrays_.version()) graphs_.clear();
-    return graphs_.run({pass.batch.s, splits_for(pass.batch)}, device_.on.stream, [&] { return decode(pass); });
+    return graphs_.run({pass.batch.s, splits_for(pass.batch), samples}, device_.on.stream,
+                       [&] { return samples ? decode(pass) : decode_head(pass); });
   }
   ES_RETURN_IF_ERROR(forward(pass));
-  return sample_rows(pass, int(batch.row_tokens.size()));
+  return samples ? sample_rows(pass, int(batch.row_tokens.size())) : Status();
 }
 
 Forward CudaModel::forward_of(const StepBatch& batch) {
@@ -222,15 +277,18 @@ int CudaModel::splits_for(const SequenceBatch& batch) const {
 Status CudaModel::decode(const Forward& pass) {
   Launch on = device_.on;
   on.chain = true;
-  ES_RETURN_IF_ERROR(decode_forward(pass, splits_for(pass.batch), on));
+  ES_RETURN_IF_ERROR(decode_head(pass));
   return sample(sample_args(0, pass.batch.s), on);
 }
 
-Status CudaModel::forward(const Forward& pass) {
+Status CudaModel::decode_head(const Forward& pass) {
   Launch on = device_.on;
-  if (pass.batch.max_count > 1) return prefill_forward(pass, on);
   on.chain = true;
   return decode_forward(pass, splits_for(pass.batch), on);
+}
+
+Status CudaModel::forward(const Forward& pass) {
+  return pass.batch.max_count > 1 ? prefill_forward(pass, device_.on) : decode_head(pass);
 }
 
 SampleArgs CudaModel::sample_args(int first, int rows) const {
@@ -240,6 +298,7 @@ SampleArgs CudaModel::sample_args(int first, int rows) const {
   args.tasks = arrays_.tasks() + first;
   args.bias_tokens = arrays_.bias_tokens();
   args.bias_values = arrays_.bias_values();
+  args.masks = masks_.data();
   args.counts = counts_.as<uint16_t>();
   args.last_tokens = last_tokens_.as<int32_t>();
   args.results = results_.as<SampleResult>() + first;

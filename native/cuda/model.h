@@ -8,6 +8,7 @@
 #include "cuda/load.h"
 #include "cuda/sample.h"
 #include "cuda/step_arrays.h"
+#include "cuda/step_masks.h"
 #include "cuda/transformer.h"
 #include "model/backend.h"
 #include "model/slots.h"
@@ -21,7 +22,8 @@ struct DeviceState {
 };
 
 // A step is one copy to the device, its kernels (as a graph when its shape comes again), and one copy back. Sampled tokens
-// stay on the device as the next step's input, so that steps can be started ahead of their results.
+// stay on the device as the next step's input, so that steps can be started ahead of their results. A step whose masks follow
+// is enqueued in two parts: its forward pass, and its sampling when they come.
 class CudaModel final : public Model {
  public:
   CudaModel(const DeviceState& device, ModelSpec spec, const LoadOptions& options, DeviceWeights weights);
@@ -46,8 +48,13 @@ class CudaModel final : public Model {
 
   Status enqueue(const StepBatch& batch, Flight& flight);
   Status run(const StepBatch& batch);
+  // All that a step does behind its masks.
+  Status enqueue_masked(const StepBatch& batch, std::span<const uint32_t> masks, Flight& flight);
+  // Brings the results to the host, and marks the step's end.
+  Status finish(size_t rows, Flight& flight);
   // One token and one sampled row per sequence.
   Status decode(const Forward& pass);
+  Status decode_head(const Forward& pass);
   Status forward(const Forward& pass);
   Status sample_rows(const Forward& pass, int total);
   Status count_fresh();
@@ -64,6 +71,7 @@ class CudaModel final : public Model {
   DeviceWeights weights_;
   Workspace workspace_;
   StepArrays arrays_;
+  StepMasks masks_;     // [max_slots]
   Buffer adjusted_;     // float [logit_rows, vocab]
   Buffer counts_;       // uint16 [max_slots, vocab]
   Buffer last_tokens_;  // int32 [max_slots]
@@ -76,6 +84,7 @@ class CudaModel final : public Model {
   StepGraphs graphs_;
   int graphs_version_ = 0;
   Flights flights_;
+  uint64_t begun_ = 0;  // steps so far: the arrays and the workspace are the last one's
   std::vector<uint8_t> piece_;  // of the image, for packed_piece
 };
 

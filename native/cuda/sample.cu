@@ -163,12 +163,15 @@ class Row {
 
   // Steps 1 and 2, into the scratch row.
   __device__ void adjust() {
-    if (!task_.penalties && task_.bias_begin == task_.bias_end) return;
+    if (!task_.penalties && task_.mask < 0 && task_.bias_begin == task_.bias_end) return;
     float* out = a_.adjusted + size_t(blockIdx.x) * a_.vocab;
     const uint16_t* counts = a_.counts + size_t(task_.slot) * a_.vocab;
+    const uint32_t* mask = task_.mask < 0 ? nullptr : a_.masks + size_t(task_.mask) * mask_words(a_.vocab);
     for (int i = threadIdx.x; i < a_.vocab; i += kThreads) {
       const float v = __ldcg(logits_ + i);
-      __stcg(out + i, task_.penalties ? penalised(v, counts[i]) : v);
+      const float adjusted = task_.penalties ? penalised(v, counts[i]) : v;
+      // Before the bias: no finite one brings back what is masked.
+      __stcg(out + i, mask && !(mask[i >> 5] >> (i & 31) & 1) ? -INFINITY : adjusted);
     }
     __threadfence();
     __syncthreads();

@@ -28,6 +28,7 @@ struct SampleTask {
   int32_t penalties = 0;   // whether the counts are kept and used
   int32_t bias_begin = 0;  // into the bias lists; a masked token has a bias of -infinity
   int32_t bias_end = 0;
+  int32_t mask = -1;  // of SampleArgs::masks; -1 = none
 };
 
 // What came of a row. Unused alternatives hold -1.
@@ -46,6 +47,7 @@ struct SampleArgs {
   const SampleTask* tasks = nullptr;    // [rows]
   const int32_t* bias_tokens = nullptr;
   const float* bias_values = nullptr;
+  const uint32_t* masks = nullptr;  // [masks, mask_words(vocab)]; may be null where no row names one
   // [slots, vocab]: output count in the low 15 bits, bit 15 set for tokens of the prompt.
   uint16_t* counts = nullptr;
   int32_t* last_tokens = nullptr;   // [slots] receive the sampled tokens

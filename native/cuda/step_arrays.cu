@@ -83,6 +83,7 @@ void StepArrays::collect(const StepBatch& batch, const SlotTable& slots, std::sp
     const int slot = batch.slots[size_t(batch.row_seqs[r])];
     const SamplingState& s = slots[slot].state;
     SampleTask task = task_of(s, slot, batch.row_targets[r], batch.row_top[r]);
+    if (!batch.row_masks.empty()) task.mask = batch.row_masks[r];
     task.bias_begin = int(bias_tokens_.size());
     if (task.target < 0) {
       bias_tokens_.insert(bias_tokens_.end(), s.bias_tokens.begin(), s.bias_tokens.end());

@@ -31,6 +31,14 @@ bool inside(const std::vector<uint32_t>& blocks, size_t block_bytes, size_t byte
 
 }  // namespace
 
+int mask_count(const StepBatch& batch) {
+  int count = 0;
+  for (int32_t mask : batch.row_masks) count = std::max(count, mask + 1);
+  return count;
+}
+
+Status PendingStep::give_masks(std::span<const uint32_t>) { return {Code::invalid_argument, "the step takes no masks"}; }
+
 std::unique_ptr<PendingStep> finished_step(StepResult result) { return std::make_unique<FinishedStep>(std::move(result)); }
 
 Status check_copy(const KvCopy& copy, size_t arena_bytes, size_t swap_bytes) {

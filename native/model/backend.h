@@ -51,7 +51,12 @@ struct LoadOptions {
 struct StepBatch {
   std::vector<int32_t> tokens, seq_starts, first_positions, slots, block_starts, row_tokens, row_seqs, row_targets, row_top;
   std::vector<uint32_t> blocks;
+  // [R] the mask that the row obeys, from 0; -1 = none. Empty = none at all.
+  std::vector<int32_t> row_masks;
 };
+
+// Masks that a batch's rows name: 1 + the largest of row_masks, 0 where there is none.
+int mask_count(const StepBatch& batch);
 
 struct StepResult {
   std::vector<SampleRow> rows;
@@ -66,6 +71,12 @@ class PendingStep {
   virtual bool ready() const = 0;
   // Waits for the device, once. May run on another thread than the model's calls.
   virtual Status wait(StepResult& result) = 0;
+  // The masks of a step that was begun with a batch that names some: [mask_count(batch) * mask_words(vocab)] (ops/sample.h),
+  // read during the call. Once, on the thread of the model's calls, and before any other call on the device: only then does
+  // the step sample; until then it is not ready and may not be waited for. On error the step has failed: the slots are as
+  // they were before it, wait() says the error again, and steps that follow are not touched. invalid_argument for another
+  // length, for a step that takes none, and where another step of the model was begun in between.
+  virtual Status give_masks(std::span<const uint32_t> masks);
 };
 
 // Steps of a model that may be under way at once.
@@ -89,10 +100,12 @@ class Model {
   // Starts or replaces a slot's sampling state. `ropes` replace the model's rotary tables for this sequence, one for
   // each of the same size (rope scaling that depends on the prompt's length); empty = the model's.
   virtual Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes = {}) = 0;
-  // Checks every index against its bounds, then runs the batch. On error the cache of the batch's own tokens is undefined.
+  // Checks every index against its bounds, then runs the batch, which names no masks: those follow a begin(). On error the
+  // cache of the batch's own tokens is undefined.
   virtual Status step(const StepBatch& batch, StepResult& result) = 0;
   // The same without waiting where the device can work ahead: calls that follow take the batch as done. Blocks while
-  // kMaxPendingSteps are under way; steps are to be waited for in the order of their begin().
+  // kMaxPendingSteps are under way; steps are to be waited for in the order of their begin(). A batch that names masks is run
+  // up to its sampling, which follows with PendingStep::give_masks(); a step that goes without has failed.
   virtual Result<std::unique_ptr<PendingStep>> begin(const StepBatch& batch);
 };
 

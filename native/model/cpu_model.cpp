@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "core/text.h"
 #include "cpu/ops.h"
@@ -24,7 +25,56 @@ class Loan {
   cpu::ThreadPool& pool_;
 };
 
+// Adds the time of its scope.
+class Stopwatch {
+ public:
+  explicit Stopwatch(int64_t& micros) : micros_(micros) {}
+  ~Stopwatch() {
+    const auto elapsed = std::chrono::steady_clock::now() - start_;
+    micros_ += std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  int64_t& micros_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
 }  // namespace
+
+// A step between its forward pass and its sampling, which waits for the masks.
+class CpuModel::MaskedStep final : public PendingStep {
+ public:
+  MaskedStep(CpuModel& model, const StepBatch& batch, StepResult result)
+      : model_(model), computed_(model.computed_), batch_(batch), result_(std::move(result)) {}
+
+  bool ready() const override { return given_; }
+
+  Status give_masks(std::span<const uint32_t> masks) override {
+    if (std::exchange(given_, true)) return PendingStep::give_masks(masks);
+    return status_ = sample(masks);
+  }
+
+  Status wait(StepResult& result) override {
+    if (status_.ok()) result = std::move(result_);
+    return status_;
+  }
+
+ private:
+  Status sample(std::span<const uint32_t> masks) {
+    if (model_.computed_ != computed_) return {Code::invalid_argument, "another step was begun before the masks came"};
+    ES_RETURN_IF_ERROR(check_masks(batch_, model_.spec_.vocab, masks.size()));
+    return model_.choose(batch_, masks, result_);
+  }
+
+  CpuModel& model_;
+  const uint64_t computed_;
+  const StepBatch batch_;
+  StepResult result_;
+  bool given_ = false;
+  Status status_ = {Code::invalid_argument, "the step's masks never came"};
+};
 
 CpuModel::CpuModel(cpu::ThreadPool& pool, KvArena arena, ModelSpec spec, const LoadOptions& options,
                    CpuWeights weights, CpuWorkspace workspace)
@@ -48,16 +98,33 @@ Result<std::span<const uint8_t>> CpuModel::packed_piece(size_t offset, size_t by
 }
 
 Status CpuModel::step(const StepBatch& batch, StepResult& result) {
-  const auto start = std::chrono::steady_clock::now();
+  if (mask_count(batch) > 0) return {Code::invalid_argument, "a step's masks follow its begin()"};
+  result.device_micros = 0;
+  ES_RETURN_IF_ERROR(compute(batch, result));
+  return choose(batch, {}, result);
+}
+
+Result<std::unique_ptr<PendingStep>> CpuModel::begin(const StepBatch& batch) {
+  if (mask_count(batch) == 0) return Model::begin(batch);
+  StepResult result;
+  if (Status status = compute(batch, result); !status.ok()) return status;
+  return std::unique_ptr<PendingStep>(std::make_unique<MaskedStep>(*this, batch, std::move(result)));
+}
+
+Status CpuModel::compute(const StepBatch& batch, StepResult& result) {
+  const Stopwatch time(result.device_micros);
   ES_RETURN_IF_ERROR(slots_.check(batch, {spec_.vocab, options_.max_slots, options_.max_batch_tokens, options_.block_size,
                                           kv_.block_bytes(), arena_.bytes}));
+  ++computed_;
   slots_.resolve(batch, tokens_);
   const Loan scratch(pool_, workspace_.scratch);
-  ES_RETURN_IF_ERROR(forward(batch));
-  ES_RETURN_IF_ERROR(sample_rows(batch, result.rows));
-  const auto elapsed = std::chrono::steady_clock::now() - start;
-  result.device_micros = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
-  return Status();
+  return forward(batch);
+}
+
+Status CpuModel::choose(const StepBatch& batch, std::span<const uint32_t> masks, StepResult& result) {
+  const Stopwatch time(result.device_micros);
+  const Loan scratch(pool_, workspace_.scratch);
+  return sample_rows(batch, masks, result.rows);
 }
 
 Status CpuModel::rope_tables(const StepBatch& batch, const SequenceBatch& sequences) {
@@ -190,15 +257,20 @@ void CpuModel::cap_logits(int rows) {
   });
 }
 
-Status CpuModel::sample_rows(const StepBatch& batch, std::vector<SampleRow>& out) {
+Status CpuModel::sample_rows(const StepBatch& batch, std::span<const uint32_t> masks, std::vector<SampleRow>& out) {
   const int rows = int(batch.row_tokens.size());
+  const size_t words = size_t(mask_words(spec_.vocab));
+  std::vector<const uint32_t*> row_masks;  // none where the step has none
+  for (size_t r = 0; !masks.empty() && r < batch.row_masks.size(); ++r) {
+    row_masks.push_back(batch.row_masks[r] < 0 ? nullptr : masks.data() + size_t(batch.row_masks[r]) * words);
+  }
   out.assign(size_t(rows), SampleRow());
   for (int begin = 0; begin < rows; begin += workspace_.logit_rows) {
     const int count = std::min(workspace_.logit_rows, rows - begin);
     ES_RETURN_IF_ERROR(logits_of(batch.row_tokens.data() + begin, count));
     const std::vector<const SamplingState*> states = slots_.states(batch, begin, count);
     SampleArgs args{workspace_.logits, count, spec_.vocab, states.data(), batch.row_targets.data() + begin,
-                    batch.row_top.data() + begin, out.data() + begin};
+                    batch.row_top.data() + begin, out.data() + begin, row_masks.empty() ? nullptr : row_masks.data() + begin};
     ES_RETURN_IF_ERROR(cpu::sample(pool_, args));
   }
   slots_.append(batch, out);

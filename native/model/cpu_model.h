@@ -35,8 +35,14 @@ class CpuModel final : public Model {
   Result<std::span<const uint8_t>> packed_piece(size_t offset, size_t bytes) override;
   Status set_slot(int slot, SamplingState state, std::vector<RopeTable> ropes) override;
   Status step(const StepBatch& batch, StepResult& result) override;
+  Result<std::unique_ptr<PendingStep>> begin(const StepBatch& batch) override;
 
  private:
+  class MaskedStep;
+
+  // What a step does before it samples, and that; both add to the result's time.
+  Status compute(const StepBatch& batch, StepResult& result);
+  Status choose(const StepBatch& batch, std::span<const uint32_t> masks, StepResult& result);
   Status forward(const StepBatch& batch);
   Status rope_tables(const StepBatch& batch, const SequenceBatch& sequences);
   Status attend(const SequenceBatch& batch, int layer, const float* delta);
@@ -46,7 +52,7 @@ class CpuModel final : public Model {
   Status matmul(const float* x, const Stack& weight, const float* bias, float* y, int t);
   void cap_logits(int rows);
   Status logits_of(const int32_t* rows, int count);
-  Status sample_rows(const StepBatch& batch, std::vector<SampleRow>& out);
+  Status sample_rows(const StepBatch& batch, std::span<const uint32_t> masks, std::vector<SampleRow>& out);
 
   cpu::ThreadPool& pool_;
   const KvArena arena_;
@@ -57,6 +63,7 @@ class CpuModel final : public Model {
   const KvLayout kv_;
   SlotTable slots_;
   std::vector<int32_t> tokens_;  // the batch's, -1 replaced
+  uint64_t computed_ = 0;        // batches so far: the workspace holds the last one's
   std::vector<cpu::SequenceRope> sequence_ropes_;
 };
 

@@ -1,5 +1,6 @@
 #include "model/spec_check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <unordered_set>
 
@@ -37,6 +38,7 @@ Status check_lengths(const StepBatch& b, const BatchLimits& limits) {
   if (b.row_seqs.size() != rows || b.row_targets.size() != rows || b.row_top.size() != rows) {
     return bad("row_tokens, row_seqs, row_targets and row_top differ in length");
   }
+  if (!b.row_masks.empty() && b.row_masks.size() != rows) return bad("row_masks has ", b.row_masks.size(), " entries, wanted ", rows);
   ES_RETURN_IF_ERROR(check_starts(b.seq_starts, b.slots.size(), b.tokens.size(), 1, "seq_starts"));
   return check_starts(b.block_starts, b.slots.size(), b.blocks.size(), 0, "block_starts");
 }
@@ -88,6 +90,16 @@ Status check_rows(const StepBatch& b, const BatchLimits& limits) {
   return Status();
 }
 
+Status check_row_masks(const StepBatch& b, const BatchLimits& limits) {
+  const int end = std::min(int(b.row_masks.size()), limits.max_slots);
+  for (size_t i = 0; i < b.row_masks.size(); ++i) {
+    const int32_t mask = b.row_masks[i];
+    if (mask < -1 || mask >= end) return bad("row_masks[", i, "] = ", mask, " is not in -1..", end - 1);
+    if (mask != -1 && b.row_targets[i] != -1) return bad("row_masks[", i, "] = ", mask, " is of a row that is scored");
+  }
+  return Status();
+}
+
 }  // namespace
 
 Status check_spec(const ModelSpec& spec, const LoadOptions& options) {
@@ -125,7 +137,14 @@ Status check_batch(const StepBatch& batch, const BatchLimits& limits) {
   ES_RETURN_IF_ERROR(check_lengths(batch, limits));
   ES_RETURN_IF_ERROR(check_sequences(batch, limits));
   ES_RETURN_IF_ERROR(check_indices(batch, limits));
-  return check_rows(batch, limits);
+  ES_RETURN_IF_ERROR(check_rows(batch, limits));
+  return check_row_masks(batch, limits);
+}
+
+Status check_masks(const StepBatch& batch, int vocab, size_t words) {
+  const size_t wanted = size_t(mask_count(batch)) * size_t(mask_words(vocab));
+  if (words != wanted) return bad("the masks have ", words, " words, wanted ", wanted);
+  return Status();
 }
 
 }  // namespace edgeshift

@@ -26,7 +26,11 @@ struct BatchLimits {
 inline constexpr int kMaxTop = 20;
 
 // Checks every length and index of a batch (engine/native.ts, StepBatch) against the limits; invalid_argument names the
-// array and the place. A slot occurs once, and is sampled by one row at most.
+// array and the place. A slot occurs once, and is sampled by one row at most; so no more than max_slots masks are named, and
+// their numbers lie below that.
 Status check_batch(const StepBatch& batch, const BatchLimits& limits);
+
+// invalid_argument unless there are as many words as the masks that a checked batch names have.
+Status check_masks(const StepBatch& batch, int vocab, size_t words);
 
 }  // namespace edgeshift

@@ -38,7 +38,9 @@ ES_HOST_DEVICE inline double draw_uniform(uint32_t bits) { return (bits + 0.5) *
 
 // Order of the steps, each neutral at the value named:
 //   1 repetition penalty over prompt and output tokens (1), presence and frequency penalties over output tokens (0)
-//   2 logit bias; stop tokens masked while output < min_tokens
+//   2 logit bias; stop tokens masked while output < min_tokens; tokens that the row's mask lacks masked (none where there is no
+//     mask). Masked: the logit is -infinity, the token is never sampled. Where that leaves nothing finite the answer is the
+//     smallest id, which the mask may lack: a caller that can run out of tokens has to look
 //   3 greedy when temperature = 0, or so small that the largest logit / temperature is infinite: the largest logit, ties to the
 //     smaller id
 //   4 logits / temperature, then min_p (0), top_k (0) and top_p (1) each as a mask over what the step before left
@@ -65,6 +67,10 @@ struct SamplingState {
   int prompt_length = 0;
 };
 
+// Words of one row's mask over `vocab` tokens: bit t % 32 of word t / 32 = token t may be sampled. What the last word has beyond
+// the vocabulary does not matter.
+ES_HOST_DEVICE inline int mask_words(int vocab) { return (vocab + 31) / 32; }
+
 struct SampleRow;
 
 // Rows of logits to sample or to score. Rows may share a state only when none of them samples.
@@ -76,6 +82,8 @@ struct SampleArgs {
   const int32_t* targets = nullptr;              // [rows] token to score, or -1 = sample
   const int32_t* top = nullptr;                  // [rows] alternatives to report; -1 = no log probabilities
   SampleRow* out = nullptr;                      // [rows]
+  // [rows] the mask that a row obeys (step 2), [mask_words(vocab)], or null = none; null where no row has any. Scored rows have none.
+  const uint32_t* const* masks = nullptr;
 };
 
 // Results of one row; log probabilities are of the raw logits (before step 1).

@@ -11,6 +11,7 @@
 #include "model/spec_check.h"
 #include "ops/kv_layout.h"
 #include "test/check.h"
+#include "test/masked_steps.h"
 #include "test/tiny_model.h"
 
 using namespace edgeshift;
@@ -172,6 +173,22 @@ void refuses_bad_batches() {
   expect([](auto& b) { b.row_top[1] = 21; }, "row_top[1]");
   expect([](auto& b) { b.row_top.pop_back(); }, "differ in length");
   expect([](auto& b) { b.row_targets[1] = -1, b.row_seqs[1] = 0; }, "two rows");
+  const auto masked = [&](std::vector<int32_t> masks) { return [masks](auto& b) { b.row_masks = masks; }; };
+  for (const auto& masks : {std::vector<int32_t>{}, {-1, -1}, {0, -1}, {1, -1}}) {
+    StepBatch b = valid();
+    b.row_masks = masks;
+    ES_CHECK(check_batch(b, limits).ok());
+  }
+  expect(masked({0}), "row_masks has 1");
+  expect(masked({-2, -1}), "row_masks[0] = -2");
+  expect(masked({2, -1}), "row_masks[0] = 2");
+  expect(masked({-1, 0}), "row_masks[1] = 0 is of a row that is scored");
+  // A device has room for a mask of each slot.
+  expect([](auto& b) {
+    b.row_tokens.assign(6, 2), b.row_seqs.assign(6, 1), b.row_targets.assign(6, 5), b.row_top.assign(6, -1);
+    b.row_targets[0] = -1;
+    b.row_masks = {4, -1, -1, -1, -1, -1};
+  }, "row_masks[0] = 4");
 }
 
 void samples_and_continues() {
@@ -204,5 +221,6 @@ int main() {
   weighs_what_binary16_cannot();
   matches_the_reference();
   samples_and_continues();
+  takes_masks(*open());
   return test::failures == 0 ? 0 : 1;
 }

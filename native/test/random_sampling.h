@@ -30,4 +30,22 @@ inline SamplingState random_state(Random& random, int vocab) {
   return s;
 }
 
+// A mask over the vocabulary: with all tokens, most, few, one or none; what lies beyond the vocabulary is random.
+inline std::vector<uint32_t> random_mask(Random& random, int vocab) {
+  std::vector<uint32_t> mask(size_t(mask_words(vocab)));
+  const int kind = random.below(5);
+  for (uint32_t& word : mask) {
+    const uint32_t few = random.bits() & random.bits() & random.bits() & random.bits() & random.bits();
+    word = kind == 0 ? ~0u : kind == 1 ? ~few : kind == 2 ? few : 0;
+  }
+  if (kind == 3) {
+    const int token = random.below(vocab);
+    mask[size_t(token / 32)] = 1u << token % 32;
+  }
+  if (vocab % 32 != 0) mask.back() = (mask.back() & ((1u << vocab % 32) - 1)) | random.bits() << vocab % 32;
+  return mask;
+}
+
+inline bool allows(const std::vector<uint32_t>& mask, int token) { return mask[size_t(token / 32)] >> token % 32 & 1; }
+
 }  // namespace edgeshift::test

@@ -13,21 +13,25 @@ using namespace edgeshift;
 
 namespace {
 
-SampleRow run(cpu::ThreadPool& pool, std::vector<float> logits, const SamplingState& state, int target = -1, int top = -1) {
+using Mask = std::vector<uint32_t>;  // empty = none
+
+SampleRow run(cpu::ThreadPool& pool, std::vector<float> logits, const SamplingState& state, int target = -1, int top = -1,
+              const Mask& mask = {}) {
   SampleRow out;
   const SamplingState* states[] = {&state};
+  const uint32_t* masks[] = {mask.empty() ? nullptr : mask.data()};
   int32_t targets[] = {target}, tops[] = {top};
-  ES_CHECK(cpu::sample(pool, {logits.data(), 1, int(logits.size()), states, targets, tops, &out}).ok());
+  ES_CHECK(cpu::sample(pool, {logits.data(), 1, int(logits.size()), states, targets, tops, &out, masks}).ok());
   return out;
 }
 
 // The fp32 steps may order two nearly equal logits differently from the double ones: such rows are not compared.
-bool near_tie(const std::vector<float>& logits, const SamplingState& s, int a, int b) {
-  std::vector<double> l = ref::adjusted_logits(logits.data(), int(logits.size()), s);
+bool near_tie(const std::vector<float>& logits, const SamplingState& s, int a, int b, const uint32_t* mask) {
+  std::vector<double> l = ref::adjusted_logits(logits.data(), int(logits.size()), s, mask);
   return std::fabs(l[size_t(a)] - l[size_t(b)]) < 1e-5;
 }
 
-void check_random(cpu::Isa isa) {
+void check_random(cpu::Isa isa, bool masked) {
   cpu::ThreadPool pool(1, isa);
   test::Random random(11);
   int compared = 0;
@@ -35,14 +39,47 @@ void check_random(cpu::Isa isa) {
     int vocab = i % 2 ? 1 + random.below(300) : 64 * (1 + random.below(40));
     std::vector<float> logits = random.normals(size_t(vocab), 0.5f + 4 * random.uniform());
     SamplingState s = test::random_state(random, vocab);
-    int token = run(pool, logits, s).token;
-    int expected = ref::sample(logits.data(), vocab, s);
-    if (token != expected && near_tie(logits, s, token, expected)) continue;
+    const Mask mask = masked ? test::random_mask(random, vocab) : Mask();
+    const uint32_t* words = masked ? mask.data() : nullptr;
+    int token = run(pool, logits, s, -1, -1, mask).token;
+    int expected = ref::sample(logits.data(), vocab, s, words);
+    if (token != expected && near_tie(logits, s, token, expected, words)) continue;
     // A border of top_p falls between two sums that differ in their last bits.
     ES_CHECK(token == expected);
     ++compared;
   }
   ES_CHECK(compared > 390);
+}
+
+void check_masks(cpu::Isa isa) {
+  cpu::ThreadPool pool(1, isa);
+  test::Random random(23);
+  for (int vocab : {1, 31, 32, 33, 100, 49153}) {
+    const std::vector<float> logits = random.normals(size_t(vocab), 3);
+    SamplingState warm, restricted, stopped;
+    warm.temperature = restricted.temperature = 1;
+    restricted.top_k = 3;
+    restricted.top_p = 0.9f;
+    restricted.min_p = 0.1f;
+    Mask none(size_t(mask_words(vocab))), all(none.size(), ~0u), one = none;
+    const int token = vocab - 1;
+    one[size_t(token / 32)] = 1u << token % 32;
+    for (const SamplingState& s : {SamplingState(), warm, restricted}) {
+      ES_CHECK(run(pool, logits, s, -1, -1, all).token == run(pool, logits, s).token);
+      ES_CHECK(run(pool, logits, s, -1, -1, none).token == 0);
+      // Log probabilities are of the raw logits, which know of no mask.
+      const SampleRow only = run(pool, logits, s, -1, 2, one), scored = run(pool, logits, s, token, 2);
+      ES_CHECK(only.token == token && only.logprob == scored.logprob && only.rank == scored.rank);
+      ES_CHECK(only.top_tokens == scored.top_tokens && only.top_logprobs == scored.top_logprobs);
+    }
+    // No bias brings back what is masked, and the only token that is not may be a stop token too early.
+    warm.bias_tokens = {0};
+    warm.bias_values = {1000};
+    ES_CHECK(run(pool, logits, warm, -1, -1, one).token == token);
+    stopped.stop_tokens = {token};
+    stopped.min_tokens = 1;
+    ES_CHECK(run(pool, logits, stopped, -1, -1, one).token == 0);
+  }
 }
 
 void check_scores(cpu::Isa isa) {
@@ -112,9 +149,16 @@ void check_rows(cpu::Isa isa) {
   std::vector<int32_t> targets(kRows, -1), top(kRows, 3);
   std::vector<SampleRow> out(kRows);
   std::vector<float> copy = logits;
-  ES_CHECK(cpu::sample(pool, {copy.data(), kRows, kVocab, pointers.data(), targets.data(), top.data(), out.data()}).ok());
+  std::vector<Mask> masks(kRows);
+  std::vector<const uint32_t*> row_masks(kRows);
+  for (size_t i = 0; i < kRows; i += 2) {
+    masks[i] = test::random_mask(random, kVocab);
+    row_masks[i] = masks[i].data();
+  }
+  ES_CHECK(cpu::sample(pool, {copy.data(), kRows, kVocab, pointers.data(), targets.data(), top.data(), out.data(), row_masks.data()}).ok());
   for (int i = 0; i < kRows; ++i) {
-    SampleRow alone = run(pool, {logits.begin() + i * kVocab, logits.begin() + (i + 1) * kVocab}, states[size_t(i)], -1, 3);
+    const std::vector<float> row(logits.begin() + i * kVocab, logits.begin() + (i + 1) * kVocab);
+    SampleRow alone = run(pool, row, states[size_t(i)], -1, 3, masks[size_t(i)]);
     ES_CHECK(alone.token == out[size_t(i)].token && alone.logprob == out[size_t(i)].logprob && alone.top_tokens == out[size_t(i)].top_tokens);
   }
 }
@@ -145,7 +189,9 @@ void check_edges(cpu::Isa isa) {
 }
 
 void check_isa(cpu::Isa isa) {
-  check_random(isa);
+  check_random(isa, false);
+  check_random(isa, true);
+  check_masks(isa);
   check_scores(isa);
   check_distribution(isa);
   check_rows(isa);

@@ -1,12 +1,14 @@
 // Decode and prefill speed of a named shape with random weights, natively (no Node):
 //   cuda_decode_bench [--shape llama2-7b] [--precision int4] [--group 128] [--batch 1,4,16] [--context 128] [--new 64]
 //                     [--prefill 512,2048,8x2048] [--portable] [--lookahead BYTES] [--plain] [--splits N] [--repeat 5]
-//                     [--json FILE] [--model] [--kv fp16|fp8|int8]
+//                     [--json FILE] [--model] [--masks] [--kv fp16|fp8|int8]
 // Decode: CUDA graph of one step replayed --new times from --context cached tokens, the token fed back on the device;
 // median and spread over --repeat runs after one warm-up. Limit: bytes read per step (weights and mean cache) over the
 // read bandwidth measured in the same run. Prefill: a prompt, or 8 of them in one step. --portable leaves out what only one
 // generation of cards has. --model adds the same steps through model/backend.h as the engine makes them:
-// arrays uploaded, tokens read by the host, each step begun before the one before it is waited for; wall clock.
+// arrays uploaded, tokens read by the host, each step begun before the one before it is waited for; wall clock. --masks adds
+// these steps with a mask for every row, given right behind the step's begin ("masks"), and when the tokens of the step before
+// have been read, as grammars have it ("late masks").
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -36,7 +38,7 @@ struct Options {
   std::vector<int> batches = {1};
   std::vector<Prompts> prefill;
   std::optional<size_t> lookahead;
-  bool plain = false, model = false, portable = false;
+  bool plain = false, model = false, masks = false, portable = false;
 };
 
 void require(const Status& status, const char* what) {
@@ -71,6 +73,7 @@ Options parse(int argc, char** argv) {
     if (name == "--plain") { o.plain = true; continue; }
     if (name == "--portable") { o.portable = true; continue; }
     if (name == "--model") { o.model = true; continue; }
+    if (name == "--masks") { o.masks = true; continue; }
     if (i + 1 >= argc) { std::fprintf(stderr, "%s needs a value\n", argv[i]); std::exit(2); }
     const char* value = argv[++i];
     if (name == "--shape") o.shape = value;
@@ -186,6 +189,9 @@ struct Cache {
   }
 };
 
+// Whether every row of a step has a mask, and when that is given.
+enum class Masks { none, at_once, late };
+
 struct Row {
   std::string what;
   int batch, tokens;
@@ -259,8 +265,12 @@ class Bench {
   }
 
   // Steps through the Model, two under way at a time.
-  Row through(cuda::CudaModel& model, size_t arena_bytes, int batch) {
+  Row through(cuda::CudaModel& model, size_t arena_bytes, int batch, Masks when) {
     StepBatch step = first_step(model, arena_bytes, batch);
+    std::vector<uint32_t> masks;
+    for (int i = 0; when != Masks::none && i < batch; ++i) step.row_masks.push_back(i);
+    // Half of the tokens.
+    if (when != Masks::none) masks.assign(size_t(batch) * size_t(mask_words(model_.spec.vocab)), 0x5a5a5a5a);
     std::vector<double> seconds;
     for (int i = 0; i <= o_.repeat; ++i) {
       std::unique_ptr<PendingStep> before;
@@ -270,14 +280,17 @@ class Bench {
         for (int32_t& position : step.first_positions) position = o_.context + at;
         auto pending = model.begin(step);
         require(pending.status(), "begin");
+        if (when == Masks::at_once) require(pending.value()->give_masks(masks), "give_masks");
         if (before) require(before->wait(result), "wait");
+        if (when == Masks::late) require(pending.value()->give_masks(masks), "give_masks");
         before = std::move(pending.value());
       }
       require(before->wait(result), "wait");
       if (i > 0) seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / o_.fresh);
     }
     size_t kv = cached_bytes(model_.spec, o_, size_t(batch) * size_t(o_.context + o_.fresh / 2));
-    return row("model", batch, batch, seconds, model_.read_bytes + kv);
+    const char* what = when == Masks::none ? "model" : when == Masks::at_once ? "masks" : "late masks";
+    return row(what, batch, batch, seconds, model_.read_bytes + kv);
   }
 
  private:
@@ -367,7 +380,10 @@ int main(int argc, char** argv) {
   for (int batch : options.batches)
     if (batch > 0) rows.push_back(runner.decode(batch));
   for (const Prompts& prompts : options.prefill) rows.push_back(runner.prefill(prompts));
-  if (options.model) {
+  std::vector<Masks> through;
+  if (options.model) through.push_back(Masks::none);
+  if (options.masks) through.insert(through.end(), {Masks::at_once, Masks::late});
+  if (!through.empty()) {
     const int most = *std::max_element(options.batches.begin(), options.batches.end());
     cuda::DeviceState state;
     state.on = on;
@@ -379,7 +395,8 @@ int main(int argc, char** argv) {
     cuda::CudaModel resident(state, model.spec, load, cuda::DeviceWeights{model.weights, std::move(model.memory)});
     require(resident.prepare(), "workspace");
     for (int batch : options.batches)
-      if (batch > 0) rows.push_back(runner.through(resident, state.arena.bytes(), batch));
+      for (Masks when : through)
+        if (batch > 0) rows.push_back(runner.through(resident, state.arena.bytes(), batch, when));
   }
   print(options, bandwidth, rows);
   return 0;

@@ -118,8 +118,8 @@ inline std::vector<double> attend(const AttentionArgs<float>& a, int sequence, i
   return out;
 }
 
-// Steps 1 and 2 of ops/sample.h, in double.
-inline std::vector<double> adjusted_logits(const float* logits, int vocab, const SamplingState& s) {
+// Steps 1 and 2 of ops/sample.h, in double; `mask`: [mask_words(vocab)], null = none.
+inline std::vector<double> adjusted_logits(const float* logits, int vocab, const SamplingState& s, const uint32_t* mask = nullptr) {
   std::vector<double> out(logits, logits + vocab);
   for (int token = 0; token < vocab; ++token) {
     int all = int(std::count(s.tokens.begin(), s.tokens.end(), token));
@@ -131,6 +131,9 @@ inline std::vector<double> adjusted_logits(const float* logits, int vocab, const
   for (size_t i = 0; i < s.bias_tokens.size(); ++i) out[size_t(s.bias_tokens[i])] += double(s.bias_values[i]);
   if (int(s.tokens.size()) - s.prompt_length < s.min_tokens) {
     for (int32_t token : s.stop_tokens) out[size_t(token)] = -INFINITY;
+  }
+  for (int token = 0; mask && token < vocab; ++token) {
+    if (!(mask[token / 32] >> token % 32 & 1)) out[size_t(token)] = -INFINITY;
   }
   return out;
 }
@@ -159,8 +162,8 @@ inline std::vector<int> candidates(const std::vector<double>& logits, const Samp
 }
 
 // The token that steps 1 to 5 give.
-inline int sample(const float* logits, int vocab, const SamplingState& s) {
-  std::vector<double> l = adjusted_logits(logits, vocab, s);
+inline int sample(const float* logits, int vocab, const SamplingState& s, const uint32_t* mask = nullptr) {
+  std::vector<double> l = adjusted_logits(logits, vocab, s, mask);
   const auto largest = std::max_element(l.begin(), l.end());
   if (!(s.temperature > 0) || std::isinf(float(*largest) / s.temperature)) return int(largest - l.begin());
   DrawKey key = draw_key(s.seed, s.tokens.size());

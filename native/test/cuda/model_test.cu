@@ -8,6 +8,7 @@
 
 #include "model/backend.h"
 #include "test/check.h"
+#include "test/masked_steps.h"
 #include "test/tiny_model.h"
 
 using namespace edgeshift;
@@ -115,6 +116,15 @@ Run generate(Backend& backend, const Net& net, float temperature) {
     }
   }
   return run;
+}
+
+// Masks of all kinds on some of the rows.
+void obeys_masks_as_the_cpu_does(Backend& backend, float temperature) {
+  const Net net = make_net({.tied = false, .head_dim = 64, .rotary = 64});
+  auto cpu = open_cpu(2, 4 << 20);
+  ES_CHECK(cpu.ok());
+  const MaskOf some = [&](int step, int row) { return any_mask(net.spec.vocab, step, row); };
+  ES_CHECK(run_masked(*cpu.value(), net, temperature, some) == run_masked(backend, net, temperature, some));
 }
 
 // Rotary tables of one sequence's own, beside one that keeps the model's: each as the CPU backend has it.
@@ -250,6 +260,9 @@ int main() {
   saturates(*backend.value());
   samples_as_the_cpu_does(*backend.value(), 0);
   samples_as_the_cpu_does(*backend.value(), 0.7f);
+  takes_masks(*backend.value());
+  obeys_masks_as_the_cpu_does(*backend.value(), 0);
+  obeys_masks_as_the_cpu_does(*backend.value(), 0.7f);
   takes_a_sequences_own_ropes(*backend.value());
   comes_back_from_the_host_cache();
   refuses(*backend.value());

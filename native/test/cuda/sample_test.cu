@@ -4,6 +4,7 @@
 #include "cuda/step_arrays.h"
 #include "cpu/ops.h"
 #include "cuda/sample.h"
+#include "cuda/step_masks.h"
 #include "device_test.h"
 #include "test/random_sampling.h"
 
@@ -18,7 +19,9 @@ struct Rows {
   std::vector<std::vector<float>> logits;
   std::vector<SamplingState> states;
   std::vector<int32_t> targets, tops;
+  std::vector<std::vector<uint32_t>> masks = {};  // [rows] empty = none; or none at all
 
+  bool masked(size_t row) const { return row < masks.size() && !masks[row].empty(); }
   int count() const { return int(states.size()); }
 };
 
@@ -35,6 +38,7 @@ StepBatch batch_of(const Rows& rows) {
     b.row_tokens.push_back(i);
     b.row_seqs.push_back(i);
   }
+  for (int32_t i = 0, mask = 0; i < rows.count(); ++i) b.row_masks.push_back(rows.masked(size_t(i)) ? mask++ : -1);
   b.row_targets = rows.targets;
   b.row_top = rows.tops;
   return b;
@@ -68,7 +72,14 @@ std::vector<cuda::SampleResult> on_device(const Rows& rows, const cuda::Launch& 
             "count_tokens");
     history += s.tokens.size();
   }
+  std::vector<uint32_t> mask_words;
+  for (const auto& mask : rows.masks) mask_words.insert(mask_words.end(), mask.begin(), mask.end());
+  cuda::StepMasks masks;
+  require(masks.open(n, rows.vocab), "masks");
+  require(masks.reserve(flight), "masks");
+  require(masks.upload(mask_words, flight, on), "masks");
   cuda::SampleArgs args;
+  args.masks = masks.data();
   args.logits = logits.as<float>();
   args.adjusted = adjusted.as<float>();
   args.tasks = arrays.tasks();
@@ -80,6 +91,7 @@ std::vector<cuda::SampleResult> on_device(const Rows& rows, const cuda::Launch& 
   args.rows = n;
   args.vocab = rows.vocab;
   require(cuda::sample(args, on), "sample");
+  require(masks.release(on), "masks");
   if (last_tokens) *last_tokens = download<int32_t>(last, size_t(n));
   return download<cuda::SampleResult>(results, size_t(n));
 }
@@ -90,8 +102,11 @@ std::vector<SampleRow> on_host(const Rows& rows) {
   for (const auto& row : rows.logits) all.insert(all.end(), row.begin(), row.end());
   std::vector<const SamplingState*> states;
   for (const SamplingState& s : rows.states) states.push_back(&s);
+  std::vector<const uint32_t*> masks;
+  for (size_t i = 0; i < rows.states.size(); ++i) masks.push_back(rows.masked(i) ? rows.masks[i].data() : nullptr);
   std::vector<SampleRow> out(rows.states.size());
-  require(cpu::sample(pool, {all.data(), rows.count(), rows.vocab, states.data(), rows.targets.data(), rows.tops.data(), out.data()}), "cpu sample");
+  const SampleArgs row{all.data(), rows.count(), rows.vocab, states.data(), rows.targets.data(), rows.tops.data(), out.data(), masks.data()};
+  require(cpu::sample(pool, row), "cpu sample");
   return out;
 }
 
@@ -105,6 +120,7 @@ Rows random_rows(Random& draws, int vocab, int count, bool ties) {
     rows.states.push_back(test::random_state(draws, vocab));
     rows.targets.push_back(draws.below(4) ? -1 : draws.below(vocab));
     rows.tops.push_back(draws.below(22) - 1);
+    rows.masks.push_back(rows.targets.back() < 0 && draws.below(2) ? random_mask(draws, vocab) : std::vector<uint32_t>());
   }
   return rows;
 }
@@ -117,6 +133,8 @@ void compare(const Rows& rows, const cuda::Launch& on, int& tokens, int& other, 
     const std::string where = "row " + std::to_string(r) + " of vocabulary " + std::to_string(rows.vocab);
     ++tokens;
     other += got[r].token != wanted[r].token;
+    // Near ties are between tokens that the mask has, or it has none.
+    if (rows.masked(r)) checks.below(got[r].token == 0 || allows(rows.masks[r], got[r].token) ? 0 : 1, 0.5, "mask, " + where);
     checks.below(last[r] == (rows.targets[r] < 0 ? got[r].token : -7) ? 0 : 1, 0.5, "last token, " + where);
     if (rows.tops[r] < 0 || got[r].token != wanted[r].token) continue;
     checks.below(got[r].rank == wanted[r].rank ? 0 : 1, 0.5, "rank, " + where);

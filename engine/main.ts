@@ -18,10 +18,10 @@ import {
 } from './config/index.js'
 import { Engine } from './engine.js'
 import { GrammarDesk } from './grammar/desk.js'
-import type { GrammarVocabulary } from './grammar/vocabulary.js'
+import { vocabularies } from './grammar/vocabularies.js'
 import type { NativeAddon } from './native.js'
-import { modelAssets, type ModelCard } from './registry/index.js'
-import { type Catalog, readCatalog } from './residency/catalog.js'
+import { modelAssets } from './registry/index.js'
+import { readCatalog } from './residency/catalog.js'
 import { Reloader } from './residency/reload.js'
 import { startResidency } from './residency/setup.js'
 import { watchParent } from './server/lifecycle.js'
@@ -96,7 +96,7 @@ async function main({ config: file, socket, device, lastGood, pin, unpin }: Argu
     const card = catalog.cards.get(model)
     return card && modelAssets(card)
   }
-  engine.grammars = new GrammarDesk(vocabularies(catalog))
+  engine.grammars = new GrammarDesk(vocabularies(catalog.cards))
   const service = new EngineService(engine, assets, logger)
   const listener = await listen(socket, service.handlers)
 
@@ -142,22 +142,6 @@ async function main({ config: file, socket, device, lastGood, pin, unpin }: Argu
   process.on('SIGHUP', () => watcher.check())
   // The file was read a while ago, or was refused.
   watcher.check()
-}
-
-/** The vocabulary of each model that is served, made when it is first asked for. */
-function vocabularies({ cards }: Catalog): (model: string) => GrammarVocabulary {
-  const made = new WeakMap<ModelCard, GrammarVocabulary>()
-  return (model) => {
-    const card = cards.get(model)
-    if (!card) throw new Error(`${model} is not served`)
-    const known = made.get(card)
-    if (known) return known
-    const tokenizer = modelAssets(card).find(({ name }) => name === 'tokenizer.json')
-    if (!tokenizer) throw new Error(`${model} has no tokenizer`)
-    const vocabulary = { tokenizer: tokenizer.data, vocabSize: card.spec.vocabSize }
-    made.set(card, vocabulary)
-    return vocabulary
-  }
 }
 
 /** The file, or the configuration that was in use before it was edited badly. Throws ConfigError when there is none. */

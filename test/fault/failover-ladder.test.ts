@@ -8,7 +8,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
+import { type Answer, AnyProtocol, type Job, SMALL_LETTERS, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess } from '../support/gateway-process.js'
 import { Killer, killMoments } from '../support/killer.js'
 import { LadderAnswers, type Segment } from '../support/ladder-answers.js'
@@ -20,13 +20,14 @@ const SEED = Number(process.env.FAULT_SEED ?? 1)
 const RUNGS = ['fp16', 'int8', 'int4']
 const PROMPTS = ['Tell me a story about a fox.', 'List five rivers.', 'What is 17 times 23?', 'Écris un poème 🦊.']
 
-/** Greedy and sampled, with and without a penalty, by turns on each rung. */
+/** Greedy and sampled, with and without a penalty, by a grammar and without, by turns on each rung. */
 const JOBS: readonly Job[] = Array.from({ length: ROUNDS > 1 ? 20 : 9 }, (_, index) => ({
   model: `smollm2:${RUNGS[index % RUNGS.length]}`,
   content: PROMPTS[index % PROMPTS.length] ?? '',
   seed: index,
   temperature: index < 4 ? 0 : 0.9,
   frequency_penalty: index % 2,
+  ...(index % 4 === 2 && { guided_regex: SMALL_LETTERS }),
   maxTokens: 10 + (index % 3) * 2,
 }))
 

@@ -6,7 +6,7 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type Answer, AnyProtocol, type Job, WAYS } from '../support/any-protocol.js'
+import { type Answer, AnyProtocol, type Job, SMALL_LETTERS, WAYS } from '../support/any-protocol.js'
 import { GatewayProcess, onlyRung } from '../support/gateway-process.js'
 import { Killer, killMoments } from '../support/killer.js'
 import { LadderAnswers } from '../support/ladder-answers.js'
@@ -20,10 +20,14 @@ const SEED = Number(process.env.FAULT_SEED ?? 1)
 
 const PROMPTS = ['Tell me a story about a fox.', 'List five rivers.', 'What is 17 times 23?', 'Écris un poème 🦊.']
 
-/** Greedy and sampled, with and without a penalty for what is in the answer already: every request is one of these. */
+/**
+ * Greedy and sampled, with and without a penalty for what is in the answer already, by a grammar and without: every
+ * request is one of these.
+ */
 const JOBS: readonly Job[] = [0, 1, 2, 3, 4].flatMap((group) =>
   PROMPTS.map((content, index) => ({
     content,
+    ...(index === group % PROMPTS.length && { guided_regex: SMALL_LETTERS }),
     seed: group * PROMPTS.length + index,
     temperature: group === 0 ? 0 : 0.9,
     frequency_penalty: group % 2,

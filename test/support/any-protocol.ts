@@ -21,6 +21,8 @@ export interface Job {
   maxTokens: number
   /** Default: the model with the tag "chat". */
   model?: string
+  /** What the answer has to match; one that it cannot match before its end, as end tokens count as any others. */
+  guided_regex?: string
 }
 
 /** What came of it. */
@@ -33,6 +35,9 @@ export interface Answer {
   variant: string
   segments: Segment[]
 }
+
+/** A grammar for `Job.guided_regex` that no short answer comes to the end of. */
+export const SMALL_LETTERS = '([a-z]+[ ,]){100}'
 
 /** Ways to ask: `AnyProtocol.ask` takes them by turns. */
 export const WAYS = 5
@@ -147,7 +152,7 @@ export class AnyProtocol {
     await peer.opened
     const id = `chat-${this.chats++}`
     const messages = [{ role: 'user', content }]
-    peer.send({ type: 'chat', id, model, messages, max_tokens: maxTokens, ignore_eos: true, ...job })
+    peer.send({ type: 'chat', id, model, messages, max_tokens: maxTokens, ...endless(job), ...job })
     const received = await peer.whole(id)
     const last = received.at(-1)
     if (last?.type === 'error') throw new Error(`${last.error.code}: ${last.error.message}`)
@@ -182,11 +187,17 @@ export class AnyProtocol {
 
 function httpBody({ content, maxTokens, model = 'chat', ...job }: Job) {
   const messages: OpenAI.Chat.ChatCompletionMessageParam[] = [{ role: 'user', content }]
-  return { model, messages, max_tokens: maxTokens, ignore_eos: true, ...job }
+  return { model, messages, max_tokens: maxTokens, ...endless(job), ...job }
+}
+
+/** With a grammar the end comes where that lets it. */
+function endless({ guided_regex: regex }: Pick<Job, 'guided_regex'>): { ignore_eos?: true } {
+  return regex === undefined ? { ignore_eos: true } : {}
 }
 
 function grpcRequest({ content, maxTokens, seed, temperature, model = 'chat', ...job }: Job) {
-  const { frequency_penalty: frequencyPenalty } = job
-  const options = GenerateOptions.create({ maxTokens, seed, temperature, frequencyPenalty, ignoreEos: true })
+  const { frequency_penalty: frequencyPenalty, guided_regex: regex } = job
+  const ending = regex === undefined ? { ignoreEos: true } : { grammar: { kind: { $case: 'regex' as const, regex } } }
+  const options = GenerateOptions.create({ maxTokens, seed, temperature, frequencyPenalty, ...ending })
   return { model, messages: [{ role: 'user', content, name: '' }], options }
 }

@@ -4,6 +4,8 @@ import { FinishReason, type SequenceDelta, type Submit } from '../../proto/gen/e
 import { loadAddon } from '../../engine/addon.js'
 import { parseConfig } from '../../engine/config/index.js'
 import { Engine, type Variant } from '../../engine/engine.js'
+import { GrammarDesk } from '../../engine/grammar/desk.js'
+import { vocabularies } from '../../engine/grammar/vocabularies.js'
 import type { NativeDevice } from '../../engine/native.js'
 import { readCatalog } from '../../engine/residency/catalog.js'
 import { Reloader } from '../../engine/residency/reload.js'
@@ -61,6 +63,7 @@ export function engineInProcess(
   const events = { deviceFailed: () => {}, sequenceFinished: engine.sequenceFinished }
   const options = { clock, log, events, depth: 2, stepTimeoutMs: 60_000, interactiveGoalMs: 0 }
   const catalog = readCatalog(config, (path) => addon.readGguf(path))
+  engine.grammars = new GrammarDesk(vocabularies(catalog.cards))
   const residency = startResidency(engine, config, catalog, wrapped, options)
   const reloader = new Reloader(engine, residency, wrapped, options, config, catalog)
   let ids = 0

@@ -119,15 +119,18 @@ models:
       seed: job.seed,
       frequencyPenalty: job.frequency_penalty,
     })
+    const regex = job.guided_regex
+    const grammar = regex === undefined ? undefined : { kind: { $case: 'regex' as const, regex } }
     const usual = earlier[last.from]
     if (last.tie && usual !== undefined) {
-      before.push(await tokenAtTie(this.box, { variant, prompt, before, sampling }, usual))
+      before.push(await tokenAtTie(this.box, { variant, prompt, before, sampling, grammar }, usual))
     }
     if (before.length >= job.maxTokens) return before
     const { tokens } = await this.box.ask(variant, [...prompt, ...before], {
       replayedTokens: before.length,
       maxTokens: job.maxTokens - before.length,
       sampling,
+      grammar,
     })
     return [...before, ...tokens]
   }

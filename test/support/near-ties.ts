@@ -2,7 +2,7 @@
  * Where texts may part on a GPU: kernels of other widths sum in another order, so a token that is as good as equally
  * likely as the next one may give way to it in a batch of another size, or when it is read again instead of written.
  */
-import type { SamplingParams } from '../../proto/gen/edgeshift/v1/engine.js'
+import type { SamplingParams, Submit } from '../../proto/gen/edgeshift/v1/engine.js'
 import type { InProcessEngine } from './engine-in-process.js'
 
 /** Largest difference of two logits, and of their log probabilities, that counts as a tie. */
@@ -15,6 +15,7 @@ export interface Place {
   /** What of the answer is there. */
   before: readonly number[]
   sampling: SamplingParams
+  grammar?: Submit['grammar']
 }
 
 /**
@@ -23,13 +24,14 @@ export interface Place {
  */
 export async function tokenAtTie(
   box: InProcessEngine,
-  { variant, prompt, before, sampling }: Place,
+  { variant, prompt, before, sampling, grammar }: Place,
   usual: number,
 ): Promise<number> {
   const { tokens } = await box.ask(variant, [...prompt, ...before], {
     replayedTokens: before.length,
     maxTokens: 1,
     sampling: { ...sampling, logitBias: new Map([[usual, -NEAR_TIE]]) },
+    grammar,
   })
   return tokens[0] ?? usual
 }

@@ -36,9 +36,9 @@ function arm(): void {
     apply(issue, runner: VariantRunner, args: [number]) {
       const step = issue.apply(runner, args)
       if (step && isPoisoned(step.plan)) process.kill(process.pid, 'SIGABRT')
-      if (step && isAsked(HANG)) return { plan: step.plan, result: new Promise<never>(() => {}) }
+      if (step && isAsked(HANG)) return { ...step, result: new Promise<never>(() => {}) }
       if (!step || !isAsked(LOSE_DEVICE)) return step
-      return { plan: step.plan, result: step.result.then(() => Promise.reject(lost())) }
+      return { ...step, result: step.result.then(() => Promise.reject(lost())) }
     },
   })
 }

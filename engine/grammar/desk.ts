@@ -18,6 +18,11 @@ export class GrammarDesk {
     private readonly grammars = new Grammars(),
   ) {}
 
+  /** What the threads of the grammars hold. */
+  get bytes(): number {
+    return this.grammars.bytes
+  }
+
   /** Holds the sequence until its grammar is compiled, and ends it where it cannot be. */
   async open(sequence: Sequence, model: string, engine: DeskEngine): Promise<void> {
     const { clock } = engine.options

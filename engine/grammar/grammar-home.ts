@@ -25,6 +25,8 @@ const MASKS_MS = 5_000
  * tokens may come next. What fails or takes too long ends the thread; whoever waits for it is told. Close it.
  */
 export class GrammarHome {
+  /** What its thread held when it last answered. */
+  bytes = 0
   private fault: GrammarError | undefined
   private readonly worker: Worker
   private readonly calls = new Map<number, Call>()
@@ -85,7 +87,8 @@ export class GrammarHome {
     })
   }
 
-  private answered({ id, value, error }: HomeReply): void {
+  private answered({ id, value, error, bytes }: HomeReply): void {
+    this.bytes = bytes
     if (error !== undefined) return this.fail(new GrammarError(error))
     const call = this.calls.get(id)
     if (!call) return

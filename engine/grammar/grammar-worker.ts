@@ -2,6 +2,7 @@
  * One grammar at work, in a thread of its own: a grammar is a program from a client, and only a thread that does nothing
  * else can be stopped whatever it does. Speaks with grammar-home.ts.
  */
+import { getHeapStatistics } from 'node:v8'
 import { parentPort, workerData } from 'node:worker_threads'
 import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 import { GrammarKeeper, type MaskRequest, reasonOf } from './keeper.js'
@@ -20,6 +21,8 @@ export interface HomeReply {
   value?: unknown
   /** Why there is no value; the grammar is of no use any more. */
   error?: string
+  /** What the thread's heap and its buffers take. */
+  bytes: number
 }
 
 // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- grammar-home.ts starts this thread
@@ -35,11 +38,16 @@ parentPort?.on('message', (request: HomeRequest) => {
 function answer(request: Exclude<HomeRequest, { type: 'forget' }>): HomeReply {
   const { id } = request
   try {
-    if (request.type === 'masks') return { id, value: keeper?.answer(request.requests) }
+    if (request.type === 'masks') return { id, value: keeper?.answer(request.requests), bytes: heldBytes() }
     keeper = undefined
     keeper = new GrammarKeeper(request.grammar, trie)
-    return { id }
+    return { id, bytes: heldBytes() }
   } catch (error) {
-    return { id, error: reasonOf(error) }
+    return { id, error: reasonOf(error), bytes: heldBytes() }
   }
+}
+
+function heldBytes(): number {
+  const { total_heap_size: heap, external_memory: external } = getHeapStatistics()
+  return heap + external
 }

@@ -42,6 +42,11 @@ export class Grammars {
 
   constructor(private readonly newHome = (vocabulary: GrammarVocabulary) => new GrammarHome(vocabulary)) {}
 
+  /** What the homes' threads hold; of the host, beside every ledger. */
+  get bytes(): number {
+    return this.tenancies.reduce((sum, { home }) => sum + home.bytes, 0)
+  }
+
   /** Homes that there are. */
   get size(): number {
     return this.tenancies.length

@@ -31,7 +31,9 @@ export class MemoryWatch {
 
   /** Measures now and tells the devices; logs where an alarm begins or ends. */
   check(): void {
-    const now = nativeBytes(this.measure())
+    const all = nativeBytes(this.measure())
+    // Scripts' memory as well, of other threads.
+    const now = all === undefined ? undefined : all - (this.engine.grammars?.bytes ?? 0)
     const devices = this.engine.devices.filter(({ description }) => description.kind === 'cpu')
     if (now === undefined || devices.length === 0) return
     const measuredBytes = Math.max(0, now - this.baseBytes)

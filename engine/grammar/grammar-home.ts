@@ -6,7 +6,7 @@ import type { MaskAnswer, MaskRequest } from './keeper.js'
 import type { GrammarVocabulary } from './vocabulary.js'
 
 interface Call {
-  resolve(value: unknown): void
+  resolve(reply: HomeReply): void
   reject(error: GrammarError): void
   timer: NodeJS.Timeout
 }
@@ -58,8 +58,9 @@ export class GrammarHome {
 
   /** A mask for each; sequences that it has not seen begin with all of their output. Rejects as compile. */
   async masks(requests: readonly MaskRequest[]): Promise<MaskAnswer> {
-    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- grammar-worker.ts
-    return (await this.call((id) => ({ type: 'masks', id, requests }), this.limits.masksMs)) as MaskAnswer
+    const { masks } = await this.call((id) => ({ type: 'masks', id, requests }), this.limits.masksMs)
+    if (!masks) throw new GrammarError('there is no grammar')
+    return masks
   }
 
   /** The sequence has ended. */
@@ -77,7 +78,7 @@ export class GrammarHome {
     this.worker.postMessage(request)
   }
 
-  private call(request: (id: number) => HomeRequest, limitMs: number): Promise<unknown> {
+  private call(request: (id: number) => HomeRequest, limitMs: number): Promise<HomeReply> {
     if (this.fault) return Promise.reject(this.fault)
     const id = ++this.lastId
     return new Promise((resolve, reject) => {
@@ -87,14 +88,15 @@ export class GrammarHome {
     })
   }
 
-  private answered({ id, value, error, bytes }: HomeReply): void {
-    this.bytes = bytes
+  private answered(reply: HomeReply): void {
+    const { id, error } = reply
+    this.bytes = reply.bytes
     if (error !== undefined) return this.fail(new GrammarError(error))
     const call = this.calls.get(id)
     if (!call) return
     this.calls.delete(id)
     clearTimeout(call.timer)
-    call.resolve(value)
+    call.resolve(reply)
   }
 
   private fail(fault: GrammarError): void {

@@ -5,7 +5,7 @@
 import { getHeapStatistics } from 'node:v8'
 import { parentPort, workerData } from 'node:worker_threads'
 import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
-import { GrammarKeeper, type MaskRequest, reasonOf } from './keeper.js'
+import { GrammarKeeper, type MaskAnswer, type MaskRequest, reasonOf } from './keeper.js'
 import { TokenTrie } from './token-trie.js'
 import { type GrammarVocabulary, vocabularyBytes } from './vocabulary.js'
 
@@ -18,8 +18,8 @@ export type HomeRequest =
 /** Answer to the request of that id. */
 export interface HomeReply {
   id: number
-  value?: unknown
-  /** Why there is no value; the grammar is of no use any more. */
+  masks?: MaskAnswer
+  /** What went wrong; the grammar is of no use any more. */
   error?: string
   /** What the thread's heap and its buffers take. */
   bytes: number
@@ -30,15 +30,16 @@ const trie = new TokenTrie(vocabularyBytes(workerData as GrammarVocabulary))
 let keeper: GrammarKeeper | undefined
 
 parentPort?.on('message', (request: HomeRequest) => {
-  if (request.type === 'forget') keeper?.forget(request.sequence)
-  // oxlint-disable-next-line unicorn/require-post-message-target-origin -- a thread, not a window
-  else parentPort?.postMessage(answer(request))
+  if (request.type === 'forget') return keeper?.forget(request.sequence)
+  const reply = answer(request)
+  return parentPort?.postMessage(reply, reply.masks ? [reply.masks.bits.buffer] : [])
 })
 
 function answer(request: Exclude<HomeRequest, { type: 'forget' }>): HomeReply {
   const { id } = request
   try {
-    if (request.type === 'masks') return { id, value: keeper?.answer(request.requests), bytes: heldBytes() }
+    if (request.type === 'masks')
+      return { id, ...(keeper && { masks: keeper.answer(request.requests) }), bytes: heldBytes() }
     keeper = undefined
     keeper = new GrammarKeeper(request.grammar, trie)
     return { id, bytes: heldBytes() }

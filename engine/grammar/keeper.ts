@@ -17,7 +17,7 @@ export interface MaskRequest {
 
 /** Masks behind one another; of a request that has a fault all bits are 0. */
 export interface MaskAnswer {
-  bits: Uint32Array
+  bits: Uint32Array<ArrayBuffer>
   /** By request: the text may end here. */
   ends: boolean[]
   /** Requests whose sequence has left the grammar, with the reason. */

@@ -24,16 +24,18 @@ const PROMPTS = ['Tell me a story about a fox.', 'List five rivers.', 'What is 1
  * Greedy and sampled, with and without a penalty for what is in the answer already, by a grammar and without: every
  * request is one of these.
  */
-const JOBS: readonly Job[] = [0, 1, 2, 3, 4].flatMap((group) =>
-  PROMPTS.map((content, index) => ({
-    content,
+const JOBS: readonly Job[] = [0, 1, 2, 3, 4].flatMap((group) => PROMPTS.map((_, index) => jobOf(group, index)))
+
+function jobOf(group: number, index: number): Job {
+  return {
+    content: PROMPTS[index] ?? '',
     ...(index === group % PROMPTS.length && { guided_regex: SMALL_LETTERS }),
     seed: group * PROMPTS.length + index,
     temperature: group === 0 ? 0 : 0.9,
     frequency_penalty: group % 2,
     maxTokens: 10 + (index % 3) * 2,
-  })),
-)
+  }
+}
 
 /** The same with answers that no GPU is through with before its engine is harmed. */
 const LONG_JOBS: readonly Job[] = JOBS.map((job) => ({ ...job, maxTokens: 48 }))

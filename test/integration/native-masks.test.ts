@@ -4,7 +4,7 @@ import { Worker } from 'node:worker_threads'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
 import type { NativeDevice, NativeModel, SlotState, StepResult } from '../../engine/native.js'
-import { cpuDevice, generate, greedyState, makeBatch, smollm2Request } from '../support/native-model.js'
+import { cpuDevice, generate, greedyState, makeBatch, smollm2Request, testDevices } from '../support/native-model.js'
 import { stories260kRequest } from '../support/stories260k.js'
 
 const PROMPT = [1, 5, 9]
@@ -23,14 +23,16 @@ function together(...masks: Uint32Array[]): Uint32Array {
   return Uint32Array.from(masks.flatMap((mask) => Array.from(mask)))
 }
 
-describe('masks that follow a step', () => {
+describe.each(testDevices())('masks that follow a step on $name', ({ options, missing }) => {
   let device: NativeDevice
   let model: NativeModel
-  beforeEach(async () => {
-    device = loadAddon().openDevice(cpuDevice)
+  beforeEach(async (context) => {
+    context.skip(missing, 'there is no GPU')
+    device = loadAddon().openDevice(options)
     model = await device.loadModel(stories260kRequest('int8'))
   })
   afterEach(async () => {
+    if (missing) return
     await model.unload()
     await device.close()
   })

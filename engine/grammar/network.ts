@@ -199,39 +199,30 @@ class Builder {
 }
 
 /** Drops the edges to states from which no end can be reached: no text goes there. */
-function prune({ root, rules, states }: Network): void {
-  const productive = new Set<NetworkState>()
-  const before = new Map<NetworkState, { from: NetworkState; rule?: NetworkRule }[]>()
-  const add = (to: NetworkState, from: NetworkState, rule?: NetworkRule): void => {
-    const list = before.get(to) ?? []
-    if (list.length === 0) before.set(to, list)
-    list.push(rule ? { from, rule } : { from })
+function prune({ root, states }: Network): void {
+  const productive = new Set(states.filter(({ ends }) => ends))
+  const before = states.map((): NetworkState[] => [])
+  /** Calls by the states that have to be productive: the rule's first and the one behind. */
+  const calls = new Map<NetworkState, (CallEdge & { from: NetworkState })[]>()
+  const waitFor = (state: NetworkState, call: CallEdge & { from: NetworkState }): void => {
+    const list = calls.get(state)
+    if (list) list.push(call)
+    else calls.set(state, [call])
   }
-  const callers = new Map<NetworkRule, { from: NetworkState; to: NetworkState }[]>(rules.map((rule) => [rule, []]))
   for (const from of states) {
-    for (const { to } of from.bytes) add(to, from)
-    for (const to of from.empty) add(to, from)
-    for (const { rule, to } of from.calls) {
-      add(to, from, rule)
-      callers.get(rule)?.push({ from, to })
-    }
+    for (const { to } of from.bytes) before[to.id]?.push(from)
+    for (const to of from.empty) before[to.id]?.push(from)
+    for (const { rule, to } of from.calls) for (const state of [rule.start, to]) waitFor(state, { rule, to, from })
   }
-  const ruleOfStart = new Map(rules.map((rule) => [rule.start, rule]))
-  const found = states.filter(({ ends }) => ends)
-  const mark = (state: NetworkState): void => {
-    if (productive.has(state)) return
-    productive.add(state)
-    found.push(state)
-  }
-  for (const state of found) productive.add(state)
-  for (let state = found.pop(); state; state = found.pop()) {
-    for (const { from, rule } of before.get(state) ?? []) {
-      if (!rule || productive.has(rule.start)) mark(from)
+  // The set grows on the way.
+  for (const state of productive) {
+    for (const from of before[state.id] ?? []) productive.add(from)
+    for (const { rule, to, from } of calls.get(state) ?? []) {
+      if (productive.has(rule.start) && productive.has(to)) productive.add(from)
     }
-    const started = ruleOfStart.get(state)
-    for (const { from, to } of started ? (callers.get(started) ?? []) : []) if (productive.has(to)) mark(from)
   }
   if (!productive.has(root.start)) throw new GrammarError('no text follows the grammar: nothing ends it')
+  if (productive.size === states.length) return
   for (const state of states) {
     state.bytes = state.bytes.filter(({ to }) => productive.has(to))
     state.calls = state.calls.filter(({ rule, to }) => productive.has(to) && productive.has(rule.start))
@@ -241,10 +232,10 @@ function prune({ root, rules, states }: Network): void {
 
 /** Finds the states behind which a pruned network has neither bytes nor calls. */
 function markLast({ states }: Network): void {
-  const before = new Map<NetworkState, NetworkState[]>(states.map((state) => [state, []]))
-  for (const from of states) for (const to of from.empty) before.get(to)?.push(from)
+  const before = states.map((): NetworkState[] => [])
+  for (const from of states) for (const to of from.empty) before[to.id]?.push(from)
   const followed = new Set(states.filter(({ bytes, calls }) => bytes.length + calls.length > 0))
-  for (const state of followed) for (const from of before.get(state) ?? []) followed.add(from)
+  for (const state of followed) for (const from of before[state.id] ?? []) followed.add(from)
   for (const state of states) state.isLast = !followed.has(state)
 }
 

@@ -210,6 +210,6 @@ describe('a grammar in EBNF', () => {
     const began = performance.now()
     const keeper = keeperOf(`root ::= r0\n${rules.join('\n')}\nr${size} ::= "b"?`)
     expect(accepts(keeper, 'aab')).toBe(true)
-    expect(performance.now() - began).toBeLessThan(2000)
+    expect(performance.now() - began).toBeLessThan(6000)
   })
 })

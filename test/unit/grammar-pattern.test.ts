@@ -152,6 +152,6 @@ describe('a regular expression', () => {
     const began = performance.now()
     const keeper = tinyKeeper({ $case: 'regex', regex: 'ab'.repeat(20_000) })
     expect(accepts(keeper, 'ab'.repeat(20_000))).toBe(true)
-    expect(performance.now() - began).toBeLessThan(3000)
+    expect(performance.now() - began).toBeLessThan(6000)
   })
 })

@@ -3,7 +3,7 @@ import { describe, expect, it } from 'vitest'
 import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 import { GrammarError } from '../../engine/grammar/grammar-error.js'
 import { grammarRules } from '../../engine/grammar/grammar-rules.js'
-import { GrammarKeeper } from '../../engine/grammar/keeper.js'
+import { GrammarKeeper, reasonOf } from '../../engine/grammar/keeper.js'
 import { Matcher, type Place } from '../../engine/grammar/matcher.js'
 import { buildNetwork, type Network } from '../../engine/grammar/network.js'
 import { setBit, TokenTrie } from '../../engine/grammar/token-trie.js'
@@ -236,4 +236,23 @@ describe('a keeper', () => {
     expect(ends.every(Boolean)).toBe(true)
     expect(allowed(keeper, -1, 1, 5, 0)).toBe(NOT_ALLOWED)
   })
+
+  it.each<[string, NonNullable<Grammar['kind']>]>([
+    ['groups', { $case: 'regex', regex: '(?:'.repeat(200_000) + ')'.repeat(200_000) }],
+    ['stars', { $case: 'ebnf', ebnf: `root ::= "a"${'*'.repeat(200_000)}` }],
+    ['lists', { $case: 'jsonSchema', jsonSchema: `{"const": ${'['.repeat(200_000)}${']'.repeat(200_000)}}` }],
+    ['characters', { $case: 'regex', regex: 'a'.repeat(500_000) }],
+  ])('says that a grammar is too much: %s', (_, much) => {
+    const error = thrownBy(() => new GrammarKeeper({ kind: much }, trie))
+    expect(reasonOf(error)).toMatch(/too long, or nested too deeply|too large/)
+  })
 })
+
+function thrownBy(run: () => unknown): unknown {
+  try {
+    run()
+  } catch (error) {
+    return error
+  }
+  return undefined
+}

@@ -205,6 +205,8 @@ describe('a keeper', () => {
     expect(faults).toEqual([{ index: 1, reason: NOT_ALLOWED }])
     expect(ends).toEqual([true, false, false])
     expect([...bits]).toEqual([0b101, 0, 0b101])
+    // It stands where it stood before.
+    expect(allowed(keeper, 2, 0)).toEqual([1])
   })
 
   it('says where no token goes on', () => {

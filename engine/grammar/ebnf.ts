@@ -3,7 +3,7 @@ import { complement } from './code-points.js'
 import { choice, EMPTY, type Expression, type GrammarRules, literal, repeat, rule, sequence } from './expression.js'
 import { GrammarError } from './grammar-error.js'
 
-const NAME = /[A-Za-z_][A-Za-z0-9_-]*/y
+const NAME = /\w[\w-]*/y
 const MAX_REPEATS = 10_000
 const MAX_NESTING = 200
 
@@ -135,6 +135,7 @@ class EbnfReader {
   private literal(): Expression {
     let text = ''
     while (!this.take('"')) text += String.fromCodePoint(this.character('"'))
+    if (/\p{Surrogate}/u.test(text)) throw this.fault('half a character')
     return text === '' ? EMPTY : literal(text)
   }
 

@@ -1,6 +1,6 @@
 /**
  * Formats of JSON Schema as patterns of strings that need no escape in JSON; each text is one of the format, but for dates
- * that no calendar has.
+ * that no calendar has and for host names that are too long for DNS.
  */
 const DATE = '[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])'
 const TIME = '([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])'

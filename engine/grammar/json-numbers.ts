@@ -34,12 +34,8 @@ export function boundedNumber(bounds: Bounds, integer: boolean): Expression {
   const given = Object.values(bounds)
   const decimals = integer ? 0 : decimalsOf(given, bounds)
   const unit = 10 ** decimals
-  const scaled = (value: number): number => {
-    const units = value * unit
-    // Decimals of a bound are no doubles: what is a hair beside a unit is that unit.
-    const near = Math.round(units)
-    return Math.abs(units - near) < 1e-6 ? near : units
-  }
+  // Decimals are no doubles: a product of them may be a hair beside the whole number that it stands for.
+  const scaled = (value: number): number => (integer ? value : Math.round(value * unit))
   const { minimum = -Infinity, maximum = Infinity, exclusiveMinimum = -Infinity, exclusiveMaximum = Infinity } = bounds
   const low = Math.max(Math.ceil(scaled(minimum)), Math.floor(scaled(exclusiveMinimum)) + 1, -LARGEST)
   const high = Math.min(Math.floor(scaled(maximum)), Math.ceil(scaled(exclusiveMaximum)) - 1, LARGEST)

@@ -61,8 +61,6 @@ const UNKEPT: ReadonlyMap<string, readonly unknown[]> = new Map<string, readonly
   ['dependentRequired', []],
   ['dependentSchemas', []],
   ['dependencies', []],
-  ['unevaluatedProperties', [false, true]],
-  ['unevaluatedItems', [false, true]],
   ['additionalItems', [false, true]],
   ['not', []],
   ['if', []],
@@ -74,8 +72,8 @@ const BOUNDS = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'] as
 const OF_TYPE: Readonly<Record<string, readonly string[]>> = {
   string: ['pattern', 'minLength', 'maxLength', 'format'],
   number: BOUNDS,
-  array: ['items', 'prefixItems', 'minItems', 'maxItems'],
-  object: ['properties', 'required', 'additionalProperties'],
+  array: ['items', 'prefixItems', 'minItems', 'maxItems', 'unevaluatedItems'],
+  object: ['properties', 'required', 'additionalProperties', 'unevaluatedProperties'],
 }
 const TYPES = ['string', 'integer', 'number', 'boolean', 'null', 'array', 'object']
 /** Keywords that say all of a schema. */
@@ -134,8 +132,7 @@ class SchemaReader {
     if (name === '$ref') return this.reference(schema[name], place)
     const values = name === 'const' ? [schema['const']] : schema[name]
     if (!Array.isArray(values) || values.length === 0) throw fault(place, 'must be a list that is not empty')
-    if (isValues)
-      return choice(...ofTypes(values, schema['type'], place).map((value) => literal(JSON.stringify(value))))
+    if (isValues) return choice(...ofTypes(values, schema['type'], place).map((value) => literal(textOf(value))))
     if (name === 'allOf' && values.length > 1) throw fault(place, 'of more than one schema is not kept')
     return choice(...values.map((value, i) => this.expression(value, [...place, String(i)])))
   }
@@ -184,7 +181,7 @@ class SchemaReader {
 
   /** With `prefixItems` exactly those. */
   private array(schema: Schema, path: readonly string[]): Expression {
-    const { items = true, prefixItems: prefix } = schema
+    const { items = schema['unevaluatedItems'] ?? true, prefixItems: prefix } = schema
     const least = count(schema, 'minItems', path) ?? 0
     const most = items === false && prefix === undefined ? 0 : (count(schema, 'maxItems', path) ?? Infinity)
     if (least > most) throw fault([...path, 'minItems'], 'is more than there may be')
@@ -206,7 +203,8 @@ class SchemaReader {
 
   /** Where properties are named there are no others: a name that comes twice could undo what is said of it. */
   private object(schema: Schema, path: readonly string[]): Expression {
-    const { properties = {}, required = [], additionalProperties: more = true } = schema
+    const { properties = {}, required = [] } = schema
+    const { additionalProperties: more = schema['unevaluatedProperties'] ?? true } = schema
     if (!isObject(properties)) throw fault([...path, 'properties'], 'must be an object')
     if (!Array.isArray(required)) throw fault([...path, 'required'], 'must be a list')
     const needed = new Set<unknown>(required)
@@ -232,11 +230,10 @@ class SchemaReader {
     const firstNeeded = members.findIndex(({ needed }) => needed)
     let rest = EMPTY
     // From the end on: what there may be where none has come yet, and where one has.
-    let first: Expression[] = firstNeeded < 0 ? [EMPTY] : []
+    const first: Expression[] = firstNeeded < 0 ? [EMPTY] : []
     for (const [index, { member, needed }] of [...members.entries()].toReversed()) {
       const own = this.named(member)
-      if (index === firstNeeded) first = []
-      if (firstNeeded < 0 || index <= firstNeeded) first = [...first, sequence(own, rest)]
+      if (firstNeeded < 0 || index <= firstNeeded) first.push(sequence(own, rest))
       const next = sequence(', ', own)
       rest = this.named(sequence(needed ? next : optional(next), rest))
     }
@@ -307,6 +304,14 @@ function typeOf(value: unknown): string {
   return Array.isArray(value) ? 'array' : typeof value
 }
 
+/** JSON with the white space that texts have elsewhere. */
+function textOf(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(textOf).join(', ')}]`
+  if (!isObject(value)) return JSON.stringify(value)
+  const members = Object.entries(value).map(([name, member]) => `${JSON.stringify(name)}: ${textOf(member)}`)
+  return `{${members.join(', ')}}`
+}
+
 function count(schema: Schema, name: string, path: readonly string[]): number | undefined {
   const value = schema[name]
   if (value === undefined) return undefined
@@ -318,8 +323,8 @@ function count(schema: Schema, name: string, path: readonly string[]): number | 
 }
 
 function childOf(parent: unknown, key: string): unknown {
-  const isNode = isObject(parent) || Array.isArray(parent)
-  return isNode && Object.hasOwn(parent, key) ? Object.entries(parent).find(([name]) => name === key)?.[1] : undefined
+  const isNode = typeof parent === 'object' && parent !== null
+  return isNode && Object.hasOwn(parent, key) ? Reflect.get(parent, key) : undefined
 }
 
 /** A part of a JSON pointer in a URI (RFC 6901). */

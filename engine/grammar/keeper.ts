@@ -86,6 +86,6 @@ export class GrammarKeeper {
 /** Says what went wrong to whoever asked. */
 export function reasonOf(error: unknown): string {
   if (error instanceof GrammarError) return error.message
-  if (error instanceof RangeError) return 'the grammar is nested too deeply'
+  if (error instanceof RangeError) return 'the grammar is too long, or nested too deeply'
   return error instanceof Error ? error.message : String(error)
 }

@@ -2,9 +2,10 @@ import { GrammarError } from './grammar-error.js'
 import type { Network, NetworkState } from './network.js'
 
 /** Ways through a grammar that may be open at once. */
-const MAX_WAYS = 2_000
-/** Places that are remembered before all are forgotten. */
+const MAX_WAYS = 10_000
+/** Places that are remembered before all are forgotten, and their ways. */
 const MAX_PLACES = 20_000
+const MAX_KEPT_WAYS = 500_000
 
 /** Where rules that were called go on, the last on top. */
 interface Stack {
@@ -44,8 +45,12 @@ export class Matcher {
   private places = new Map<string, Place>()
   private lastStack = 0
   private age = 0
+  private keptWays = 0
 
-  constructor(network: Network) {
+  constructor(
+    network: Network,
+    private readonly maxPlaces = MAX_PLACES,
+  ) {
     this.classes = this.classify(network)
     this.begin = this.place([{ state: network.root.start, stack: undefined }])
   }
@@ -106,7 +111,7 @@ export class Matcher {
       for (const to of state.empty) todo.push({ state: to, stack })
       // Where nothing follows there is nothing to come back to: long lists need no deep stacks.
       for (const { rule, to } of state.calls) {
-        todo.push({ state: rule.start, stack: to.isEnd ? stack : this.push(stack, to) })
+        todo.push({ state: rule.start, stack: to.isLast ? stack : this.push(stack, to) })
       }
       if (!state.ends) continue
       if (stack) todo.push({ state: stack.state, stack: stack.below })
@@ -131,15 +136,18 @@ export class Matcher {
       .join(' ')}`
     const known = this.places.get(key)
     if (known) return known
-    if (this.places.size >= MAX_PLACES) this.forget()
+    if (this.places.size >= this.maxPlaces || this.keptWays >= MAX_KEPT_WAYS) this.forget()
     const place: Place = { ways, ends, age: this.age, next: Array.from({ length: this.classes }) }
     this.places.set(key, place)
+    this.keptWays += ways.length
     return place
   }
 
-  /** Places that somebody still holds are remembered anew when they are used. */
+  /** Places that somebody still holds are remembered anew when they are used; none of them keeps others. */
   private forget(): void {
+    for (const { next } of this.places.values()) next.fill(undefined)
     this.places = new Map()
+    this.keptWays = 0
     this.stacks = new Map()
     this.age++
   }

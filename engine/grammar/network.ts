@@ -20,18 +20,15 @@ export interface CallEdge {
 
 /** One place in a rule. */
 export class NetworkState {
-  readonly bytes: ByteEdge[] = []
-  readonly calls: CallEdge[] = []
-  readonly empty: NetworkState[] = []
+  bytes: ByteEdge[] = []
+  calls: CallEdge[] = []
+  empty: NetworkState[] = []
   /** The rule may end here. */
   ends = false
+  /** Nothing follows but the rule's end. */
+  isLast = false
 
   constructor(readonly id: number) {}
-
-  /** Nothing follows but the rule's end. */
-  get isEnd(): boolean {
-    return this.ends && this.bytes.length === 0 && this.calls.length === 0 && this.empty.length === 0
-  }
 }
 
 /** A rule as a network of states. */
@@ -55,6 +52,7 @@ export interface Network {
 export function buildNetwork(rules: GrammarRules): Network {
   const network = new Builder(rules).build()
   prune(network)
+  markLast(network)
   checkLeftRecursion(network)
   return network
 }
@@ -120,8 +118,7 @@ class Builder {
       case 'sequence':
         return this.connectSequence(expression.items, from, to)
       case 'choice':
-        for (const item of expression.items) this.connect(item, from, to)
-        return
+        return this.connectChoice(expression.items, from, to)
       case 'rule':
         from.calls.push({ rule: this.ruleOf(expression.name), to })
         return
@@ -137,6 +134,28 @@ class Builder {
       const next = i === bytes.length - 1 ? to : this.state()
       at.bytes.push({ low, high, to: next })
       at = next
+    }
+  }
+
+  /** Texts that begin alike share their states: of thousands few ways are open at once. */
+  private connectChoice(items: readonly Expression[], from: NetworkState, to: NetworkState): void {
+    /** By state and byte. */
+    const shared = new Map<number, NetworkState>()
+    for (const item of items) {
+      if (item.type !== 'bytes' || item.bytes.length === 0) {
+        this.connect(item, from, to)
+        continue
+      }
+      let at = from
+      for (const byte of item.bytes.subarray(0, -1)) {
+        const key = at.id * 256 + byte
+        const next = shared.get(key) ?? this.state()
+        if (!shared.has(key)) at.bytes.push({ low: byte, high: byte, to: next })
+        shared.set(key, next)
+        at = next
+      }
+      const last = item.bytes.at(-1) ?? 0
+      at.bytes.push({ low: last, high: last, to })
     }
   }
 
@@ -180,55 +199,49 @@ class Builder {
 }
 
 /** Drops the edges to states from which no end can be reached: no text goes there. */
-function prune({ root, rules, states }: Network): void {
-  const productive = new Set<NetworkState>()
-  const before = new Map<NetworkState, { from: NetworkState; rule?: NetworkRule }[]>()
-  const add = (to: NetworkState, from: NetworkState, rule?: NetworkRule): void => {
-    const list = before.get(to) ?? []
-    if (list.length === 0) before.set(to, list)
-    list.push(rule ? { from, rule } : { from })
+function prune({ root, states }: Network): void {
+  const productive = new Set(states.filter(({ ends }) => ends))
+  const before = states.map((): NetworkState[] => [])
+  /** Calls by the states that have to be productive: the rule's first and the one behind. */
+  const calls = new Map<NetworkState, (CallEdge & { from: NetworkState })[]>()
+  const waitFor = (state: NetworkState, call: CallEdge & { from: NetworkState }): void => {
+    const list = calls.get(state)
+    if (list) list.push(call)
+    else calls.set(state, [call])
   }
-  const callers = new Map<NetworkRule, { from: NetworkState; to: NetworkState }[]>(rules.map((rule) => [rule, []]))
   for (const from of states) {
-    for (const { to } of from.bytes) add(to, from)
-    for (const to of from.empty) add(to, from)
-    for (const { rule, to } of from.calls) {
-      add(to, from, rule)
-      callers.get(rule)?.push({ from, to })
-    }
+    for (const { to } of from.bytes) before[to.id]?.push(from)
+    for (const to of from.empty) before[to.id]?.push(from)
+    for (const { rule, to } of from.calls) for (const state of [rule.start, to]) waitFor(state, { rule, to, from })
   }
-  const ruleOfStart = new Map(rules.map((rule) => [rule.start, rule]))
-  const found = states.filter(({ ends }) => ends)
-  const mark = (state: NetworkState): void => {
-    if (productive.has(state)) return
-    productive.add(state)
-    found.push(state)
-  }
-  for (const state of found) productive.add(state)
-  for (let state = found.pop(); state; state = found.pop()) {
-    for (const { from, rule } of before.get(state) ?? []) {
-      if (!rule || productive.has(rule.start)) mark(from)
+  // The set grows on the way.
+  for (const state of productive) {
+    for (const from of before[state.id] ?? []) productive.add(from)
+    for (const { rule, to, from } of calls.get(state) ?? []) {
+      if (productive.has(rule.start) && productive.has(to)) productive.add(from)
     }
-    const started = ruleOfStart.get(state)
-    for (const { from, to } of started ? (callers.get(started) ?? []) : []) if (productive.has(to)) mark(from)
   }
   if (!productive.has(root.start)) throw new GrammarError('no text follows the grammar: nothing ends it')
-  const keep = <T extends { to: NetworkState; rule?: NetworkRule }>(edges: T[]): void => {
-    const kept = edges.filter(({ to, rule }) => productive.has(to) && (!rule || productive.has(rule.start)))
-    edges.splice(0, edges.length, ...kept)
-  }
+  if (productive.size === states.length) return
   for (const state of states) {
-    keep(state.bytes)
-    keep(state.calls)
-    const kept = state.empty.filter((to) => productive.has(to))
-    state.empty.splice(0, state.empty.length, ...kept)
+    state.bytes = state.bytes.filter(({ to }) => productive.has(to))
+    state.calls = state.calls.filter(({ rule, to }) => productive.has(to) && productive.has(rule.start))
+    state.empty = state.empty.filter((to) => productive.has(to))
   }
+}
+
+/** Finds the states behind which a pruned network has neither bytes nor calls. */
+function markLast({ states }: Network): void {
+  const before = states.map((): NetworkState[] => [])
+  for (const from of states) for (const to of from.empty) before[to.id]?.push(from)
+  const followed = new Set(states.filter(({ bytes, calls }) => bytes.length + calls.length > 0))
+  for (const state of followed) for (const from of before[state.id] ?? []) followed.add(from)
+  for (const state of states) state.isLast = !followed.has(state)
 }
 
 /** A rule that comes to itself before any byte would be gone into for ever. */
 function checkLeftRecursion({ rules }: Network): void {
-  const nullable = nullableRules(rules)
-  const firsts = new Map(rules.map((rule) => [rule, firstCalls(rule, nullable)]))
+  const firsts = firstCalls(rules)
   const done = new Set<NetworkRule>()
   for (const rule of rules) {
     // Depth first, without recursion: a chain may be as long as the grammar.
@@ -254,30 +267,29 @@ function checkLeftRecursion({ rules }: Network): void {
   }
 }
 
-/** Rules that the empty text follows. */
-function nullableRules(rules: readonly NetworkRule[]): Set<NetworkRule> {
+/** By rule: those that it may go into before its first byte. */
+function firstCalls(rules: readonly NetworkRule[]): Map<NetworkRule, Set<NetworkRule>> {
+  const firsts = new Map<NetworkRule, Set<NetworkRule>>(rules.map((rule) => [rule, new Set()]))
+  /** States before the first byte of the rule that they belong to. */
+  const early = new Map<NetworkState, NetworkRule>(rules.map((rule) => [rule.start, rule]))
+  /** Rules that the empty text follows. */
   const nullable = new Set<NetworkRule>()
-  for (let grown = true; grown;) {
-    grown = false
-    for (const rule of rules) {
-      if (nullable.has(rule) || ![...reachable(rule, nullable)].some(({ ends }) => ends)) continue
-      nullable.add(rule)
-      grown = true
+  /** Early states behind a call, by what is called; the call's rule is not known to be nullable. */
+  const behind = new Map<NetworkRule, [state: NetworkState, owner: NetworkRule][]>(rules.map((rule) => [rule, []]))
+  const reach = (state: NetworkState, owner: NetworkRule): void => {
+    if (!early.has(state)) early.set(state, owner)
+  }
+  // The map grows on the way.
+  for (const [state, owner] of early) {
+    for (const to of state.empty) reach(to, owner)
+    for (const { rule, to } of state.calls) {
+      firsts.get(owner)?.add(rule)
+      if (nullable.has(rule)) reach(to, owner)
+      else behind.get(rule)?.push([to, owner])
     }
+    if (!state.ends || nullable.has(owner)) continue
+    nullable.add(owner)
+    for (const [to, caller] of behind.get(owner) ?? []) reach(to, caller)
   }
-  return nullable
-}
-
-function firstCalls(rule: NetworkRule, nullable: ReadonlySet<NetworkRule>): Set<NetworkRule> {
-  return new Set([...reachable(rule, nullable)].flatMap(({ calls }) => calls.map((call) => call.rule)))
-}
-
-/** States of a rule before its first byte. */
-function reachable({ start }: NetworkRule, nullable: ReadonlySet<NetworkRule>): Set<NetworkState> {
-  const seen = new Set([start])
-  for (const state of seen) {
-    for (const to of state.empty) seen.add(to)
-    for (const { rule, to } of state.calls) if (nullable.has(rule)) seen.add(to)
-  }
-  return seen
+  return firsts
 }

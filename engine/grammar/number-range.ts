@@ -14,27 +14,30 @@ export function integerRange(low: number, high: number): Expression | undefined 
 }
 
 /**
- * Numbers from `low` to `high`, which are given in units of the last of `decimals` places (at least 1): with so many
- * places or a few more, and the integers among them. Undefined where there are none.
+ * Numbers from `low` to `high`, which are given in units of the last of `decimals` places (at least 1): with at most so
+ * many places, or a few more. Undefined where there are none.
  */
 export function decimalRange(low: number, high: number, decimals: number): Expression | undefined {
-  const unit = 10 ** decimals
-  const whole = integerRange(Math.ceil(low / unit), Math.floor(high / unit))
-  const negative = low < 0 ? fixed(Math.max(0, -high), -low, decimals) : []
-  const parts = [
-    ...(whole === undefined ? [] : [whole]),
-    ...negative.map((digits) => sequence('-', digits)),
-    ...fixed(Math.max(0, low), high, decimals),
-  ]
+  const parts = decimalParts(low, high, decimals, TAIL)
   return parts.length === 0 ? undefined : choice(...parts)
 }
 
-/** Numbers of at least 0 with a point; any digits may follow but behind the largest. */
-function fixed(low: number, high: number, decimals: number): Expression[] {
+function decimalParts(low: number, high: number, decimals: number, tail: number): Expression[] {
+  if (decimals === 0) return [integerRange(low, high) ?? []].flat()
+  const negative = low < 0 ? fixed(Math.max(0, -high), -low, decimals, tail) : []
+  return [
+    ...negative.map((digits) => sequence('-', digits)),
+    ...fixed(Math.max(0, low), high, decimals, tail),
+    ...decimalParts(Math.ceil(low / 10), Math.floor(high / 10), decimals - 1, 0),
+  ]
+}
+
+/** Numbers of at least 0 with a point; `tail` digits may follow but behind the largest. */
+function fixed(low: number, high: number, decimals: number, tail: number): Expression[] {
   if (low > high) return []
   const digits = String(high).padStart(decimals + 1, '0')
   const below = ranges(low, high - 1, decimals + 1).map((terms) =>
-    sequence(...terms.slice(0, -decimals), '.', ...terms.slice(-decimals), repeat(DIGIT, 0, TAIL)),
+    sequence(...terms.slice(0, -decimals), '.', ...terms.slice(-decimals), repeat(DIGIT, 0, tail)),
   )
   return [...below, sequence(`${digits.slice(0, -decimals)}.${digits.slice(-decimals)}`)]
 }

@@ -33,20 +33,32 @@ export function patternExpression(pattern: string, alphabet = ANYTHING): Express
   return alternatives(parsed, { pattern, alphabet, first: true, last: true })
 }
 
-/** As the flag u reads it, or else without: that one takes needless escapes. */
+/** As the flag u reads it, with needless escapes and brackets that open nothing. */
 function parse(pattern: string): AST.Pattern {
   const parser = new RegExpParser({ ecmaVersion: 2024 })
-  const read = (unicode: boolean): AST.Pattern => parser.parsePattern(pattern, 0, pattern.length, { unicode })
+  const strict = withoutSlips(pattern)
   try {
-    return read(true)
-  } catch {
-    try {
-      return read(false)
-    } catch (error) {
-      const message = error instanceof Error ? error.message : String(error)
-      throw fault(pattern, message.replace(/^Invalid regular expression: .*\/\w*: /s, ''))
-    }
+    return parser.parsePattern(strict, 0, strict.length, { unicode: true })
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error
+    throw fault(pattern, error.message.replace(/^Invalid regular expression: .*\/\w*: /s, ''))
   }
+}
+
+/** Escapes of one character or of a name, braces of a repeat, and brackets. */
+const TOKENS = /\\[upP]\{[^}]*\}|\\.|\{(?:\d+,?\d*|,\d+)\}|[[\]{}]/gsu
+const NEEDLESS = /^\\[^A-Za-z0-9^$\\.*+?()[\]{}|/]$/u
+
+/** The flag u wants every bracket to be escaped, and nothing else; Python and others do not. */
+function withoutSlips(pattern: string): string {
+  let isInClass = false
+  return pattern.replace(TOKENS, (token) => {
+    const isStray = token === '{' || token === '}' || (token === ']' && !isInClass)
+    if (token === '[') isInClass = true
+    if (token === ']') isInClass = false
+    if (!isStray && !NEEDLESS.test(token)) return token
+    return `\\u{${token.codePointAt(isStray ? 0 : 1)?.toString(16) ?? ''}}`
+  })
 }
 
 interface Place {
@@ -62,9 +74,11 @@ function alternatives({ alternatives: all }: { alternatives: readonly AST.Altern
 }
 
 function elementsOf(elements: readonly AST.Element[], place: Place): Expression {
+  const begin = elements.findIndex((element) => !isAnchor(element))
+  const end = elements.findLastIndex((element) => !isAnchor(element))
   const items = elements.map((element, i) => {
-    const first = place.first && elements.slice(0, i).every(isAnchor)
-    const last = place.last && elements.slice(i + 1).every(isAnchor)
+    const first = place.first && (begin < 0 || i <= begin)
+    const last = place.last && i >= end
     return elementOf(element, { ...place, first, last })
   })
   return sequence(...items)

@@ -3,33 +3,39 @@ import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { loadAddon } from '../../engine/addon.js'
-import type { NativeDevice, NativeModel, SlotState, StepResult } from '../../engine/native.js'
+import type { LoadRequest, NativeDevice, NativeModel, Precision, SlotState, StepResult } from '../../engine/native.js'
 import { cpuDevice, generate, greedyState, makeBatch, smollm2Request, testDevices } from '../support/native-model.js'
 import { stories260kRequest } from '../support/stories260k.js'
 
 const PROMPT = [1, 5, 9]
-const WORDS = Math.ceil(512 / 32)
-const everything = (): Uint32Array => new Uint32Array(WORDS).fill(0xffffffff)
 const INVALID = { code: 'invalid_argument' }
 
-/** A mask of these tokens alone. */
-function only(...tokens: number[]): Uint32Array {
-  const mask = new Uint32Array(WORDS)
-  for (const token of tokens) mask[token >>> 5] = (mask[token >>> 5] ?? 0) | (1 << (token % 32))
-  return mask
-}
+/** The smallest model that the device has kernels for. */
+const requestOn = (kind: 'cpu' | 'cuda', precision: Precision): LoadRequest =>
+  kind === 'cuda' ? smollm2Request(precision) : stories260kRequest(precision)
 
 function together(...masks: Uint32Array[]): Uint32Array {
   return Uint32Array.from(masks.flatMap((mask) => Array.from(mask)))
 }
 
 describe.each(testDevices())('masks that follow a step on $name', ({ options, missing }) => {
+  const words = Math.ceil(requestOn(options.kind, 'int8').spec.vocabSize / 32)
   let device: NativeDevice
   let model: NativeModel
+
+  const everything = (): Uint32Array => new Uint32Array(words).fill(0xffffffff)
+
+  /** A mask of these tokens alone. */
+  function only(...tokens: number[]): Uint32Array {
+    const mask = new Uint32Array(words)
+    for (const token of tokens) mask[token >>> 5] = (mask[token >>> 5] ?? 0) | (1 << (token % 32))
+    return mask
+  }
+
   beforeEach(async (context) => {
     context.skip(missing, 'there is no GPU')
     device = loadAddon().openDevice(options)
-    model = await device.loadModel(stories260kRequest('int8'))
+    model = await device.loadModel(requestOn(options.kind, 'int8'))
   })
   afterEach(async () => {
     if (missing) return
@@ -132,7 +138,7 @@ describe.each(testDevices())('masks that follow a step on $name', ({ options, mi
     expect(() => model.giveMasks(everything())).toThrow(refusal)
     start()
     const step = prefill()
-    for (const masks of [undefined, [1], new Int32Array(WORDS), new Uint8Array(4 * WORDS)]) {
+    for (const masks of [undefined, [1], new Int32Array(words), new Uint8Array(4 * words)]) {
       expect(() => model.giveMasks(masks as unknown as Uint32Array)).toThrow(refusal)
     }
     model.giveMasks(only(6))
@@ -155,7 +161,7 @@ describe.each(testDevices())('masks that follow a step on $name', ({ options, mi
   })
 
   test('that an unload leaves nobody to give fail their step', async () => {
-    const other = await device.loadModel(stories260kRequest('int4'))
+    const other = await device.loadModel(requestOn(options.kind, 'int4'))
     other.setSlot(0, greedyState(PROMPT))
     const step = other.step(makeBatch(other, [{ slot: 0, first: 0, tokens: PROMPT, rows: [{ at: 2, mask: 0 }] }]))
     const unloaded = other.unload()

@@ -22,7 +22,8 @@ const MASKS_MS = 5_000
 
 /**
  * A thread that keeps one grammar at a time: compiles it, knows where each of its sequences stands in it, and says which
- * tokens may come next. What fails or takes too long ends the thread; whoever waits for it is told. Close it.
+ * tokens may come next. A grammar that is refused costs its callers only; what takes too long, or memory, ends the thread, and
+ * whoever waits for it is told. Close it.
  */
 export class GrammarHome {
   /** What its thread held when it last answered. */
@@ -51,7 +52,7 @@ export class GrammarHome {
     return this.fault !== undefined
   }
 
-  /** Takes the place of the grammar before, which must have no sequences. Rejects with GrammarError; dead from then on. */
+  /** Takes the place of the grammar before, which must have no sequences. Rejects with GrammarError; there is none then. */
   async compile(grammar: Grammar): Promise<void> {
     await this.call((id) => ({ type: 'compile', id, grammar }), this.limits.compileMs)
   }
@@ -91,12 +92,12 @@ export class GrammarHome {
   private answered(reply: HomeReply): void {
     const { id, error } = reply
     this.bytes = reply.bytes
-    if (error !== undefined) return this.fail(new GrammarError(error))
     const call = this.calls.get(id)
     if (!call) return
     this.calls.delete(id)
     clearTimeout(call.timer)
-    call.resolve(reply)
+    if (error === undefined) call.resolve(reply)
+    else call.reject(new GrammarError(error))
   }
 
   private fail(fault: GrammarError): void {

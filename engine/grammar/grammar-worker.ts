@@ -19,7 +19,7 @@ export type HomeRequest =
 export interface HomeReply {
   id: number
   masks?: MaskAnswer
-  /** What went wrong; the grammar is of no use any more. */
+  /** Why there are none, or why the grammar is refused. */
   error?: string
   /** What the thread's heap and its buffers take. */
   bytes: number

@@ -1,7 +1,7 @@
-import type { Sequence } from '../scheduler/sequence.js'
-import { GrammarError } from './grammar-error.js'
 import { createHash } from 'node:crypto'
 import { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
+import type { Sequence } from '../scheduler/sequence.js'
+import { GrammarError } from './grammar-error.js'
 import { GrammarHome } from './grammar-home.js'
 import type { GrammarVocabulary } from './vocabulary.js'
 
@@ -23,7 +23,8 @@ export class GrammarsBusyError extends Error {
 interface Tenancy {
   home: GrammarHome
   vocabulary: GrammarVocabulary
-  key: string
+  /** Of the grammar; undefined where that was refused. */
+  key: string | undefined
   users: Set<Sequence>
   compiled: Promise<void>
   /** Ends it while it has no users. */
@@ -102,9 +103,9 @@ export class Grammars {
     if (fitting) this.remove(fitting)
     const home = fitting?.home ?? this.newHome(vocabulary)
     const compiled = home.compile(grammar)
-    // Whoever enters is told; with nobody left there is nobody to tell.
-    compiled.catch(() => {})
-    const tenancy = { home, vocabulary, key, users: new Set<Sequence>(), compiled, idle: undefined }
+    const tenancy: Tenancy = { home, vocabulary, key, users: new Set(), compiled, idle: undefined }
+    // Whoever entered is told by what it awaits.
+    compiled.catch(() => (tenancy.key = undefined))
     this.tenancies.push(tenancy)
     return tenancy
   }

@@ -134,6 +134,21 @@ describe('a grammar that fails', () => {
     expect((await other.done).finishReason).toBe(FinishReason.STOP)
   })
 
+  it('costs no thread', async () => {
+    const homes: GrammarHome[] = []
+    const own = new Grammars((vocabulary) => {
+      const home = new GrammarHome(vocabulary)
+      homes.push(home)
+      return home
+    })
+    const fake = engineWith(new GrammarDesk(() => tinyVocabulary, own))
+    for (const pattern of ['(a', '(?=a)b', '(a']) {
+      expect((await collect(fake, asked(1, regex(pattern))).done).finishReason).toBe(FinishReason.REJECTED)
+    }
+    expect((await collect(fake, asked(2, choice('yes'))).done).finishReason).toBe(FinishReason.STOP)
+    expect(homes).toHaveLength(1)
+  })
+
   it('because it takes too long ends the request; the next one of that grammar begins anew', async () => {
     let limitMs = 0
     const impatient = new Grammars((vocabulary) => new GrammarHome(vocabulary, { compileMs: limitMs, masksMs: 5000 }))

@@ -19,9 +19,12 @@ export class GrammarsBusyError extends Error {
   }
 }
 
+/** What a home does here; a GrammarHome is one. */
+export type Home = Pick<GrammarHome, 'bytes' | 'dead' | 'compile' | 'masks' | 'forget' | 'close'>
+
 /** A home with what it keeps. */
 interface Tenancy {
-  home: GrammarHome
+  home: Home
   vocabulary: GrammarVocabulary
   /** Of the grammar; undefined where that was refused. */
   key: string | undefined
@@ -41,7 +44,7 @@ export class Grammars {
   private waiting: (() => void)[] = []
   private closed = false
 
-  constructor(private readonly newHome = (vocabulary: GrammarVocabulary) => new GrammarHome(vocabulary)) {}
+  constructor(private readonly newHome: (vocabulary: GrammarVocabulary) => Home = (of) => new GrammarHome(of)) {}
 
   /** What the homes' threads hold; of the host, beside every ledger. */
   get bytes(): number {

@@ -6,7 +6,7 @@ import { setBit } from './token-trie.js'
 
 /** Where a sequence stands in its grammar. */
 export interface GrammarState {
-  readonly home: GrammarHome
+  readonly home: Pick<GrammarHome, 'masks'>
   /** Words of a mask. */
   readonly words: number
   /** Tokens of the output that the home knows. */
@@ -29,7 +29,7 @@ export async function collectMasks(entries: readonly PlanEntry[], now: () => num
   const masks = new Uint32Array(entries.length * words).fill(-1)
   const wanting = entries.flatMap(wanted)
   const homes = new Set(wanting.map(({ grammar }) => grammar.home))
-  const of = (home: GrammarHome): Wanted[] => wanting.filter(({ grammar }) => grammar.home === home)
+  const of = (home: GrammarState['home']): Wanted[] => wanting.filter(({ grammar }) => grammar.home === home)
   await Promise.all(Array.from(homes, (home) => fill(masks, words, home, of(home), now)))
   return masks
 }
@@ -43,7 +43,7 @@ function wanted({ sequence, epoch }: PlanEntry, place: number): Wanted[] {
 async function fill(
   masks: Uint32Array,
   words: number,
-  home: GrammarHome,
+  home: GrammarState['home'],
   wanting: readonly Wanted[],
   now: () => number,
 ): Promise<void> {

@@ -117,6 +117,7 @@ export class RunTelemetry implements RunObserver {
       cachedTokens: usage.cachedTokens,
       completionTokens: usage.completionTokens,
       choices: request.n,
+      grammar: request.grammar?.kind?.$case,
       prepareMs: submittedAt < 0 ? undefined : rounded(submittedAt - arrivedAt),
       queueMs: rounded(record.queueUs / 1000),
       firstTokenMs: firstTokenAt < 0 ? undefined : rounded(firstTokenAt - arrivedAt),

@@ -111,6 +111,7 @@ it('regular expressions, EBNF and choices are followed', async () => {
   }
   expect(nested).toMatch(/^[()]+$/)
   expect(['certainly', 'never']).toContain(await chat('Is the sky blue?', { guided_choice: ['certainly', 'never'] }))
+  await box.until(() => box.log.some(({ grammar }) => grammar === 'choice'), 'the log says so')
 })
 
 // On a GPU texts may part at near ties: near-ties.test.ts counts those.

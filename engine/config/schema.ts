@@ -34,7 +34,8 @@ const server = z.strictObject({
     .prefault('5s')
     .describe('How long a request waits for an engine that is being started or a rung that is being loaded.'),
   failover_wait: anyDuration()
-    .prefault('60s')
+    // Longer than `recover_after`: where a rung that is being spared is the only one, the request is what tries it again.
+    .prefault('90s')
     .describe('How long a request that was lost in flight waits for its rung to come back.'),
   engine_timeout: positiveDuration()
     .prefault('30s')

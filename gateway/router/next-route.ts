@@ -3,7 +3,7 @@ import type { Lost, ModelFacts, MoveCause, RouteRequest, RouteResult, RungFacts 
 import { exclusions } from './limits.js'
 import { byDistance } from './order.js'
 import { withoutFailed } from './places.js'
-import { canServe, standingOf } from './standing.js'
+import { canServe, kindOf, standingOf } from './standing.js'
 
 /**
  * Where a lost request goes on: at its own rung when that is there or coming, since only there the same seed gives the
@@ -55,8 +55,9 @@ function queues(rung: RungFacts): boolean {
   return standingOf(rung).kind === 'queue'
 }
 
+/** Also one behind an open breaker whose engine is just being started, or that will have to wait for memory. */
 function isComing(rung: RungFacts): boolean {
-  if (rung.breaker.state === 'open') return rung.state === 'ready' || rung.loadable
+  if (rung.breaker.state === 'open') return kindOf({ ...rung, breaker: { state: 'closed' } }) !== 'out'
   return standingOf(rung).kind === 'coming'
 }
 

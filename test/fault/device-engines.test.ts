@@ -17,7 +17,9 @@ import { cudaDevices, testDevice } from '../support/test-device.js'
 const ROUNDS = Number(process.env.FAULT_ROUNDS ?? 1)
 const SEED = Number(process.env.FAULT_SEED ?? 1)
 
-const RUNG = `max_model_len: 256, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }]`
+/** There is no other rung to go to: a breaker that three deaths of its engine in a row have opened lets a request through soon. */
+const POLICY = 'policy: { recover_after: 100ms, min_dwell: 100ms }'
+const RUNG = `max_model_len: 256, ${POLICY}, variants: [{ precision: int4, path: ${JSON.stringify(SMOLLM2_FILE)} }]`
 const { kind } = testDevice({ cpu: 1, cuda: 4 })
 const [ONE, TWO] = {
   cpu: ['kind: cpu, threads: 1, memory_gb: 1', 'kind: cpu, threads: 1, memory_gb: 1'],

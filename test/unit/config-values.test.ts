@@ -10,7 +10,7 @@ test('defaults', () => {
       http: { host: '127.0.0.1', port: 8080 },
       grpc: { host: '127.0.0.1', port: 8081 },
       engine_wait: 5000,
-      failover_wait: 60_000,
+      failover_wait: 90_000,
       engine_timeout: 30_000,
       engines: 'shared',
       resume_grace: 30_000,

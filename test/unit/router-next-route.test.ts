@@ -3,6 +3,8 @@ import type { Route, RouteRequest } from '../../gateway/router/facts.js'
 import { nextRoute } from '../../gateway/router/next-route.js'
 import { modelFacts, routeRequest, type RungSketch } from '../support/router-facts.js'
 
+const OPEN = { state: 'open', cause: 'failure', retryAfterMs: 5000, why: 'failed 3 times in a row' } as const
+
 type Rungs = [RungSketch, RungSketch, RungSketch]
 
 const route: Route = {
@@ -59,6 +61,30 @@ describe('nextRoute', () => {
       'int8 requested',
     ],
     ['waits for another', ['loading', 'failed', 'failed'], [], {}, 'wait'],
+    ['waits for its breaker', ['failed', 'open', 'failed'], [], {}, 'wait'],
+    ['waits for breaker and engine', ['failed', { breaker: OPEN, state: 'loading' }, 'failed'], [], {}, 'wait'],
+    [
+      'waits for breaker and load',
+      ['failed', { breaker: OPEN, state: 'unloaded', loadable: true }, 'failed'],
+      [],
+      {},
+      'wait',
+    ],
+    [
+      'waits for breaker and memory',
+      ['failed', { breaker: OPEN, state: 'unloaded', queueable: true }, 'failed'],
+      [],
+      {},
+      'wait',
+    ],
+    [
+      'does not wait for what failed',
+      ['failed', { breaker: OPEN, state: 'failed' }, 'failed'],
+      [],
+      {},
+      'error engine_failed',
+    ],
+    ['waits for another behind its breaker', [{ breaker: OPEN, state: 'loading' }, 'failed', 'failed'], [], {}, 'wait'],
     ['ends', ['failed', 'failed', 'failed'], [], {}, 'error engine_failed'],
     [
       'ends where that is forbidden',

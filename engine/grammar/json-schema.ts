@@ -94,8 +94,8 @@ export function schemaRules(schema: unknown): GrammarRules {
 
 class SchemaReader {
   private readonly rules: GrammarRules = new Map(BASE)
-  /** Rules of what is referred to, by how. */
-  private readonly referred = new Map<string, string>()
+  /** What is referred to, by how: a rule has the same name, so that people see the place in messages. */
+  private readonly referred = new Set<string>()
   private count = 0
 
   constructor(private readonly root: unknown) {}
@@ -142,13 +142,11 @@ class SchemaReader {
     if (typeof to !== 'string' || !/^#(?:\/|$)/.test(to)) {
       throw fault(path, 'must begin with #/, i.e. lead to a place in the schema itself')
     }
-    const known = this.referred.get(to)
-    if (known !== undefined) return rule(known)
+    if (this.referred.has(to)) return rule(to)
     const steps = to.split('/').slice(1).map(decoded)
     const target = steps.reduce(childOf, this.root)
     if (target === undefined) throw fault(path, `leads nowhere: ${to.slice(0, 100)}`)
-    // A rule is named as its place, which is what people see of it.
-    this.referred.set(to, to)
+    this.referred.add(to)
     this.rules.set(to, this.expression(target, steps))
     return rule(to)
   }

@@ -25,8 +25,8 @@ const MAX_REPEATS = 10_000
 export const ANYTHING: readonly CodeRange[] = complement([])
 
 /**
- * A regular expression of ECMAScript as the whole texts that match it: anchors may stand at the ends only. Every character is one of `alphabet`. Throws GrammarError for what is no regular expression, or no regular
- * language.
+ * A regular expression of ECMAScript as the whole texts that match it: anchors may stand at the ends only. Every character
+ * is one of `alphabet`. Throws GrammarError for what is no regular expression, or no regular language.
  */
 export function patternExpression(pattern: string, alphabet = ANYTHING): Expression {
   const parsed = parse(pattern)

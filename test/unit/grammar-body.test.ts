@@ -6,6 +6,7 @@ import { chatCall } from '../../gateway/protocols/grpc/decode.js'
 import { ChatRequest } from '../../proto/gen/edgeshift/v1/gateway.js'
 import { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 import { fakeServices } from '../support/fake-services.js'
+import { errorOf, refusal } from '../support/gateway-errors.js'
 
 const services = fakeServices()
 const origin = { id: 'r', tenant: '' }
@@ -20,23 +21,6 @@ function overGrpc(grammar: Grammar): Grammar | undefined {
   const request = ChatRequest.fromPartial({ model: 'fake', messages, options: { grammar } })
   const received = ChatRequest.decode(ChatRequest.encode(request).finish())
   return chatCall(received, origin, services).requests[0].grammar
-}
-
-/** The GatewayError that `work` throws, undefined when it throws nothing; any other error goes on. */
-function refusal(work: () => unknown): GatewayError | undefined {
-  try {
-    work()
-  } catch (error) {
-    if (error instanceof GatewayError) return error
-    throw error
-  }
-  return undefined
-}
-
-function errorOf(work: () => unknown): GatewayError {
-  const error = refusal(work)
-  if (error) return error
-  throw new Error('nothing was thrown')
 }
 
 const schemaOf = (jsonSchema: string): Grammar => ({ kind: { $case: 'jsonSchema', jsonSchema } })

@@ -31,6 +31,17 @@ function engineWith(
   return fake
 }
 
+/** An engine with the threads that it has started. */
+function engineWithOwnHomes(): { fake: FakeEngine; homes: GrammarHome[] } {
+  const homes: GrammarHome[] = []
+  const own = new Grammars((vocabulary) => {
+    const home = new GrammarHome(vocabulary)
+    homes.push(home)
+    return home
+  })
+  return { fake: engineWith(new GrammarDesk(() => tinyVocabulary, own)), homes }
+}
+
 const choice = (...texts: string[]): Grammar['kind'] => ({ $case: 'choice', choice: { texts } })
 const regex = (pattern: string): Grammar['kind'] => ({ $case: 'regex', regex: pattern })
 
@@ -135,13 +146,7 @@ describe('a grammar that fails', () => {
   })
 
   it('costs no thread', async () => {
-    const homes: GrammarHome[] = []
-    const own = new Grammars((vocabulary) => {
-      const home = new GrammarHome(vocabulary)
-      homes.push(home)
-      return home
-    })
-    const fake = engineWith(new GrammarDesk(() => tinyVocabulary, own))
+    const { fake, homes } = engineWithOwnHomes()
     for (const pattern of ['(a', '(?=a)b', '(a']) {
       expect((await collect(fake, asked(1, regex(pattern))).done).finishReason).toBe(FinishReason.REJECTED)
     }
@@ -162,13 +167,7 @@ describe('a grammar that fails', () => {
   })
 
   it('in the middle of answers ends all of them', async () => {
-    const homes: GrammarHome[] = []
-    const own = new Grammars((vocabulary) => {
-      const home = new GrammarHome(vocabulary)
-      homes.push(home)
-      return home
-    })
-    const fake = engineWith(new GrammarDesk(() => tinyVocabulary, own))
+    const { fake, homes } = engineWithOwnHomes()
     const kind = regex('[ab]{50}')
     const answers = Array.from({ length: 3 }, (_, id) => collect(fake, asked(id, kind, { maxTokens: 55 })))
     while (answers.some(({ tokens }) => tokens.length < 3)) await new Promise(setImmediate)

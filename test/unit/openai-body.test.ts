@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest'
 import { GatewayError } from '../../gateway/errors.js'
 import { decodeChat, decodeCompletion } from '../../gateway/protocols/decode.js'
 import { fakeServices } from '../support/fake-services.js'
+import { errorOf, refusal } from '../support/gateway-errors.js'
 
 const services = fakeServices()
 const origin = { id: 'req-1', tenant: 'tenant' }
@@ -10,23 +11,6 @@ const messages = [{ role: 'user', content: 'hi' }]
 
 const chat = (fields: object) => decodeChat({ model: 'fake', messages, ...fields }, origin, services)
 const completion = (fields: object) => decodeCompletion({ model: 'fake', prompt: 'a', ...fields }, origin, services)
-
-/** The GatewayError that `work` throws, undefined when it throws nothing; any other error goes on. */
-function refusal(work: () => unknown): GatewayError | undefined {
-  try {
-    work()
-  } catch (error) {
-    if (error instanceof GatewayError) return error
-    throw error
-  }
-  return undefined
-}
-
-function errorOf(work: () => unknown): GatewayError {
-  const error = refusal(work)
-  if (error) return error
-  throw new Error('nothing was thrown')
-}
 
 describe('a minimal body', () => {
   it('takes the defaults of the OpenAI API', () => {

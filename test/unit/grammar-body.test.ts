@@ -1,6 +1,5 @@
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { GatewayError } from '../../gateway/errors.js'
 import { decodeChat, decodeCompletion } from '../../gateway/protocols/decode.js'
 import { chatCall } from '../../gateway/protocols/grpc/decode.js'
 import { ChatRequest } from '../../proto/gen/edgeshift/v1/gateway.js'

@@ -25,8 +25,8 @@ class FakeHome implements Home {
     return Promise.reject(new Error('nobody asks'))
   }
 
-  forget(sequence: number): void {
-    this.forgotten.push(sequence)
+  forget(arrival: number): void {
+    this.forgotten.push(arrival)
   }
 
   close(): void {

@@ -1,6 +1,5 @@
 import * as fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { GatewayError } from '../../gateway/errors.js'
 import { decodeChat, decodeCompletion } from '../../gateway/protocols/decode.js'
 import { fakeServices } from '../support/fake-services.js'
 import { errorOf, refusal } from '../support/gateway-errors.js'

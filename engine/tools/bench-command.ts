@@ -45,6 +45,7 @@ function benchDevice(name: string | undefined): BenchPlan['device'] {
 
 async function bench(flags: BenchFlags): Promise<void> {
   const { shape: name, model, batch: batches, prompt: prompts, context, steps, repeat } = flags
+  if (flags.http && flags.cli === undefined) throw new BenchError('--http needs --cli: what serves')
   const plan: BenchPlan = { device: benchDevice(flags.device), batches, prompts, context, steps, repeat }
   const scratch = model === undefined ? mkdtempSync(join(tmpdir(), 'edgeshift-bench-')) : undefined
   const path = model ?? join(scratch ?? '', name)

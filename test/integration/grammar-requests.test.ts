@@ -1,49 +1,24 @@
 /** An answer that follows a grammar is asked for alike over every protocol; what the generator gets is compared. */
-import { createServer, type Server } from 'node:http'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { WebSocket } from 'ws'
-import { GrpcServer } from '../../gateway/protocols/grpc/server.js'
-import { ChatSockets } from '../../gateway/protocols/websocket/server.js'
 import { ChatRequest } from '../../proto/gen/edgeshift/v1/gateway.js'
 import type { Grammar } from '../../proto/gen/edgeshift/v1/grammar.js'
 import { answer, fakeServices } from '../support/fake-services.js'
-import { GrpcPeer } from '../support/grpc-clients.js'
-import { serveHttp, type TestServer } from '../support/http-server.js'
-import { ChatPeer } from '../support/websocket-clients.js'
+import { serveThreeProtocols, type ThreeProtocols } from '../support/three-protocols.js'
 
 const services = fakeServices(answer('a'))
-let http: TestServer
-let grpc: GrpcServer
-let peer: GrpcPeer
-let upgrades: Server
-let sockets: ChatSockets
-let socket: ChatPeer
+let over: ThreeProtocols
 
 beforeAll(async () => {
-  http = await serveHttp(services)
-  grpc = await GrpcServer.listen(services, '127.0.0.1:0')
-  peer = new GrpcPeer(`127.0.0.1:${grpc.port}`)
-  upgrades = createServer()
-  sockets = new ChatSockets(services, { closeMs: 2000 })
-  sockets.attach(upgrades)
-  await new Promise<void>((resolve) => upgrades.listen(0, '127.0.0.1', resolve))
-  const address = upgrades.address()
-  const port = typeof address === 'object' ? address?.port : 0
-  socket = new ChatPeer(new WebSocket(`ws://127.0.0.1:${port}/v1/chat/ws`))
-  await socket.opened
+  over = await serveThreeProtocols(services)
 })
-afterAll(async () => {
-  peer.close()
-  await Promise.all([http.close(), grpc.close(), sockets.close()])
-  await new Promise((resolve) => upgrades.close(resolve))
-})
+afterAll(() => over.close())
 beforeEach(() => (services.generator.runs.length = 0))
 
 const messages = [{ role: 'user', content: 'hi' }]
 const grammars = (): unknown[] => services.generator.runs.map(({ request }) => request.grammar)
 
 async function post(path: string, body: object): Promise<{ status: number; json: unknown }> {
-  const response = await fetch(http.url + path, {
+  const response = await fetch(over.url + path, {
     method: 'POST',
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify({ model: 'fake', ...body }),
@@ -53,12 +28,12 @@ async function post(path: string, body: object): Promise<{ status: number; json:
 
 async function overSocket(type: 'chat' | 'completion', fields: object): Promise<unknown> {
   const id = `${type}-${services.generator.runs.length}`
-  socket.send({ type, id, model: 'fake', ...fields })
-  return (await socket.whole(id)).at(-1)
+  over.socket.send({ type, id, model: 'fake', ...fields })
+  return (await over.socket.whole(id)).at(-1)
 }
 
 const overGrpc = (grammar: Grammar) =>
-  peer.chat(ChatRequest.fromPartial({ model: 'fake', messages, options: { grammar } }))
+  over.peer.chat(ChatRequest.fromPartial({ model: 'fake', messages, options: { grammar } }))
 
 /** A schema of so many levels, of the kind that a generated one has. */
 function nested(levels: number): object {

@@ -1,45 +1,20 @@
 /** The dry run over the three protocols. */
-import { createServer, type Server } from 'node:http'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { WebSocket } from 'ws'
-import { GrpcServer } from '../../gateway/protocols/grpc/server.js'
-import { ChatSockets } from '../../gateway/protocols/websocket/server.js'
 import { GenerateOptions, RouteRequest, type RouteResponse } from '../../proto/gen/edgeshift/v1/gateway.js'
 import { fakeServices } from '../support/fake-services.js'
-import { GrpcPeer } from '../support/grpc-clients.js'
-import { serveHttp, type TestServer } from '../support/http-server.js'
 import { modelFacts } from '../support/router-facts.js'
-import { ChatPeer } from '../support/websocket-clients.js'
+import { serveThreeProtocols, type ThreeProtocols } from '../support/three-protocols.js'
 
 const services = fakeServices()
-let server: TestServer
-let grpc: GrpcServer
-let peer: GrpcPeer
-let http: Server
-let sockets: ChatSockets
-let socket: ChatPeer
+let over: ThreeProtocols
 
 beforeAll(async () => {
-  server = await serveHttp(services)
-  grpc = await GrpcServer.listen(services, '127.0.0.1:0')
-  peer = new GrpcPeer(`127.0.0.1:${grpc.port}`)
-  http = createServer()
-  sockets = new ChatSockets(services, { closeMs: 2000 })
-  sockets.attach(http)
-  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve))
-  const address = http.address()
-  const port = typeof address === 'object' ? address?.port : 0
-  socket = new ChatPeer(new WebSocket(`ws://127.0.0.1:${port}/v1/chat/ws`))
-  await socket.opened
+  over = await serveThreeProtocols(services)
 })
-afterAll(async () => {
-  peer.close()
-  await Promise.all([server.close(), grpc.close(), sockets.close()])
-  await new Promise((resolve) => http.close(resolve))
-})
+afterAll(() => over.close())
 
 async function ask(body: object, headers: Record<string, string> = {}): Promise<{ status: number; json: unknown }> {
-  const response = await fetch(`${server.url}/v1/route`, {
+  const response = await fetch(`${over.url}/v1/route`, {
     method: 'POST',
     headers: { 'content-type': 'application/json', ...headers },
     body: JSON.stringify(body),
@@ -96,8 +71,8 @@ function isEmpty(value: unknown): boolean {
 }
 
 async function overSocket(id: string, request: object): Promise<unknown> {
-  socket.send({ type: 'route', id, request })
-  const [message] = await socket.whole(id)
+  over.socket.send({ type: 'route', id, request })
+  const [message] = await over.socket.whole(id)
   return message
 }
 
@@ -144,7 +119,7 @@ describe('over every protocol', () => {
   ])('is the same: %s', async (name, body, request) => {
     const { status, json } = await ask(body)
     expect(status).toBe(200)
-    const response = await peer.unary<RouteResponse>((done) => peer.client.route(request, done))
+    const response = await over.peer.unary<RouteResponse>((done) => over.peer.client.route(request, done))
     expect(asJson({ object: 'route', ...response })).toEqual(asJson(json))
     expect(await overSocket(name, body)).toEqual({ type: 'route', id: name, route: json })
     expect(services.generator.runs).toEqual([])
@@ -160,7 +135,7 @@ describe('over every protocol', () => {
     ],
   ])('is refused alike: %j', async (body, request, code, param) => {
     expect((await ask(body)).json).toMatchObject({ error: { code, param } })
-    const refused = peer.unary<RouteResponse>((done) => peer.client.route(request, done))
+    const refused = over.peer.unary<RouteResponse>((done) => over.peer.client.route(request, done))
     const error: unknown = await refused.catch((e: unknown) => e)
     expect(error).toHaveProperty('metadata')
     const { metadata } = Object(error)
@@ -169,9 +144,9 @@ describe('over every protocol', () => {
   })
 
   it('needs a request', async () => {
-    const empty = peer.unary<RouteResponse>((done) => peer.client.route(RouteRequest.fromPartial({}), done))
+    const empty = over.peer.unary<RouteResponse>((done) => over.peer.client.route(RouteRequest.fromPartial({}), done))
     await expect(empty).rejects.toMatchObject({ code: 3 })
-    socket.send({ type: 'route', id: 'r' })
-    expect((await socket.whole('r'))[0]).toMatchObject({ type: 'error', error: { param: 'request' } })
+    over.socket.send({ type: 'route', id: 'r' })
+    expect((await over.socket.whole('r'))[0]).toMatchObject({ type: 'error', error: { param: 'request' } })
   })
 })
